@@ -1,0 +1,34 @@
+"""Rewards per token and generalised advantage estimation."""
+
+import torch
+from torch import Tensor
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Return rewards [B, T]: -kl_coef * kl on every response token, plus the score on the last one.
+
+    scores: [B]; kl, mask: [B, T], mask 1 on response tokens, which come first, at least one a row.
+    Source: arXiv:2203.02155, section 3.5 (eq. 2), with the KL term spread over the tokens that cause it.
+    """
+    rewards = torch.where(mask.bool(), -kl_coef * kl, torch.zeros_like(kl))
+    last = mask.long().sum(dim=1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (arXiv:1506.02438, eq. 16), not whitened.
+
+    rewards, values, mask: [B, T]; mask is 1 on response tokens, which come first; what stands in the padding
+    does not matter. The value after the last token is 0.
+    Returns advantages and returns (advantages + values), both [B, T] and 0 on padding.
+    """
+    real = mask.bool()
+    rewards = torch.where(real, rewards, torch.zeros_like(rewards))
+    values = torch.where(real, values, torch.zeros_like(values))
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantages[:, t] = torch.where(real[:, t], delta + gamma * lam * next_advantage, torch.zeros_like(delta))
+        next_value, next_advantage = values[:, t], advantages[:, t]
+    return advantages, advantages + values

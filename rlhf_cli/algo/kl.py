@@ -1,0 +1,24 @@
+"""Estimators of KL(policy || reference) from tokens sampled by the policy.
+
+Source: J. Schulman, "Approximating KL divergence" (2020): with r = q/p, k1 = -log r, k2 = (log r)^2 / 2,
+k3 = (r - 1) - log r.
+"""
+
+import torch
+from torch import Tensor
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Log-ratio per token [B, T]: unbiased, may be negative."""
+    return logprobs - ref_logprobs
+
+
+def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Half the squared log-ratio per token [B, T]: biased, never negative."""
+    return 0.5 * (logprobs - ref_logprobs).square()
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """exp(-k1) - 1 + k1 per token [B, T]: unbiased, never negative."""
+    k1 = logprobs - ref_logprobs
+    return torch.expm1(-k1) + k1

@@ -1,0 +1,30 @@
+"""Reductions over the real tokens of a padded batch. A mask is 1 on real tokens and 0 on padding."""
+
+import torch
+from torch import Tensor
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Return the [B, size] bool mask whose row b is 1 on its first `lengths[b]` places. lengths: [B]."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum of `values` where `mask` is 1, a scalar; what stands under a 0 may be anything, NaN included."""
+    return torch.where(mask.bool(), values, torch.zeros_like(values)).sum()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is 1, a scalar; 0 for an empty mask."""
+    return masked_sum(values, mask) / mask.sum().clamp(min=1)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """Shift and scale [B, T] to mean 0 and (population) variance 1 over the mask; 0 outside it.
+
+    Constant values give 0, not NaN: eps is added to the variance.
+    """
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask)
+    whitened = (values - mean) * torch.rsqrt(variance + eps)
+    return torch.where(mask.bool(), whitened, torch.zeros_like(values))

@@ -1,0 +1,141 @@
+"""argv -> command. Help, lists and configuration errors answer without importing torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import rlhf_cli
+
+EXIT_INPUT = 2
+
+USAGE = """\
+usage: rlhf COMMAND [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]
+
+commands:
+  train-rm      learn a reward model from preference pairs (prompt, chosen, rejected)
+  train-ppo     tune a policy with PPO against a reward model
+  show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
+  list          the packaged experiments, each with its purpose
+
+options:
+  --help, -h    this text; `rlhf COMMAND --help` lists every option with its default
+  --version     the version
+
+examples:
+  rlhf train-rm conf=demo
+  rlhf train-ppo conf=demo ppo.kl_coef=0.1
+  rlhf train-ppo conf=my/run.yaml launch.num_gpus=4
+  deepspeed --num_gpus 4 --module rlhf_cli train-ppo conf=my/run.yaml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not _is_launcher_flag(arg)]
+    from rlhf_cli.config.schema import InputError
+
+    try:
+        return _dispatch(args)
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"rlhf: error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `rlhf list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _is_launcher_flag(arg: str) -> bool:
+    return arg.startswith(("--local_rank=", "--local-rank="))  # deepspeed and older torchrun put it before our words
+
+
+def _dispatch(args: list[str]) -> int:
+    from rlhf_cli.config.schema import COMMANDS, InputError
+
+    if not args or args[0] in ("--help", "-h", "help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        print(f"rlhf {rlhf_cli.__version__}")
+        return 0
+    command, rest = args[0], args[1:]
+    if command == "list":
+        return _list(rest)
+    if command == "show-config":
+        return _show_config(rest)
+    if command not in COMMANDS:
+        raise InputError(_unknown_command(command))
+    if "--help" in rest or "-h" in rest:
+        return _help(command)
+    return _train(command, rest)
+
+
+def _unknown_command(got: str) -> str:
+    import difflib
+
+    known = ["train-rm", "train-ppo", "show-config", "list"]
+    nearest = difflib.get_close_matches(got, known, n=1)
+    return f"unknown command '{got}'" + (f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}")
+
+
+def _list(args: list[str]) -> int:
+    from rlhf_cli.config.docs import experiments, groups
+    from rlhf_cli.config.schema import InputError
+
+    if args:
+        raise InputError(f"list takes no arguments, got {' '.join(args)}")
+    for found in experiments():
+        print(f"rlhf {found.command:9} conf={found.name:14} {found.purpose}")
+    print()
+    for group, names in groups().items():
+        print(f"{group + '=':11} {', '.join(names)}")
+    return 0
+
+
+def _show_config(args: list[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from rlhf_cli.config.load import compose_yaml, to_object
+    from rlhf_cli.config.schema import COMMANDS, InputError
+
+    if not args or args[0] not in COMMANDS:
+        raise InputError(f"show-config wants a command: {' or '.join(COMMANDS)}, got {args[0] if args else 'none'}")
+    composed = compose_yaml(args[0], args[1:])
+    to_object(composed)
+    print(OmegaConf.to_yaml(composed), end="")
+    return 0
+
+
+def _help(command: str) -> int:
+    from rlhf_cli.config.docs import options
+    from rlhf_cli.config.schema import COMMANDS
+
+    print(f"usage: rlhf {command} [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]\n")
+    print(f"{(COMMANDS[command].__doc__ or '').strip()}\n\noptions, with their type and default (a conf= or group may set another):")
+    for option in options(command):
+        print(f"  {option.key}: {option.type} = {option.default}\n      {option.doc}")
+    return 0
+
+
+def _train(command: str, args: list[str]) -> int:
+    from rlhf_cli.config.load import load, load_composed
+    from rlhf_cli.config.paths import check_paths
+    from rlhf_cli.report.run_dir import check_free
+
+    composed = next((arg.partition("=")[2] for arg in args if arg.startswith("--composed=")), None)
+    config = load_composed(command, composed) if composed else load(command, args)
+    launched = "RANK" in os.environ
+    config.check_ranks(int(os.environ.get("WORLD_SIZE", "1")) if launched else config.launch.num_gpus)
+    check_paths(config)
+    check_free(config.run)
+    if config.launch.num_gpus > 1 and not launched:
+        from rlhf_cli.engine.supervisor import supervise
+
+        return supervise(command, args, config.launch.num_gpus)
+    from rlhf_cli.train.run import run
+
+    return run(command, args, config)

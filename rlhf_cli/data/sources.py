@@ -1,0 +1,100 @@
+"""Rows from files, folders and the Hub, through `datasets`."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from rlhf_cli.config.paths import resolve_path
+from rlhf_cli.config.schema import DataConfig, InputError, RowPolicy
+
+_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+Row = dict[str, Any]
+
+
+def load_rows(path: str, split: str, key: str) -> list[Row]:
+    """Return the rows of one source; `key` (data.train, data.eval) names the option in error messages.
+
+    path: a .jsonl, .json, .csv or .parquet file, a folder written by `save_to_disk`, `pkg://...`, or a Hub id.
+    split: which one of a DatasetDict or a Hub id; single files have none. Raises InputError.
+    """
+    source = resolve_path(path, key)
+    datasets.disable_progress_bars()
+    try:
+        dataset = _load(source, split)
+    except InputError:
+        raise
+    except Exception as error:  # datasets wraps parser, schema and network errors in classes of many modules
+        cause = error.__cause__ or error
+        raise InputError(f"{key}={path}: cannot read rows: {' '.join(str(cause).split())[:300]}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise InputError(f"{key}={path}: no split '{split}'; there are: {', '.join(dataset)}; set {key}_split")
+        dataset = dataset[split]
+    rows: list[Row] = dataset.to_list()
+    if not rows:
+        raise InputError(f"{key}={path}: no rows")
+    return rows
+
+
+def _load(source: str, split: str) -> Any:
+    path = Path(source)
+    if path.is_file():
+        loader = _LOADERS.get(path.suffix)
+        if loader is None:
+            raise InputError(f"{source}: unknown file type '{path.suffix}', wanted one of {', '.join(_LOADERS)}")
+        return datasets.load_dataset(loader, data_files=source, split="train")
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return datasets.load_from_disk(source)
+    return datasets.load_dataset(source, split=split)
+
+
+class RowCounter:
+    """Counts what was kept and what was left out, by reason; carries out the policy of each reason."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.counts: Counter[str] = Counter()
+
+    def reject(self, index: int, reason: str, policy: RowPolicy, option: str) -> None:
+        """Count a bad row, or raise InputError where the option's policy is `error`."""
+        if policy is RowPolicy.error:
+            raise InputError(f"{self.source}: row {index} is {reason} and {option}=error; mend it or set {option}=drop")
+        self.counts[reason] += 1
+
+    def summary(self, kept: int) -> str:
+        """One line: `pairs.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal)`."""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+        return f"{self.source}: {kept} rows kept, {sum(self.counts.values())} dropped{f' ({dropped})' if dropped else ''}"
+
+
+def split_by_prompt(prompts: list[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Return row indices to train on and to hold out: `fraction` of the distinct prompts, at least one unless 0.
+
+    Rows with equal prompts go to the same side. The choice depends on the seed and the set of prompts alone.
+    """
+    distinct = sorted(set(prompts))
+    num_held_out = 0 if fraction == 0 else max(1, round(fraction * len(distinct)))
+    held_out = set(random.Random(seed).sample(distinct, num_held_out))
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index, prompt in enumerate(prompts):
+        sides[prompt in held_out].append(index)
+    return sides
+
+
+def column(row: Row, name: str, key: str, option: str) -> Any:
+    """Return a column of a row; raise InputError that names the columns there are."""
+    if name not in row:
+        raise InputError(f"{key}: no column '{name}'; there are: {', '.join(row)}; set {option}")
+    return row[name]
+
+
+def train_and_eval_rows(config: DataConfig) -> tuple[list[Row], list[Row] | None]:
+    """Load `data.train` and, where it is set, `data.eval`."""
+    train = load_rows(config.train, config.train_split, "data.train")
+    held_out = None if config.eval is None else load_rows(config.eval, config.eval_split, "data.eval")
+    return train, held_out

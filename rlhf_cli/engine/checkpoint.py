@@ -1,0 +1,69 @@
+"""Checkpoints of a run: all engines and the step, written aside and published by a rename."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from rlhf_cli.config.schema import InputError
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.zero import TrainEngine
+
+_STEP = re.compile(r"step-(\d+)")
+_STATE_FILE = "trainer.json"
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: `step-N/` holds one sub-folder an engine and the trainer's state."""
+
+    def __init__(self, folder: Path, engines: dict[str, TrainEngine], keep_last: int) -> None:
+        self.folder = folder
+        self.engines = engines
+        self.keep_last = keep_last
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of `step` and drop the oldest ones; all ranks together.
+
+        It appears under its name only when every rank has written its part; what a killed run leaves behind starts
+        with a dot and is never read.
+        """
+        staging = self.folder / f".step-{step}"
+        if distributed.rank() == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        distributed.barrier()
+        for name, engine in self.engines.items():
+            engine.save(str(staging), name)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            state = {"step": step, "world_size": distributed.world_size()}
+            (staging / _STATE_FILE).write_text(json.dumps(state) + "\n", "utf-8")
+            published = self.folder / f"step-{step}"
+            shutil.rmtree(published, ignore_errors=True)
+            staging.rename(published)
+            for old in self._steps()[: -self.keep_last]:
+                shutil.rmtree(self.folder / f"step-{old}")
+        distributed.barrier()
+
+    def load_newest(self) -> int:
+        """Load the newest checkpoint into the engines and return its step; all ranks together.
+
+        Raises InputError where there is none, or where it was written by another number of ranks.
+        """
+        steps = self._steps()
+        if not steps:
+            raise InputError(f"run.resume=true: no checkpoint in {self.folder}; leave run.resume out to start anew")
+        folder = self.folder / f"step-{steps[-1]}"
+        state = json.loads((folder / _STATE_FILE).read_text("utf-8"))
+        if state["world_size"] != distributed.world_size():
+            got, wanted = distributed.world_size(), state["world_size"]
+            raise InputError(f"{folder} was written by {wanted} ranks, this run has {got}; resume with {wanted}")
+        for name, engine in self.engines.items():
+            engine.load(str(folder), name)
+        return int(state["step"])
+
+    def _steps(self) -> list[int]:
+        names = [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))

@@ -1,0 +1,89 @@
+"""Ranks and what they exchange. Nothing else in the package imports torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from rlhf_cli.engine.ports import free_port
+
+Item = TypeVar("Item")
+
+
+def initialise(timeout_s: int) -> None:
+    """Join the process group a launcher described in the environment; without one, be the only rank."""
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+        )
+    os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    if get_accelerator().device_name() == "cpu":
+        # DeepSpeed 0.19.8 would compile an op for inference_all_reduce, which training never calls: a minute and a
+        # C++ compiler saved (deepspeed/comm/torch.py, build_shm_op).
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s), verbose=False)
+
+
+def shut_down() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number among `world_size()`."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """The number of ranks."""
+    return dist.get_world_size()
+
+
+def device() -> torch.device:
+    """The device this rank computes on."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def broadcast(item: Item) -> Item:
+    """Return rank 0's `item` on every rank. Items are pickled: own objects only."""
+    box = [item]
+    dist.broadcast_object_list(box, src=0, device=device())
+    return box[0]
+
+
+def gather_all(item: Item) -> list[Item]:
+    """Return every rank's `item`, in the order of ranks, on every rank. Items are pickled: own objects only."""
+    items: list[Any] = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def global_sum(values: Tensor) -> Tensor:
+    """Sum a tensor over the ranks, element by element; all get the result."""
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process in GiB: allocated on the GPU, or resident where there is none."""
+    if get_accelerator().device_name() == "cpu":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return float(get_accelerator().max_memory_allocated()) / 2**30

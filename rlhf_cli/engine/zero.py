@@ -1,0 +1,160 @@
+"""DeepSpeed ZeRO engines around the four models. Their API stops here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from rlhf_cli.config.schema import OptimConfig, Schedule
+from rlhf_cli.engine import distributed
+
+
+@dataclass(frozen=True)
+class StepResult:
+    grad_norm: float  # before clipping
+    learning_rate: float  # of the update just made
+
+
+class FrozenEngine:
+    """A model that is only read: reference and reward model. ZeRO-3 shards its parameters, or stage 0 keeps them whole."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, deepspeed_config: dict[str, Any]) -> None:
+        module.requires_grad_(False)
+        config = _engine_config(deepspeed_config, dtype)
+        config.get("zero_optimization", {}).pop("offload_optimizer", None)
+        self._engine = deepspeed.initialize(model=module, config=config)[0]
+        self._engine.eval()
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+
+class TrainEngine:
+    """A model with its optimizer and learning-rate schedule: policy, value model, or a reward model in training."""
+
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, optim: OptimConfig, num_updates: int, deepspeed_config: dict[str, Any]
+    ) -> None:
+        config = _engine_config(deepspeed_config, dtype)
+        config["gradient_clipping"] = optim.max_grad_norm
+        config["zero_allow_untested_optimizer"] = True
+        # backward() only accumulates and step() reduces, however many micro-batches an update has
+        config["managed_gradient_accumulation"] = False
+        optimizer = torch.optim.AdamW(
+            module.parameters(),
+            lr=optim.learning_rate,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self._engine, _, _, self._schedule = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            lr_scheduler=lambda wrapped: _schedule(wrapped, optim, num_updates),
+            config=config,
+        )
+        self._engine.train()
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module; under ZeRO-3 its parameters are empty outside `gathered()`."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of `loss`, this rank's share of a global mean (the shares of all ranks add up to it).
+
+        DeepSpeed averages gradients over the ranks, so the share is multiplied by their number.
+        """
+        self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+
+    def step(self) -> StepResult:
+        """Reduce and clip the accumulated gradients and update the weights; all ranks together."""
+        learning_rate = float(self._schedule.get_last_lr()[0])
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return StepResult(0.0 if norm is None else float(norm), learning_rate)
+
+    @contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        """Hold the full weights on every rank, without DeepSpeed's per-layer hooks, and give them back afterwards.
+
+        For generation: one gather instead of one a layer and token, and ranks may decode different lengths. The same
+        as deepspeed.runtime.zero.unwrap_model_for_generation (0.19.8), which leaves the engine without its hooks when
+        the body raises; here they come back in any case.
+        """
+        offload = getattr(self._engine.optimizer, "parameter_offload", None)
+        if offload is None:  # stage 0
+            yield self.module
+            return
+        with GatheredParameters(list(self.module.parameters())):
+            for hook in (*offload.forward_hooks, *offload.backward_hooks):
+                hook.remove()
+            offload.forward_hooks, offload.backward_hooks = [], []
+            try:
+                yield self.module
+            finally:
+                offload._register_deepspeed_module(offload.module)
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """Collect the full weights on rank 0's CPU, in the training dtype; other ranks take part and get {}."""
+        state: dict[str, Tensor] = {}
+        is_first = distributed.rank() == 0
+        for name, parameter in self.module.named_parameters():
+            with GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else _nothing():
+                if is_first:
+                    state[name] = parameter.detach().cpu().clone()
+        if is_first:
+            state.update((name, buffer.detach().cpu().clone()) for name, buffer in _saved_buffers(self.module))
+        return state
+
+    def save(self, folder: str, tag: str) -> None:
+        """Write weights, optimizer and schedule below folder/tag; all ranks together."""
+        self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
+
+    def load(self, folder: str, tag: str) -> None:
+        """Read back what `save` wrote, on the same number of ranks; all ranks together."""
+        path, _ = self._engine.load_checkpoint(folder, tag=tag)
+        if path is None:
+            raise FileNotFoundError(f"{folder}/{tag}: no checkpoint of this engine")
+
+
+def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    config = copy.deepcopy(user)
+    config["train_micro_batch_size_per_gpu"] = 1  # required by DeepSpeed, of no effect here
+    config["gradient_accumulation_steps"] = 1
+    config["bf16"] = {"enabled": dtype is torch.bfloat16}
+    config.setdefault("zero_optimization", {"stage": 3})
+    return config
+
+
+def _schedule(optimizer: Any, optim: OptimConfig, num_updates: int) -> Any:
+    names = {Schedule.constant: "constant_with_warmup", Schedule.linear: "linear", Schedule.cosine: "cosine"}
+    num_warmup = round(optim.warmup_ratio * num_updates)
+    return get_scheduler(names[optim.schedule], optimizer, num_warmup, num_updates)
+
+
+def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    saved = module.state_dict().keys()
+    for name, buffer in module.named_buffers():
+        if name in saved:
+            yield name, buffer
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,1 @@
+"""Hugging Face weights and tokenizers in and out."""

@@ -1,0 +1,1 @@
+"""The run directory, metrics and what the user sees."""

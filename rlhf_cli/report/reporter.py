@@ -1,0 +1,100 @@
+"""What a run tells: metrics.jsonl, samples.jsonl, log.txt, and a progress display. Rank 0 writes, the others are silent."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rlhf_cli.engine.distributed import peak_memory_gib
+from rlhf_cli.report.run_dir import RunDir
+
+logger = logging.getLogger("rlhf")
+
+
+class Reporter:
+    """One run's voice. `headline` names the metrics that stand in the progress line."""
+
+    def __init__(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
+        self.run_dir = run_dir
+        self.num_steps = num_steps
+        self.headline = headline
+        self.console = Console(quiet=run_dir is None, soft_wrap=True)
+        self._seconds: dict[str, float] = {}
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        """Add the seconds of the body to `time/<phase>` of the next logged step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def log(self, step: int, metrics: dict[str, float], num_tokens: int) -> None:
+        """Write the metrics of a step with its times, speed and memory; num_tokens: response tokens of all ranks."""
+        seconds = sum(self._seconds.values())
+        record: dict[str, Any] = {"step": step, **metrics}
+        record |= {f"time/{phase}": spent for phase, spent in self._seconds.items()}
+        record |= {"time/step": seconds, "tokens_per_s": num_tokens / seconds, "memory/peak_gib": peak_memory_gib()}
+        self._seconds = {}
+        if self.run_dir is None:
+            return
+        self.run_dir.append("metrics.jsonl", record)
+        line = "  ".join(f"{name} {record[name]:.4g}" for name in self.headline if name in record)
+        logger.info("step %d/%d  %s  %.1f s", step, self.num_steps, line, seconds)
+        if self._progress is None:
+            self.console.print(f"step {step}/{self.num_steps}  {line}  {seconds:.1f} s", highlight=False)
+        else:
+            self._progress.update(self._progress.task_ids[0], completed=step, figures=line)
+
+    def log_eval(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of an evaluation, as a record of its own."""
+        if self.run_dir is not None:
+            self.run_dir.append("metrics.jsonl", {"step": step, **metrics})
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self.say(f"evaluation at step {step}: {figures}")
+
+    def say(self, text: str) -> None:
+        """Tell the user one line, and the log."""
+        if self.run_dir is not None:
+            logger.info("%s", text)
+            self.console.print(escape(text), highlight=False)
+
+    def samples(self, records: list[dict[str, Any]]) -> None:
+        """Write answers to samples.jsonl."""
+        for record in records if self.run_dir is not None else []:
+            assert self.run_dir is not None
+            self.run_dir.append("samples.jsonl", record)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table; text from data is escaped."""
+        table = Table(*columns, title=title, title_justify="left", show_lines=len(columns) > 2)
+        for row in rows:
+            table.add_row(*(escape(printable(cell)) for cell in row))
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self, first_step: int) -> Iterator[None]:
+        """Show a progress bar while the body runs, where standard output is a terminal; plain lines otherwise."""
+        if self.run_dir is None or not self.console.is_terminal:
+            yield
+            return
+        columns = [BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
+        with Progress(*columns, console=self.console) as self._progress:
+            self._progress.add_task("steps", total=self.num_steps, completed=first_step, figures="")
+            yield
+        self._progress = None
+
+
+def printable(text: str) -> str:
+    """Replace control characters, ANSI escapes among them, by a visible mark; newlines and tabs stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)

@@ -1,0 +1,67 @@
+"""What flows through a PPO step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.data.tokens import Sequence
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One sampled response with all that was computed from it before the update. T is its own length."""
+
+    sequence: Sequence
+    ended: bool  # it ends in EOS
+    logprobs: Tensor  # [T] of the sampled tokens under the policy that sampled them
+    ref_logprobs: Tensor  # [T] of the same tokens under the frozen reference
+    values: Tensor  # [T] the value model's value before each token
+    entropy: Tensor  # [T] of the policy's distribution at each token, nats
+    score: float  # what the reward model says
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The episodes of a step, of all ranks, padded on the right. The same on every rank."""
+
+    sequences: list[Sequence]  # B
+    ended: Tensor  # [B] bool
+    response_mask: Tensor  # [B, T] bool, 1 on response tokens up to and including EOS
+    logprobs: Tensor  # [B, T]
+    ref_logprobs: Tensor  # [B, T]
+    values: Tensor  # [B, T]
+    entropy: Tensor  # [B, T]
+    scores: Tensor  # [B]
+
+    @staticmethod
+    def of(episodes: list[Episode]) -> Rollout:
+        """Pad episodes into one batch on the CPU."""
+
+        def padded(name: str) -> Tensor:
+            rows = [getattr(episode, name) for episode in episodes]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+        lengths = [len(episode.sequence.response_ids) for episode in episodes]
+        return Rollout(
+            sequences=[episode.sequence for episode in episodes],
+            ended=torch.tensor([episode.ended for episode in episodes]),
+            response_mask=torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
+            logprobs=padded("logprobs"),
+            ref_logprobs=padded("ref_logprobs"),
+            values=padded("values"),
+            entropy=padded("entropy"),
+            scores=torch.tensor([episode.score for episode in episodes]),
+        )
+
+
+@dataclass(frozen=True)
+class PPOBatch:
+    """A rollout with what the update needs of it."""
+
+    rollout: Rollout
+    rewards: Tensor  # [B, T] scores at the last token less the KL penalty
+    advantages: Tensor  # [B, T] whitened over the real tokens of the batch
+    returns: Tensor  # [B, T] advantages before whitening + values

@@ -1,0 +1,225 @@
+"""From a configuration to a finished run: build the models, train, export."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import numpy as np
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_cli.config.schema import InputError, TrainPPOConfig, TrainRMConfig, ValueInit
+from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.preferences import load_preferences
+from rlhf_cli.data.prompts import load_prompts
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.checkpoint import Checkpoints
+from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
+from rlhf_cli.models.export import export
+from rlhf_cli.models.heads import ResponseLM, TokenScorer
+from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer, torch_dtype
+from rlhf_cli.report.logs import quieten_libraries, write_log
+from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.report.run_dir import RunDir, run_folder
+from rlhf_cli.rewards.reward_model import RewardModel
+from rlhf_cli.rollout.embedded import EmbeddedSampler
+from rlhf_cli.train.answers import AnswerBook, compare
+from rlhf_cli.train.ppo import Models, PPOTrainer
+from rlhf_cli.train.reward import RewardTrainer, num_steps
+
+RM_HEADLINE = ("loss", "accuracy", "margin", "lr")
+PPO_HEADLINE = ("score", "kl", "reward", "response_length", "eos_rate", "clipfrac/policy")
+
+
+def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -> int:
+    """Run one training command on this rank and return its exit code; rank 0's options count on every rank."""
+    quieten_libraries()
+    distributed.initialise(config.launch.timeout_s)
+    try:
+        config = distributed.broadcast(config)
+        random.seed(config.run.seed)
+        np.random.seed(config.run.seed)
+        torch.manual_seed(config.run.seed)
+        start = _RunStart(command, args, config)
+        if isinstance(config, TrainRMConfig):
+            train_rm(config, start)
+        else:
+            train_ppo(config, start)
+    finally:
+        with suppress(Exception):  # an error on the way out must not hide the one that led here
+            distributed.shut_down()
+    return 0
+
+
+class _RunStart:
+    """Opens the run folder once the input has proved good; only rank 0 gets one."""
+
+    def __init__(self, command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -> None:
+        self.words = (command, args)
+        self.config = config
+
+    def open(self, steps: int, headline: tuple[str, ...], notes: list[str]) -> Reporter:
+        run_dir = None
+        if distributed.rank() == 0:
+            command, args = self.words
+            text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
+            run_dir = RunDir(self.config.run, command, args, text, distributed.world_size())
+            write_log(run_dir.folder / "log.txt")
+        report = Reporter(run_dir, steps, headline)
+        report.say(f"run folder: {run_folder(self.config.run)}")
+        for note in notes:
+            report.say(note)
+        return report
+
+
+def train_rm(config: TrainRMConfig, start: _RunStart) -> None:
+    """Train, evaluate, normalise and export a reward model."""
+    tokenizer = load_tokenizer(config.model, "model")
+    data = load_preferences(config.data, Renderer(tokenizer, config.data), config.run.seed)
+    steps = num_steps(config, len(data.train))
+    report = start.open(steps, RM_HEADLINE, data.notes)
+    classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
+    engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
+    folder = run_folder(config.run)
+    checkpoints = Checkpoints(folder / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
+    trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), checkpoints, report)
+    trainer.step = _resume(config, checkpoints, report)
+    before = trainer.evaluate() if trainer.step == 0 else {}
+    with report.progress(trainer.step):
+        trainer.fit()
+    after = trainer.evaluate()
+    state = engine.full_state_dict()
+    head, figures = trainer.calibrate(distributed.broadcast(state.get("model.score.weight")))
+    report.log_eval(trainer.step, figures)
+    if report.run_dir is not None:
+        export(classifier, {**state, "model.score.weight": head}, tokenizer, folder / "final")
+        report.run_dir.write_json("summary.json", {"before": before, "after": after, **figures, "steps": steps})
+    report.say(f"reward model: {folder / 'final'}")
+
+
+def train_ppo(config: TrainPPOConfig, start: _RunStart) -> None:
+    """Build the four models, run PPO, export policy and value model."""
+    tokenizer = load_tokenizer(config.model, "model")
+    _check_same_tokenizer(tokenizer, load_tokenizer(config.reward_model, "reward_model"))
+    renderer = Renderer(tokenizer, config.data)
+    data = load_prompts(config.data, renderer, config.run.seed)
+    report = start.open(config.ppo.num_steps, PPO_HEADLINE, data.notes)
+    policy, value = _trained_models(config, tokenizer)
+    engines = _engines(config, tokenizer, policy, value)
+    sampler = EmbeddedSampler(engines.policy, config.rollout, tokenizer, distributed.device())
+    folder = run_folder(config.run)
+    trained = {"policy": engines.policy, "value_model": engines.value_model}
+    checkpoints = Checkpoints(folder / "checkpoints", trained, config.checkpoint.keep_last)
+    trainer = PPOTrainer(config, engines, sampler, data.train, checkpoints, report)
+    held_out = data.eval[: config.eval.num_prompts]
+    book = AnswerBook(held_out, sampler, engines.reward_model, renderer, config.run.seed)
+    before = book.ask("before")
+    trainer.step = _resume(config, checkpoints, report)
+    if trainer.step == 0:
+        report.samples([asdict(answer) for answer in before])
+    with report.progress(trainer.step):
+        trainer.fit()
+    after = book.ask("after")
+    report.samples([asdict(answer) for answer in after])
+    _export_trained(trained, {"policy": policy, "value_model": value}, tokenizer, folder / "final", report)
+    figures = compare(before, after)
+    if report.run_dir is not None:
+        report.run_dir.write_json("summary.json", {"held_out": figures, "steps": trainer.step})
+    for mode, row in figures.items():
+        low, high = row["difference_low"], row["difference_high"]
+        report.say(
+            f"held-out score, {mode}: {row['score_before']:.3f} -> {row['score_after']:.3f}, "
+            f"difference {row['difference_mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+        )
+    report.say(f"policy and value model: {folder / 'final'}")
+
+
+def _trained_models(
+    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Load the policy and the value model."""
+    seed = config.run.seed
+    policy = load_causal_lm(config.model, "model", tokenizer, seed)
+    if config.value_model.init is ValueInit.reward_model:
+        value = load_sequence_classifier(config.reward_model, "reward_model", tokenizer, seed, new_head=False)
+        if config.model.gradient_checkpointing and not config.reward_model.gradient_checkpointing:
+            value.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        value = load_sequence_classifier(config.model, "model", tokenizer, seed, new_head=True)
+    return policy, value
+
+
+def _engines(
+    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel, value: PreTrainedModel
+) -> Models:
+    """Wrap the four models; the frozen two are loaded here, one after the other, to hold one copy at a time."""
+    ppo, seed, deepspeed = config.ppo, config.run.seed, config.deepspeed
+    updates = ppo.num_steps * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
+    policy_engine = TrainEngine(ResponseLM(policy), torch_dtype(config.model), config.optim, updates, deepspeed)
+    value_dtype = torch_dtype(config.reward_model if config.value_model.init is ValueInit.reward_model else config.model)
+    value_engine = TrainEngine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
+    reference = ResponseLM(load_causal_lm(config.model, "model", tokenizer, seed))
+    scorer = TokenScorer(load_sequence_classifier(config.reward_model, "reward_model", tokenizer, seed, new_head=False))
+    return Models(
+        policy=policy_engine,
+        reference=FrozenEngine(reference, torch_dtype(config.model), deepspeed),
+        reward_model=RewardModel(FrozenEngine(scorer, torch_dtype(config.reward_model), deepspeed)),
+        value_model=value_engine,
+    )
+
+
+def _resume(config: TrainRMConfig | TrainPPOConfig, checkpoints: Checkpoints, report: Reporter) -> int:
+    """Load the newest checkpoint when asked to; return the step to go on from."""
+    if not config.run.resume:
+        return 0
+    step = checkpoints.load_newest()
+    if report.run_dir is not None:
+        report.run_dir.forget_after(step)
+    report.say(f"resumed after step {step}")
+    return step
+
+
+def _export_trained(
+    engines: dict[str, TrainEngine],
+    models: dict[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    report: Reporter,
+) -> None:
+    for name, engine in engines.items():
+        state = engine.full_state_dict()
+        if report.run_dir is not None:
+            export(models[name], state, tokenizer, folder / name)
+
+
+def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless both turn text into the same ids: the reward model reads the policy's tokens."""
+    for what, ours, theirs in (
+        ("vocabulary", policy.get_vocab(), reward.get_vocab()),
+        ("EOS token", policy.eos_token_id, reward.eos_token_id),
+        ("chat template", policy.chat_template, reward.chat_template),
+    ):
+        if ours != theirs:
+            raise InputError(f"reward_model: its tokenizer has another {what} than the policy's; wanted the same tokenizer")
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
+    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return token
