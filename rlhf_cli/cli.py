@@ -79,7 +79,9 @@ def _unknown_command(got: str) -> str:
 
     known = ["train-rm", "train-ppo", "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
-    return f"unknown command '{got}'" + (f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}")
+    return f"unknown command '{got}'" + (
+        f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
+    )
 
 
 def _list(args: list[str]) -> int:
@@ -115,7 +117,8 @@ def _help(command: str) -> int:
     from rlhf_cli.config.schema import COMMANDS
 
     print(f"usage: rlhf {command} [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]\n")
-    print(f"{(COMMANDS[command].__doc__ or '').strip()}\n\noptions, with their type and default (a conf= or group may set another):")
+    print(f"{(COMMANDS[command].__doc__ or '').strip()}\n")
+    print("options, with their type and default (a conf= or group may set another):")
     for option in options(command):
         print(f"  {option.key}: {option.type} = {option.default}\n      {option.doc}")
     return 0

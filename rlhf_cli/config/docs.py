@@ -62,7 +62,9 @@ def _purpose(text: str) -> str:
 def _options(node: object, prefix: str) -> Iterator[Option]:
     assert is_dataclass(node)
     assert not isinstance(node, type)
-    docs = {name: doc for base in reversed(type(node).__mro__) for name, doc in _field_docs().get(base.__name__, {}).items()}
+    docs = {
+        name: doc for base in reversed(type(node).__mro__) for name, doc in _field_docs().get(base.__name__, {}).items()
+    }
     hints = get_type_hints(type(node))
     for field in fields(node):
         value = getattr(node, field.name)

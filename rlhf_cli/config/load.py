@@ -116,12 +116,16 @@ def _one_line(error: BaseException, command: str, args: list[str]) -> str:
         return _missing_option(error)
     if isinstance(error, OSError):
         return f"cannot read {error.filename}: {error.strerror}"
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
     text = _first_line(str(cause))
     key = getattr(cause, "full_key", None) or _overridden(text)
     if not key:
         return text
-    if re.search("could not be converted|Invalid value|Incompatible value|not Optional", text) or key in all_keys(command):
+    if re.search("could not be converted|Invalid value|Incompatible value|not Optional", text) or key in all_keys(
+        command
+    ):
         return text if key in text else f"{key}: {text}"
     return _unknown_key(key, command, args)
 

@@ -104,7 +104,9 @@ class ModelConfig:
     def check(self, section: str) -> None:
         """Raise InputError unless exactly one source of weights is given; `section` names the place in messages."""
         given = [key for key in ("path", "from_config") if getattr(self, key) is not None]
-        _require(len(given) == 1, section, f"{' and '.join(given) or 'neither'}", f"given {section}.path or .from_config")
+        _require(
+            len(given) == 1, section, f"{' and '.join(given) or 'neither'}", f"given {section}.path or .from_config"
+        )
         if self.from_config is not None:
             _require("model_type" in self.from_config, f"{section}.from_config", "none", "given a model_type")
             _require(self.tokenizer is not None, f"{section}.tokenizer", "none", f"set beside {section}.from_config")
@@ -252,6 +254,9 @@ class RewardConfig:
     micro_batch_size: int = 8
     """Pairs per forward pass of one rank; gradients are accumulated up to `batch_size`."""
 
+    eval_micro_batch_size: int = 16
+    """Pairs per forward pass of one rank in evaluation and calibration."""
+
     eval_every_steps: int = 50
     """Evaluate on the held-out pairs every so many steps; 0: only before and after training."""
 
@@ -262,6 +267,9 @@ class RewardConfig:
         _require(self.num_epochs >= 1, "train.num_epochs", self.num_epochs, "1 or more")
         _require(self.num_steps is None or self.num_steps >= 1, "train.num_steps", self.num_steps, "1 or more")
         _require(self.micro_batch_size >= 1, "train.micro_batch_size", self.micro_batch_size, "1 or more")
+        _require(
+            self.eval_micro_batch_size >= 1, "train.eval_micro_batch_size", self.eval_micro_batch_size, "1 or more"
+        )
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "1 or more")
         _require(self.eval_every_steps >= 0, "train.eval_every_steps", self.eval_every_steps, "0 or more")
         pairs = self.num_calibration_pairs
@@ -283,7 +291,7 @@ class RolloutConfig:
     """Divides the logits in sampling and in every logprob of policy and reference."""
 
     top_p: float = 1.0
-    """Sample from the smallest set of tokens with this probability; below 1 the logprobs no longer match the samples."""
+    """Sample from the smallest set of tokens with this probability; below 1 logprobs no longer match the samples."""
 
     micro_batch_size: int = 16
     """Prompts that one rank generates for at a time."""
@@ -438,14 +446,21 @@ _OWNED_BY_ENGINE = {
 def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
     for key in deepspeed:
         if key in _OWNED_BY_ENGINE:
-            raise InputError(f"deepspeed.{key} is filled in from the other options; set {_OWNED_BY_ENGINE[key]} instead")
+            raise InputError(
+                f"deepspeed.{key} is filled in from the other options; set {_OWNED_BY_ENGINE[key]} instead"
+            )
     stage = (deepspeed.get("zero_optimization") or {}).get("stage", 3)
     _require(stage in (0, 3), "deepspeed.zero_optimization.stage", stage, "3, or 0 for no sharding")
 
 
 def _check_divides(key: str, size: int, num_ranks: int) -> None:
     got = f"{size} = {size / num_ranks:.2f} x {num_ranks} ranks"
-    _require(size % num_ranks == 0, key, got, f"a multiple of the number of ranks, such as {-(-size // num_ranks) * num_ranks}")
+    _require(
+        size % num_ranks == 0,
+        key,
+        got,
+        f"a multiple of the number of ranks, such as {-(-size // num_ranks) * num_ranks}",
+    )
 
 
 def register() -> None:

@@ -83,7 +83,9 @@ def split_answers(chosen: Any, rejected: Any, prompt: Any, where: str) -> tuple[
 def _answer(messages: list[Message], prompt: list[Message], where: str) -> str:
     rest = messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
     if not prompt or len(rest) != 1 or rest[0]["role"] != "assistant":
-        raise InputError(f"{where}: wanted a prompt and then one assistant message, got {[m['role'] for m in messages]}")
+        raise InputError(
+            f"{where}: wanted a prompt and then one assistant message, got {[m['role'] for m in messages]}"
+        )
     return rest[0]["content"]
 
 

@@ -69,16 +69,20 @@ class RowCounter:
     def summary(self, kept: int) -> str:
         """One line: `pairs.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal)`."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
-        return f"{self.source}: {kept} rows kept, {sum(self.counts.values())} dropped{f' ({dropped})' if dropped else ''}"
+        return (
+            f"{self.source}: {kept} rows kept, {sum(self.counts.values())} dropped{f' ({dropped})' if dropped else ''}"
+        )
 
 
 def split_by_prompt(prompts: list[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return row indices to train on and to hold out: `fraction` of the distinct prompts, at least one unless 0.
+    """Return row indices to train on and to hold out: `fraction` of the distinct prompts, at least one unless 0,
+    and never all of them.
 
     Rows with equal prompts go to the same side. The choice depends on the seed and the set of prompts alone.
     """
     distinct = sorted(set(prompts))
     num_held_out = 0 if fraction == 0 else max(1, round(fraction * len(distinct)))
+    num_held_out = max(0, min(num_held_out, len(distinct) - 1))
     held_out = set(random.Random(seed).sample(distinct, num_held_out))
     sides: tuple[list[int], list[int]] = ([], [])
     for index, prompt in enumerate(prompts):

@@ -57,7 +57,10 @@ def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> Tok
     responses = [sequence.response_ids for sequence in sequences]
     num_prompt, num_response = max(map(len, prompts)), max(map(len, responses))
     rows = [
-        [pad_id] * (num_prompt - len(prompt)) + list(prompt) + list(response) + [pad_id] * (num_response - len(response))
+        [pad_id] * (num_prompt - len(prompt))
+        + list(prompt)
+        + list(response)
+        + [pad_id] * (num_response - len(response))
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     input_ids = torch.tensor(rows, dtype=torch.long)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
+from deepspeed import initialize
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 from transformers import get_scheduler
@@ -25,13 +25,13 @@ class StepResult:
 
 
 class FrozenEngine:
-    """A model that is only read: reference and reward model. ZeRO-3 shards its parameters, or stage 0 keeps them whole."""
+    """A model that is only read: reference and reward model. ZeRO-3 shards its parameters; stage 0 keeps them."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, deepspeed_config: dict[str, Any]) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, deepspeed: dict[str, Any]) -> None:
         module.requires_grad_(False)
-        config = _engine_config(deepspeed_config, dtype)
+        config = _engine_config(deepspeed, dtype)
         config.get("zero_optimization", {}).pop("offload_optimizer", None)
-        self._engine = deepspeed.initialize(model=module, config=config)[0]
+        self._engine = initialize(model=module, config=config)[0]
         self._engine.eval()
 
     @torch.no_grad()
@@ -43,9 +43,14 @@ class TrainEngine:
     """A model with its optimizer and learning-rate schedule: policy, value model, or a reward model in training."""
 
     def __init__(
-        self, module: nn.Module, dtype: torch.dtype, optim: OptimConfig, num_updates: int, deepspeed_config: dict[str, Any]
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+        optim: OptimConfig,
+        num_updates: int,
+        deepspeed: dict[str, Any],
     ) -> None:
-        config = _engine_config(deepspeed_config, dtype)
+        config = _engine_config(deepspeed, dtype)
         config["gradient_clipping"] = optim.max_grad_norm
         config["zero_allow_untested_optimizer"] = True
         # backward() only accumulates and step() reduces, however many micro-batches an update has
@@ -58,7 +63,7 @@ class TrainEngine:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self._engine, _, _, self._schedule = deepspeed.initialize(
+        self._engine, _, _, self._schedule = initialize(
             model=module,
             optimizer=optimizer,
             lr_scheduler=lambda wrapped: _schedule(wrapped, optim, num_updates),

@@ -8,9 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def export(
-    model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
+def export(model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write config, safetensors and tokenizer to `folder`; on rank 0 alone.
 
     state: the full weights under the names of the wrapper that held the model, each with the prefix `model.`.

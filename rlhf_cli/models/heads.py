@@ -14,7 +14,7 @@ class ResponseLM(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, num_response: int) -> Tensor:
-        """Return logits [B, T, V] for the last T = `num_response` tokens of input_ids [B, L], each from the one before."""
+        """Return the logits [B, T, V] that predict the last T = `num_response` tokens of input_ids [B, L]."""
         logits: Tensor = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

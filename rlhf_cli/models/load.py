@@ -22,6 +22,7 @@ from rlhf_cli.config.schema import InputError, ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import Float32Head
 
+
 def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model, with a pad token that is not its EOS where it has one to spare.
 
@@ -101,7 +102,9 @@ def load_sequence_classifier(
         head = getattr(model, "score", None)
         if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
             got = "no `score` layer" if head is None else f"{getattr(head, 'out_features', '?')} labels"
-            raise InputError(f"{key}: {type(model).__name__} has {got}, wanted a decoder-only classifier with one label")
+            raise InputError(
+                f"{key}: {type(model).__name__} has {got}, wanted a decoder-only classifier with one label"
+            )
         if new_head:
             torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     model.score = Float32Head(head)

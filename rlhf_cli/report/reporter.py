@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, samples.jsonl, log.txt, and a progress display. Rank 0 writes, the others are silent."""
+"""What a run tells: metrics.jsonl, samples.jsonl, log.txt and a progress display. Only rank 0 writes."""
 
 from __future__ import annotations
 

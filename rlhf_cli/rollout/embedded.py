@@ -7,7 +7,13 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.schema import RolloutConfig
@@ -88,7 +94,7 @@ class EmbeddedSampler:
         return tuple(response)
 
 
-class InverseTransform(LogitsProcessor):
+class InverseTransform(LogitsProcessor):  # type: ignore[misc]  # mypy skips transformers
     """Makes greedy search sample: it leaves only the token that the row's next uniform number picks."""
 
     def __init__(self, keys: list[str], config: RolloutConfig, num_prompt: int, device: torch.device) -> None:

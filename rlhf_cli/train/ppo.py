@@ -39,7 +39,7 @@ class Models:
 
 
 class PPOTrainer:
-    """One PPO run. Every rank samples and scores its share of the prompts; the estimates are made on the whole batch."""
+    """One PPO run. Every rank samples and scores its share of the prompts; estimates are made on the whole batch."""
 
     def __init__(
         self,
@@ -100,8 +100,10 @@ class PPOTrainer:
             scores = self.models.reward_model.score(batch)
             for row, sequence in enumerate(part):
                 length = len(sequence.response_ids)
-                per_token = (tensor[row, :length].cpu() for tensor in (logprobs, ref_logprobs, values, entropy))
-                episodes.append(Episode(sequence, self.sampler.ended(sequence), *per_token, float(scores[row])))
+                per_token = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values, "entropy": entropy}
+                own = {name: tensor[row, :length].cpu() for name, tensor in per_token.items()}
+                ended = self.sampler.ended(sequence)
+                episodes.append(Episode(sequence=sequence, ended=ended, score=float(scores[row]), **own))
         return Rollout.of(flatten(distributed.gather_all(episodes)))
 
     def estimate(self, rollout: Rollout) -> PPOBatch:

@@ -13,7 +13,7 @@ from rlhf_cli.algo.normalise import normalised_head
 from rlhf_cli.config.schema import TrainRMConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.preferences import PreferencePair
-from rlhf_cli.data.tokens import chunks, collate, flatten
+from rlhf_cli.data.tokens import Sequence, chunks, collate, flatten
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.zero import TrainEngine
@@ -42,7 +42,7 @@ class RewardTrainer:
         self.config = config
         self.model = model
         self.pairs = pairs
-        self.eval_pairs = eval_pairs
+        self.eval_pairs = sorted(eval_pairs, key=_longest)  # less padding
         self.pad_id = pad_id
         self.checkpoints = checkpoints
         self.report = report
@@ -68,11 +68,14 @@ class RewardTrainer:
         train = self.config.train
         indices = batch_indices(len(self.pairs), train.batch_size, self.step, self.config.run.seed)
         totals = torch.zeros(4, device=distributed.device())
-        for part in chunks(self._share([self.pairs[index] for index in indices]), train.micro_batch_size):
+        share = sorted(self._share([self.pairs[index] for index in indices]), key=_longest)  # less padding
+        for part in chunks(share, train.micro_batch_size):
             chosen, rejected = self._scores(part)
             loss = preference_loss(chosen, rejected).sum()
             self.model.backward(loss / train.batch_size)
-            num_tokens = sum(len(s.prompt_ids) + len(s.response_ids) for pair in part for s in (pair.chosen, pair.rejected))
+            num_tokens = sum(
+                len(s.prompt_ids) + len(s.response_ids) for pair in part for s in (pair.chosen, pair.rejected)
+            )
             with torch.no_grad():
                 correct, margin = preference_correct(chosen, rejected).sum(), (chosen - rejected).sum()
                 totals += torch.stack([loss, correct, margin, torch.tensor(float(num_tokens), device=loss.device)])
@@ -87,11 +90,17 @@ class RewardTrainer:
         }
         return metrics, round(token_sum)
 
-    def evaluate(self) -> dict[str, float]:
-        """Score the held-out pairs, report and return accuracy, the accuracy of "the longer wins", margin and loss."""
+    def evaluate(self, head: Tensor | None = None) -> dict[str, float]:
+        """Score the held-out pairs, report and return accuracy, the accuracy of "the longer wins", margin and loss.
+
+        head: [1, d] to score with in place of the model's own.
+        """
         if not self.eval_pairs:
             return {}
-        chosen, rejected = self._over_all(self.eval_pairs, self._scores)
+        if head is None:
+            chosen, rejected = self._over_all(self.eval_pairs, self._scores)
+        else:
+            chosen, rejected = (h @ head[0].float() for h in self._over_all(self.eval_pairs, self._hidden))
         metrics = {
             "eval/accuracy": float(preference_correct(chosen, rejected).mean()),
             "eval/longer_wins_accuracy": sum(pair.longer_wins for pair in self.eval_pairs) / len(self.eval_pairs),
@@ -108,20 +117,21 @@ class RewardTrainer:
         measured after rounding to the dtype in which the head is saved.
         """
         order = shuffled(len(self.pairs), f"{self.config.run.seed}/calibration")
-        calibration = [self.pairs[index] for index in order[: self.config.train.num_calibration_pairs]]
+        some = [self.pairs[index] for index in order[: self.config.train.num_calibration_pairs]]
+        calibration = sorted(some, key=_longest)
         chosen, rejected = self._over_all(calibration, self._hidden)
         hidden = torch.cat([chosen, rejected])
-        head = normalised_head(weight[0].float(), hidden).to(weight.dtype)
-        scores, before = hidden @ head.float(), (chosen - rejected) @ weight[0].float()
-        after = (chosen - rejected) @ head.float()
+        old = weight[0].float()
+        head = normalised_head(old, hidden).to(weight.dtype)
+        scores, difference = hidden @ head.float(), chosen - rejected
         figures = {
             "calibration/mean": float(scores.mean()),
             "calibration/std": float(scores.std(correction=0)),
-            "calibration/same_order": float((before.sign() == after.sign()).float().mean()),
+            "calibration/same_order": float(
+                ((difference @ old).sign() == (difference @ head.float()).sign()).float().mean()
+            ),
         }
-        if self.eval_pairs:
-            chosen, rejected = self._over_all(self.eval_pairs, self._hidden)
-            figures["calibration/eval_accuracy"] = float(preference_correct(chosen @ head.float(), rejected @ head.float()).mean())
+        self.report.log_eval(self.step, figures)
         return head[None], figures
 
     def _scores(self, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
@@ -133,7 +143,7 @@ class RewardTrainer:
         return self._forward(pairs)[1]
 
     def _forward(self, pairs: list[PreferencePair]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        both = [_whole(pair.chosen) for pair in pairs] + [_whole(pair.rejected) for pair in pairs]
         batch = collate(both, self.pad_id, distributed.device())
         scores, hidden = self.model(**batch.model_inputs())
         last_scores, last_hidden = batch.at_last_token(scores), batch.at_last_token(hidden).float()
@@ -147,7 +157,7 @@ class RewardTrainer:
         """Apply a function of pairs to this rank's part and join the results of all ranks, on the CPU, in order."""
         missing = -len(pairs) % distributed.world_size()
         padded = pairs + pairs[:1] * missing  # every rank makes the same number of forward passes
-        parts = [function(part) for part in chunks(self._share(padded), self.config.train.micro_batch_size)]
+        parts = [function(part) for part in chunks(self._share(padded), self.config.train.eval_micro_batch_size)]
         local = [(chosen.cpu(), rejected.cpu()) for chosen, rejected in parts]
         joined = flatten(distributed.gather_all(local))
         chosen, rejected = (torch.cat(tensors)[: len(pairs)] for tensors in zip(*joined, strict=True))
@@ -156,3 +166,12 @@ class RewardTrainer:
     def _share(self, pairs: list[PreferencePair]) -> list[PreferencePair]:
         size = len(pairs) // distributed.world_size()
         return pairs[distributed.rank() * size :][:size]
+
+
+def _whole(sequence: Sequence) -> Sequence:
+    """Prompt and answer as one run of tokens, so that all padding is on the right."""
+    return Sequence((), sequence.prompt_ids + sequence.response_ids)
+
+
+def _longest(pair: PreferencePair) -> int:
+    return max(len(pair.chosen.response_ids), len(pair.rejected.response_ids)) + len(pair.chosen.prompt_ids)

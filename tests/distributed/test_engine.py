@@ -1,0 +1,28 @@
+"""ZeRO-3 on two gloo ranks does what plain torch does, and gives back what it borrows."""
+
+import pytest
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_updates_match_plain_torch(on_ranks, num_ranks):
+    on_ranks("updates", num_ranks)
+
+
+def test_updates_match_plain_torch_with_offload(on_ranks):
+    on_ranks("offloaded_updates")
+
+
+def test_generation_gathers_once_and_gives_back(on_ranks):
+    assert on_ranks("generation") == ["True\n", "True\n"]
+
+
+def test_a_frozen_engine_scores_like_the_plain_model(on_ranks):
+    on_ranks("frozen")
+
+
+def test_gradient_checkpointing_changes_nothing(on_ranks):
+    on_ranks("checkpointing")
+
+
+def test_bfloat16_keeps_float32_masters(on_ranks):
+    on_ranks("bfloat16")

@@ -1,0 +1,185 @@
+"""What the ranks of a distributed test do: `python -m tests.distributed.workers NAME FOLDER`, one process a rank."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.algo.logprobs import token_logprobs
+from rlhf_cli.algo.masking import masked_sum
+from rlhf_cli.config.schema import OptimConfig, RolloutConfig, Schedule
+from rlhf_cli.data.tokens import Sequence, collate
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
+from rlhf_cli.models.byte_tokenizer import byte_tokenizer
+from rlhf_cli.models.heads import ResponseLM, TokenScorer
+from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
+from rlhf_cli.report.logs import quieten_libraries
+from rlhf_cli.rollout.embedded import EmbeddedSampler
+from tests.unit.models.tiny import tiny_config
+
+ZERO3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
+OFFLOAD = {
+    "zero_force_ds_cpu_optimizer": False,
+    "zero_optimization": {
+        **ZERO3["zero_optimization"],
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+    },
+}
+OPTIM = OptimConfig(learning_rate=0.01, weight_decay=0.1, schedule=Schedule.linear, warmup_ratio=0.0, max_grad_norm=0.5)
+NUM_UPDATES = 3
+TOKENIZER = byte_tokenizer()
+CPU = torch.device("cpu")
+SEQUENCES = [Sequence(tuple(range(3, 3 + 2 * n)), tuple(range(40, 41 + 3 * n))) for n in range(1, 9)]  # uneven lengths
+
+
+def policy(architecture: str = "llama", **extra: object) -> ResponseLM:
+    return ResponseLM(load_causal_lm(tiny_config(architecture, **extra), "model", TOKENIZER, seed=0))
+
+
+def token_loss(model: object, sequences: list[Sequence]) -> torch.Tensor:
+    batch = collate(sequences, 0, CPU)
+    logits = model(**batch.model_inputs(), num_response=batch.response_ids.shape[1])  # type: ignore[operator]
+    return -masked_sum(token_logprobs(logits, batch.response_ids, 1.0), batch.response_mask)
+
+
+def plain_updates() -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same updates in one process, plain torch, one sequence at a time."""
+    model = policy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    num_tokens = sum(len(sequence.response_ids) for sequence in SEQUENCES)
+    norms = []
+    for update in range(NUM_UPDATES):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (1 - update / NUM_UPDATES)
+        optimizer.zero_grad()
+        for sequence in SEQUENCES:
+            (token_loss(model, [sequence]) / num_tokens).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        optimizer.step()
+    return model.state_dict(), norms
+
+
+def updates(_: Path, deepspeed: dict[str, object] = ZERO3) -> None:
+    """ZeRO-3 over the ranks, with uneven micro-batches, makes the same updates as plain torch."""
+    engine = TrainEngine(policy(), torch.float32, OPTIM, NUM_UPDATES, deepspeed)
+    share = SEQUENCES[distributed.rank() :: distributed.world_size()]
+    num_tokens = sum(len(sequence.response_ids) for sequence in SEQUENCES)
+    expected, expected_norms = plain_updates()
+    for update in range(NUM_UPDATES):
+        for part in (share[:1], share[1:]):
+            engine.backward(token_loss(engine, part) / num_tokens)
+        result = engine.step()
+        assert_close(result.grad_norm, expected_norms[update], rtol=1e-5, atol=0)
+        assert_close(result.learning_rate, 0.01 * (1 - update / NUM_UPDATES))
+    state = engine.full_state_dict()
+    assert bool(state) == (distributed.rank() == 0)
+    for name, tensor in state.items():
+        assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def offloaded_updates(folder: Path) -> None:
+    """The same with parameters and optimizer states in host memory."""
+    updates(folder, OFFLOAD)
+
+
+def shards(engine: TrainEngine) -> str:
+    digest = hashlib.sha256()
+    for parameter in engine.module.parameters():
+        digest.update(parameter.ds_tensor.detach().numpy().tobytes())  # type: ignore[attr-defined]
+    return digest.hexdigest()
+
+
+def held_elements(engine: TrainEngine) -> int:
+    return sum(parameter.numel() for parameter in engine.module.parameters())
+
+
+def generation(_: Path) -> None:
+    """Gathered generation: unequal counts and lengths do not hang, shards stay, memory and hooks come back."""
+    engine = TrainEngine(policy(), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
+    sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=12, micro_batch_size=2), TOKENIZER, CPU)
+    before = shards(engine)
+    prompts = [sequence.prompt_ids for sequence in SEQUENCES[: 3 + 2 * distributed.rank()]]
+    first = sampler.sample(prompts, [f"key {index}" for index in range(len(prompts))])
+    again = sampler.sample(prompts[:1], ["key 0"])
+    other = sampler.sample(prompts[:1], ["key 1"])
+    assert first[0] == again[0] != other[0]  # a draw depends on its key, not on its batch
+    assert shards(engine) == before
+    assert held_elements(engine) == 0
+    try:
+        with engine.gathered():
+            assert held_elements(engine) > 0
+            raise KeyError("inside")
+    except KeyError:
+        pass
+    assert held_elements(engine) == 0
+    engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)  # fails without the hooks
+    engine.step()
+    assert shards(engine) != before
+    print(distributed.gather_all(first[:3]) == [first[:3]] * 2)
+
+
+def frozen(_: Path) -> None:
+    """A frozen engine gives the plain model's scores, for all ranks, and has nothing to train."""
+    plain = TokenScorer(load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, 0, new_head=True)).eval()
+    again = TokenScorer(load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, 0, new_head=True))
+    engine = FrozenEngine(again, torch.float32, ZERO3)
+    batch = collate(SEQUENCES[: 2 + distributed.rank()], 0, CPU)
+    with torch.no_grad():
+        expected = plain(**batch.model_inputs())[0]
+    scores = engine(**batch.model_inputs())[0]
+    real = batch.attention_mask.bool()
+    assert_close(scores[real], expected[real], atol=1e-6, rtol=0)
+    assert not scores.requires_grad
+
+
+def checkpointing(_: Path) -> None:
+    """Gradient checkpointing changes no gradient, and generation keeps its cache under it."""
+    norms = []
+    for on in (False, True):
+        module = policy("qwen2")
+        if on:
+            module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        engine = TrainEngine(module, torch.float32, OPTIM, NUM_UPDATES, ZERO3)
+        engine.backward(token_loss(engine, SEQUENCES[:3]) / 10)
+        norms.append(engine.step().grad_norm)
+        sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), TOKENIZER, CPU)
+        assert len(sampler.sample([(5, 6)], ["a"])) == 1
+    assert_close(norms[0], norms[1], rtol=1e-6, atol=0)
+
+
+def bfloat16(_: Path) -> None:
+    """bfloat16 keeps float32 masters: a hundred updates too small for bfloat16 add up."""
+    module = policy().to(torch.bfloat16)
+    before = module.state_dict()["model.lm_head.weight"].float().clone()
+    optim = OptimConfig(learning_rate=1e-5, schedule=Schedule.constant, warmup_ratio=0.0)
+    engine = TrainEngine(module, torch.bfloat16, optim, 100, ZERO3)
+    for _step in range(100):
+        engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)
+        engine.step()
+    state = engine.full_state_dict()
+    if distributed.rank() == 0:
+        assert state["model.lm_head.weight"].dtype is torch.bfloat16
+        moved = (state["model.lm_head.weight"].float() - before).abs().mean().item()
+        assert 2e-4 < moved < 2e-3, moved  # 100 steps of 1e-5 are 1e-3 where the gradient keeps its sign
+
+
+def main() -> None:
+    name, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    quieten_libraries()
+    distributed.initialise(timeout_s=60)
+    globals()[name](Path(folder))
+    distributed.shut_down()
+
+
+if __name__ == "__main__":
+    main()

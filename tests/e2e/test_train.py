@@ -1,0 +1,203 @@
+"""The real commands in child processes, on one rank and on two."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import child_environment
+
+NOT_COMPARED = ("time/", "tokens_per_s", "memory/")
+STEP_METRICS = {
+    *(
+        "score",
+        "score_std",
+        "kl",
+        "kl_per_token",
+        "reward",
+        "return",
+        "value",
+        "entropy",
+        "response_length",
+        "eos_rate",
+    ),
+    *("loss/policy", "loss/value", "approx_kl", "clipfrac/policy", "clipfrac/value"),
+    *("grad_norm/policy", "grad_norm/value", "lr/policy", "lr/value"),
+    *("time/rollout", "time/score", "time/update", "time/step", "tokens_per_s", "memory/peak_gib"),
+}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(NOT_COMPARED)} for line in lines]
+
+
+def assert_same_series(left: Path, right: Path, rtol: float = 1e-5) -> None:
+    first, second = metrics(left), metrics(right)
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        assert a == pytest.approx(b, rel=rtol, abs=1e-6)
+
+
+def check_reload(folder: Path, auto_class: str) -> subprocess.CompletedProcess[str]:
+    """Load an exported folder by plain transformers in a fresh process and print its output on one text."""
+    code = (
+        f"import sys, torch; from transformers import {auto_class} as M, AutoTokenizer as T\n"
+        f"m = M.from_pretrained({str(folder)!r}).eval(); t = T.from_pretrained({str(folder)!r})\n"
+        "ids = t('hello<eos>', return_tensors='pt').input_ids\n"
+        "assert all(p.numel() for p in m.parameters())\n"
+        "out = m(ids).logits.flatten()[-1]; assert out.isfinite(); print(out.item())\n"
+        "assert 'rlhf_cli' not in sys.modules\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, timeout=120, check=True
+    )
+
+
+def test_reward_model_then_ppo_with_it(run_rlhf, tmp_path):
+    """Both commands in a row: the exported reward model is what PPO scores with."""
+    done = run_rlhf("train-rm", "conf=tiny")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs/tiny_rm"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["calibration/mean"] == pytest.approx(0, abs=1e-4)
+    assert summary["calibration/std"] == pytest.approx(1, abs=1e-4)
+    assert {"eval/accuracy", "eval/longer_wins_accuracy", "eval/margin", "eval/loss"} <= set(summary["after"])
+    check_reload(folder / "final", "AutoModelForSequenceClassification")
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "defaults:\n  - override /model: tiny_llama\n  - override /deepspeed: zero3_test\n"
+        "run: {name: mine}\nreward_model: {path: outputs/tiny_rm/final, dtype: float32}\n"
+        "ppo: {num_steps: 2, batch_size: 4, minibatch_size: 4, micro_batch_size: 2}\n"
+        "rollout: {max_new_tokens: 8}\neval: {num_prompts: 2}\n"
+    )
+    done = run_rlhf("train-ppo", "conf=mine.yaml")
+    assert done.returncode == 0, done.stderr
+    first = metrics(tmp_path / "outputs/mine")[0]
+    assert first["kl"] == 0
+    assert first["approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert first["clipfrac/policy"] == 0
+
+
+def test_ppo_on_one_rank_on_two_and_under_the_deepspeed_launcher(run_rlhf, tmp_path):
+    """The same command line in three ways: the same metrics; the run folder holds all it should."""
+    args = ["train-ppo", "conf=tiny", "ppo.num_epochs=2"]
+    one = run_rlhf(*args, "run.name=one")
+    assert one.returncode == 0, one.stderr
+    assert one.stdout.count("\nstep ") == 4
+    assert one.stderr == ""
+    two = run_rlhf(*args, "run.name=two", "launch.num_gpus=2")
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("\nstep ") == 4  # one rank speaks
+    launcher = Path(sys.executable).with_name("deepspeed")
+    launched = subprocess.run(
+        [str(launcher), "--num_gpus", "2", "--module", "rlhf_cli", *args, "run.name=launched"],
+        cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    outputs = tmp_path / "outputs"
+    assert_same_series(outputs / "one", outputs / "two")
+    assert_same_series(outputs / "one", outputs / "launched")
+    check_run_folder(outputs / "one")
+
+
+def check_run_folder(folder: Path) -> None:
+    assert set(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])) == STEP_METRICS | {"step"}
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {(s["stage"], s["mode"]) for s in samples} == {
+        (stage, mode) for stage in ("before", "after") for mode in ("greedy", "sampled")
+    }
+    names = {
+        "config.yaml",
+        "run.json",
+        "log.txt",
+        "summary.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "checkpoints",
+        "final",
+    }
+    assert {entry.name for entry in folder.iterdir()} == names
+    assert sorted(entry.name for entry in (folder / "checkpoints").iterdir()) == ["step-2", "step-4"]
+    check_reload(folder / "final/policy", "AutoModelForCausalLM")
+    check_reload(folder / "final/value_model", "AutoModelForSequenceClassification")
+    assert not list((folder / "final").rglob("*.bin"))
+
+
+def test_reward_model_on_two_ranks_under_torchrun(run_rlhf, tmp_path):
+    args = ["train-rm", "conf=tiny", "data.eval=null", "train.micro_batch_size=3"]
+    one = run_rlhf(*args, "run.name=one")
+    assert one.returncode == 0, one.stderr
+    torchrun = Path(sys.executable).with_name("torchrun")
+    two = subprocess.run(
+        [str(torchrun), "--nproc-per-node", "2", "-m", "rlhf_cli", *args, "run.name=two"],
+        cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert_same_series(tmp_path / "outputs/one", tmp_path / "outputs/two")
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(run_rlhf, tmp_path):
+    """Four steps at once, and two, then two more from the checkpoint: equal metrics to the last digit."""
+    args = ["train-ppo", "conf=tiny", "launch.num_gpus=2"]
+    assert run_rlhf(*args, "run.name=whole").returncode == 0
+    assert run_rlhf(*args, "run.name=cut").returncode == 0
+    cut, whole = tmp_path / "outputs/cut", tmp_path / "outputs/whole"
+    for name in ("checkpoints/step-4", "final"):
+        subprocess.run(["rm", "-r", str(cut / name)], check=True)
+    done = run_rlhf(*args, "run.name=cut", "run.resume=true")
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 2" in done.stdout
+    assert metrics(cut) == metrics(whole)
+
+
+def test_a_second_run_of_the_same_name_is_refused_and_nothing_is_lost(run_rlhf, tmp_path):
+    (tmp_path / "outputs/tiny").mkdir(parents=True)
+    (tmp_path / "outputs/tiny/precious").write_text("x")
+    done = run_rlhf("train-ppo", "conf=tiny", "launch.num_gpus=2")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "outputs/tiny/precious").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["reward_model=null"], "reward_model"),
+        (["model.from_config={model_type: lama}"], "model.from_config"),
+        (["model@reward_model=tiny_llama", "reward_model.tokenizer=gpt2"], "reward_model: no tokenizer in gpt2"),
+        (["data.prompt_column=question"], "no column 'question'; there are: prompt, situation; set data.prompt_column"),
+        (["data.max_prompt_tokens=3"], "no prompts are left to train on"),
+    ],
+)
+def test_wrong_input_is_one_line_exit_code_2_and_no_run_folder(args, message, run_rlhf, tmp_path):
+    done = run_rlhf("train-ppo", "conf=tiny", *args)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_failing_rank_ends_the_others(run_rlhf):
+    done = run_rlhf("train-ppo", "conf=tiny", "launch.num_gpus=2", "data.max_prompt_tokens=3", timeout=100)
+    assert done.returncode == 2
+    assert done.stderr.count("rlhf: error:") == 1
+
+
+@pytest.mark.parametrize("architecture", ["tiny_gpt2", "tiny_qwen2", "tiny_gpt_neox"])
+def test_other_architectures(architecture, run_rlhf, tmp_path):
+    """GPT-2 has absolute positions, Qwen2 tied embeddings; the value model starts from the policy here."""
+    words = [
+        f"model={architecture}",
+        f"model@reward_model={architecture}",
+        "value_model.init=policy",
+        "ppo.num_steps=2",
+    ]
+    done = run_rlhf("train-ppo", "conf=tiny", *words, "model.gradient_checkpointing=true")
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "outputs/tiny")[0]["kl"] == 0
+    check_reload(tmp_path / "outputs/tiny/final/policy", "AutoModelForCausalLM")

@@ -1,0 +1,37 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.algo.kl import kl_k1, kl_k2, kl_k3
+
+P = torch.log(torch.tensor([0.5, 0.2]))
+Q = torch.log(torch.tensor([0.25, 0.4]))
+
+
+def test_estimators_by_hand():
+    """log(p/q) is log 2 and -log 2; k3 = q/p - 1 + log(p/q)."""
+    log2 = math.log(2)
+    assert_close(kl_k1(P, Q), torch.tensor([log2, -log2]), atol=1e-6, rtol=0)
+    assert_close(kl_k2(P, Q), torch.tensor([log2**2 / 2, log2**2 / 2]), atol=1e-6, rtol=0)
+    assert_close(kl_k3(P, Q), torch.tensor([0.5 - 1 + log2, 2 - 1 - log2]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", [kl_k1, kl_k3])
+def test_k1_and_k3_are_unbiased(estimator):
+    """The expectation over p of the estimate is sum p log(p/q), for a whole distribution."""
+    p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+    expected = (p * (p.log() - q.log())).sum()
+    assert_close((p * estimator(p.log(), q.log())).sum(), expected, atol=1e-6, rtol=0)
+
+
+def test_k2_and_k3_are_never_negative():
+    logprobs, other = torch.randn(1000).neg().abs(), torch.randn(1000)
+    assert kl_k2(logprobs, other).min() >= 0
+    assert kl_k3(logprobs, other).min() >= 0
+
+
+@pytest.mark.parametrize("estimator", [kl_k1, kl_k2, kl_k3])
+def test_equal_distributions_have_no_divergence(estimator):
+    assert torch.equal(estimator(P, P), torch.zeros(2))

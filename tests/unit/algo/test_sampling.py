@@ -1,0 +1,35 @@
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.algo.sampling import draw, top_p_filter
+
+PROBS = torch.tensor([0.1, 0.6, 0.0, 0.3])
+
+
+def test_a_uniform_number_picks_the_token_whose_slice_holds_it():
+    """Slices: [0, 0.1), [0.1, 0.7), none, [0.7, 1)."""
+    uniforms = torch.tensor([0.0, 0.05, 0.15, 0.65, 0.75, 0.999])
+    logits = PROBS.log().expand(6, 4)
+    assert draw(logits, uniforms, 1.0, 1.0).tolist() == [0, 0, 1, 1, 3, 3]
+
+
+def test_draws_follow_the_distribution_at_the_temperature():
+    """At temperature 0.5 the probabilities are squared and renormalised."""
+    uniforms = (torch.arange(10_000) + 0.5) / 10_000
+    drawn = draw(PROBS.log().expand(10_000, 4), uniforms, 0.5, 1.0)
+    expected = PROBS.square() / PROBS.square().sum()
+    assert_close(torch.bincount(drawn, minlength=4) / 10_000, expected, atol=2e-4, rtol=0)
+
+
+def test_a_draw_does_not_depend_on_the_rest_of_its_batch():
+    logits, uniforms = torch.randn(5, 50), torch.rand(5)
+    together = draw(logits, uniforms, 0.7, 0.9)
+    alone = torch.cat([draw(logits[i : i + 1], uniforms[i : i + 1], 0.7, 0.9) for i in range(5)])
+    assert torch.equal(together, alone)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    probs = torch.tensor([[0.1, 0.6, 0.3]])
+    assert_close(top_p_filter(probs, 0.5), torch.tensor([[0.0, 1.0, 0.0]]))
+    assert_close(top_p_filter(probs, 0.7), torch.tensor([[0.0, 2 / 3, 1 / 3]]))
+    assert_close(top_p_filter(probs, 1.0), probs)

@@ -1,0 +1,128 @@
+"""Command lines to schema objects, and what is said of wrong ones."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlhf_cli.config.docs import experiments, groups, options
+from rlhf_cli.config.load import all_keys, compose_yaml, load, load_composed
+from rlhf_cli.config.schema import COMMANDS, InputError, KLEstimator, TrainPPOConfig
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("experiment", experiments(), ids=lambda e: f"{e.command}-{e.name}")
+def test_every_experiment_composes_and_states_its_purpose(experiment):
+    config = load(experiment.command, [f"conf={experiment.name}"])
+    assert isinstance(config, COMMANDS[experiment.command])
+    assert experiment.purpose
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("group", "option"), [(group, name) for group, names in groups().items() for name in names])
+def test_every_group_option_composes(command, group, option):
+    wrong_kind = {"train-rm": "demo_prompts", "train-ppo": "demo_preferences"}[command]
+    if option != wrong_kind:
+        load(command, ["conf=tiny", f"{group}={option}"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(REPOSITORY.glob("conf/**/*.yaml")), ids=lambda p: str(p.relative_to(REPOSITORY))
+)
+def test_every_yaml_says_what_it_is(path):
+    assert path.read_text("utf-8").startswith("#")
+
+
+@pytest.mark.parametrize("args", [["conf=tiny", "ppo.kl_coef=0.3"], ["ppo.kl_coef=0.3", "conf=tiny"]])
+def test_overrides_win_in_any_order(args):
+    config = load("train-ppo", args)
+    assert isinstance(config, TrainPPOConfig)
+    assert config.ppo.kl_coef == 0.3
+    assert config.ppo.num_steps == 4
+
+
+def test_a_file_of_the_users_own_can_use_packaged_groups(tmp_path):
+    file = tmp_path / "tiny.yaml"  # the name of a packaged experiment: the file must win
+    file.write_text(
+        "defaults:\n  - override /model: tiny_gpt2\n  - override /model@reward_model: tiny_gpt2\n"
+        "run: {name: mine}\nppo: {kl_estimator: k3}\n"
+    )
+    config = load("train-ppo", [f"conf={file}", "model.dtype=bfloat16", "+deepspeed.steps_per_print=10"])
+    assert isinstance(config, TrainPPOConfig)
+    assert config.run.name == "mine"
+    assert config.ppo.kl_estimator is KLEstimator.k3
+    assert config.model.from_config is not None
+    assert config.model.from_config["model_type"] == "gpt2"
+    assert config.deepspeed["steps_per_print"] == 10
+
+
+def test_what_a_parent_composed_is_what_a_rank_reads(tmp_path):
+    args = ["conf=tiny", "ppo.cliprange=0.3"]
+    OmegaConf.save(compose_yaml("train-ppo", args), tmp_path / "composed.yaml")
+    assert load_composed("train-ppo", str(tmp_path / "composed.yaml")) == load("train-ppo", args)
+
+
+WRONG = {
+    "ppo.cliprang=0.1": "unknown key ppo.cliprang (got 0.1); did you mean ppo.cliprange?",
+    "ppoo.cliprange=0.1": "unknown key ppoo.cliprange (got 0.1); did you mean ppo.cliprange?",
+    "ppo.kl_coef=abc": "ppo.kl_coef: Value 'abc' of type 'str' could not be converted to Float",
+    "ppo.num_steps=1.5": "ppo.num_steps: Value '1.5' of type 'float' could not be converted to Integer",
+    "ppo.kl_estimator=k9": "ppo.kl_estimator: Invalid value 'k9', expected one of [k1, k2, k3]",
+    "ppo.cliprange=2": "ppo.cliprange must be in (0, 1), got 2.0",
+    "ppo.kl_coef=-1": "ppo.kl_coef must be between 0 and 100, got -1.0",
+    "ppo.kl_coef=nan": "ppo.kl_coef must be between 0 and 100, got nan",
+    "optim.learning_rate=7": "optim.learning_rate must be between 0 and 1, got 7.0",
+    "value_optim.beta1=1": "value_optim.beta1 must be in [0, 1), got 1.0",
+    "rollout.temperature=0": "rollout.temperature must be in (0, 10], got 0.0",
+    "run.name=a/b": "run.name must be a folder name: not empty, no '/', not '.' or '..', got a/b",
+    "ppo.batch_size=6": "ppo.batch_size must be a multiple of ppo.minibatch_size, got 6 = 1.50 x minibatch_size 4",
+    "model=tiny_lama": "model=tiny_lama: no such option; did you mean tiny_llama?",
+    "model.path=gpt2": "model must be given model.path or .from_config, got path and from_config",
+    "deepspeed.x=1": "deepspeed.x is not in the composed deepspeed section; write +deepspeed.x=1 to add it",
+    "+deepspeed.bf16=true": "deepspeed.bf16 is filled in from the other options; set model.dtype instead",
+    "deepspeed.zero_optimization.stage=2": "deepspeed.zero_optimization.stage must be 3, or 0 for no sharding, got 2",
+    "+ppo.x=1": "+ppo.x=1: '+' and '~' are for deepspeed.*; every other key is in the schema",
+    "model._target_=os.system": "model._target_=os.system: _target_ is refused; no option runs code",
+    "conf=tiny": "conf= was given twice; give it once and override single keys",
+    "--resume": "unknown option --resume; options are written key=value, `rlhf train-ppo --help` lists them",
+    "resume": "'resume' is not key=value; `rlhf train-ppo --help` lists the keys",
+}
+
+
+@pytest.mark.parametrize(("argument", "message"), WRONG.items(), ids=WRONG)
+def test_a_wrong_argument_gets_one_line(argument, message):
+    with pytest.raises(InputError) as caught:
+        load("train-ppo", ["conf=tiny", argument])
+    assert str(caught.value) == message
+
+
+def test_wrong_conf_values(tmp_path):
+    with pytest.raises(InputError, match=r"conf=tinny: no such experiment; did you mean tiny\?"):
+        load("train-ppo", ["conf=tinny"])
+    with pytest.raises(InputError, match=r"cannot read .*nope.yaml: No such file or directory"):
+        load("train-ppo", ["conf=nope.yaml"])
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("ppo: [1\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load("train-ppo", [f"conf={broken}"])
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("ppo: {kl_coeff: 1}\n")
+    with pytest.raises(InputError, match=r"unknown key ppo.kl_coeff.*did you mean ppo.kl_coef\?"):
+        load("train-ppo", [f"conf={typo}"])
+    with pytest.raises(InputError, match="reward_model must be given"):
+        load("train-ppo", [])
+
+
+def test_batches_that_do_not_divide_by_the_ranks_are_refused_with_the_arithmetic():
+    with pytest.raises(InputError, match=r"ppo.batch_size .* such as 9, got 8 = 2.67 x 3 ranks"):
+        load("train-ppo", ["conf=tiny"]).check_ranks(3)
+    with pytest.raises(InputError, match=r"train.batch_size .* such as 9, got 8 = 2.67 x 3 ranks"):
+        load("train-rm", ["conf=tiny"]).check_ranks(3)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_doc(command):
+    described = options(command)
+    assert [option.key for option in described] == all_keys(command)
+    assert all(option.doc.endswith(".") for option in described)

@@ -1,0 +1,158 @@
+import json
+
+import datasets
+import pytest
+
+from rlhf_cli.config.schema import InputError, PreferenceDataConfig, PromptDataConfig, RowPolicy
+from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.preferences import load_preferences
+from rlhf_cli.data.prompts import load_prompts
+from rlhf_cli.data.sources import load_rows, split_by_prompt
+from rlhf_cli.models.byte_tokenizer import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+ROWS = [{"prompt": f"question {i}", "chosen": f"good {i}", "rejected": f"bad answer {i}"} for i in range(10)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def load(train, **options):
+    config = PreferenceDataConfig(train=train, **options)
+    return load_preferences(config, Renderer(TOKENIZER, config), seed=0)
+
+
+def text(ids):
+    return TOKENIZER.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "folder", "dict"])
+def test_every_kind_of_source_gives_the_same_pairs(kind, tmp_path):
+    dataset = datasets.Dataset.from_list(ROWS)
+    path = tmp_path / f"rows.{kind}"
+    writers = {
+        "jsonl": lambda: dataset.to_json(path),
+        "json": lambda: path.write_text(json.dumps(ROWS)),
+        "csv": lambda: dataset.to_csv(path),
+        "parquet": lambda: dataset.to_parquet(path),
+        "folder": lambda: dataset.save_to_disk(path),
+        "dict": lambda: datasets.DatasetDict(train=dataset, test=dataset.select([0])).save_to_disk(path),
+    }
+    writers[kind]()
+    pairs = load(str(path), eval_fraction=0.0).train
+    assert [text(pair.chosen.response_ids) for pair in pairs] == [f"good {i}<eos>" for i in range(10)]
+
+
+def test_a_row_is_rendered_with_the_chat_template_and_one_eos(tmp_path):
+    pair = load(write(tmp_path / "a.jsonl", ROWS[:1]), eval_fraction=0.0, system_prompt="be kind").train[0]
+    assert text(pair.chosen.prompt_ids) == "<bos>system\nbe kind<eos><bos>user\nquestion 0<eos><bos>assistant\n"
+    assert text(pair.rejected.response_ids) == "bad answer 0<eos>"
+    assert pair.longer_wins == 0.0
+
+
+def test_without_a_template_the_plain_text_is_taken(tmp_path):
+    pair = load(write(tmp_path / "a.jsonl", ROWS[:1]), eval_fraction=0.0, apply_chat_template=False).train[0]
+    assert text(pair.chosen.prompt_ids) == "question 0"
+
+
+MESSAGES = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "yes?"},
+    {"role": "user", "content": "help"},
+]
+GOOD, BAD = ({"role": "assistant", "content": content} for content in ("sure", "no"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": MESSAGES, "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": MESSAGES, "chosen": [*MESSAGES, GOOD], "rejected": [*MESSAGES, BAD]},
+        {"chosen": [*MESSAGES, GOOD], "rejected": [*MESSAGES, BAD]},
+    ],
+)
+def test_chat_messages_with_the_prompt_given_or_implied(row, tmp_path):
+    pair = load(write(tmp_path / "a.jsonl", [row]), eval_fraction=0.0).train[0]
+    rendered = "<bos>user\nhi<eos><bos>assistant\nyes?<eos><bos>user\nhelp<eos><bos>assistant\n"
+    assert text(pair.chosen.prompt_ids) == rendered
+    assert text(pair.chosen.response_ids) == "sure<eos>"
+    assert text(pair.rejected.response_ids) == "no<eos>"
+
+
+def test_bad_rows_are_counted_never_cut(tmp_path):
+    bad = [
+        {"prompt": "q", "chosen": "same", "rejected": "same"},
+        {"prompt": " ", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "", "rejected": "b"},
+        {"prompt": "q", "chosen": None, "rejected": "b"},
+        {"prompt": "q" * 200, "chosen": "a", "rejected": "b"},
+    ]
+    sets = load(write(tmp_path / "a.jsonl", ROWS + bad), eval_fraction=0.0, max_tokens=100)
+    assert len(sets.train) == 10
+    assert sets.notes[0].endswith("10 rows kept, 5 dropped (1 chosen == rejected, 3 empty, 1 too long)")
+
+
+@pytest.mark.parametrize(
+    ("row", "option", "reason"),
+    [
+        ({"prompt": "q", "chosen": "s", "rejected": "s"}, "equal", "chosen == rejected"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "empty", "empty"),
+        ({"prompt": "q" * 99, "chosen": "a", "rejected": "b"}, "too_long", "too long"),
+    ],
+)
+def test_a_policy_of_error_names_row_reason_and_option(row, option, reason, tmp_path):
+    path = write(tmp_path / "a.jsonl", [ROWS[0], row])
+    with pytest.raises(InputError, match=rf"row 1 is {reason} and data.{option}=error"):
+        load(path, max_tokens=60, **{option: RowPolicy.error})
+
+
+def test_the_split_is_by_prompt_seeded_and_of_the_asked_size(tmp_path):
+    twice = [{**row, "chosen": f"{row['chosen']} {k}"} for row in ROWS for k in range(2)]
+    sets = load(write(tmp_path / "a.jsonl", twice), eval_fraction=0.3)
+    train, held_out = ({pair.prompt_key for pair in side} for side in (sets.train, sets.eval))
+    assert len(sets.eval) == 6
+    assert not train & held_out
+    assert split_by_prompt(["a", "b", "c"], 0.3, 1) == split_by_prompt(["a", "b", "c"], 0.3, 1)
+    assert split_by_prompt(["a", "a"], 0.0, 1) == ([0, 1], [])
+
+
+def test_unknown_columns_splits_and_files_are_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(InputError, match=r"no column 'better'; there are: prompt, chosen, rejected"):
+        load(path, chosen_column="better")
+    with pytest.raises(InputError, match=r"data.train=./nowhere.jsonl: no such file"):
+        load("./nowhere.jsonl")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": ')
+    with pytest.raises(InputError, match=r"data.train=.*broken.jsonl: cannot read rows"):
+        load(str(tmp_path / "broken.jsonl"))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"unknown file type '.txt'"):
+        load(str(tmp_path / "notes.txt"))
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "dict")
+    with pytest.raises(InputError, match="no split 'dev'; there are: train"):
+        load_rows(str(tmp_path / "dict"), "dev", "data.eval")
+
+
+def test_nothing_left_is_an_error_with_the_counts(tmp_path):
+    with pytest.raises(InputError, match=r"no training pairs are left.*10 too long.*data.max_tokens is 5"):
+        load(write(tmp_path / "a.jsonl", ROWS), max_tokens=5)
+
+
+def test_prompts(tmp_path):
+    mixed = [{"q": "one"}, {"q": ""}, {"q": "x" * 99}]
+    path = write(tmp_path / "p.jsonl", mixed)
+    config = PromptDataConfig(train=path, prompt_column="q", eval_fraction=0.0, max_prompt_tokens=60)
+    sets = load_prompts(config, Renderer(TOKENIZER, config), seed=0)
+    assert [prompt.text for prompt in sets.train] == ["one"]
+    assert sets.notes[0].endswith("1 rows kept, 2 dropped (1 empty, 1 too long)")
+    assert text(sets.train[0].ids) == "<bos>user\none<eos><bos>assistant\n"
+
+
+def test_reward_training_and_ppo_render_the_same_ids(tmp_path):
+    preferences = PreferenceDataConfig(train=write(tmp_path / "a.jsonl", ROWS), eval_fraction=0.0)
+    prompts = PromptDataConfig(train=preferences.train, eval_fraction=0.0)
+    pairs = load_preferences(preferences, Renderer(TOKENIZER, preferences), 0).train
+    asked = load_prompts(prompts, Renderer(TOKENIZER, prompts), 0).train
+    assert [pair.chosen.prompt_ids for pair in pairs] == [prompt.ids for prompt in asked]

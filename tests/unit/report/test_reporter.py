@@ -1,0 +1,83 @@
+import json
+import logging
+
+import pytest
+
+from rlhf_cli.config.schema import InputError, RunConfig
+from rlhf_cli.report.intervals import bootstrap_mean
+from rlhf_cli.report.reporter import Reporter, printable
+from rlhf_cli.report.run_dir import RunDir
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return RunDir(RunConfig(name="a", output_dir=str(tmp_path)), "train-ppo", ["conf=tiny", "x=a b"], "run: {}\n", 2)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_folder_says_what_was_run(run_dir):
+    record = json.loads((run_dir.folder / "run.json").read_text())
+    assert record["command"] == "rlhf train-ppo conf=tiny 'x=a b'"
+    assert record["world_size"] == 2
+    assert record["versions"]["torch"].startswith("2.13.0")
+    assert (run_dir.folder / "config.yaml").read_text() == "run: {}\n"
+
+
+def test_an_existing_folder_is_never_taken(run_dir):
+    with pytest.raises(InputError, match="never overwritten"):
+        RunDir(RunConfig(name="a", output_dir=str(run_dir.folder.parent)), "train-ppo", [], "", 1)
+
+
+def test_a_step_is_one_line_with_metrics_times_and_speed(run_dir, capsys):
+    report = Reporter(run_dir, 10, ("score",))
+    with report.time("rollout"):
+        pass
+    report.log(1, {"score": 0.5, "kl": 0.1}, num_tokens=100)
+    (record,) = lines(run_dir.folder / "metrics.jsonl")
+    assert record["step"] == 1
+    assert record["score"] == 0.5
+    assert record["time/step"] == record["time/rollout"]
+    assert record["tokens_per_s"] == pytest.approx(100 / record["time/step"])
+    assert capsys.readouterr().out.startswith("step 1/10  score 0.5")
+
+
+def test_other_ranks_are_silent(capsys):
+    report = Reporter(None, 10, ())
+    report.say("hello")
+    report.samples([{"a": 1}])
+    report.table("t", ["a"], [["b"]])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_resumed_run_forgets_the_steps_it_makes_again(run_dir):
+    for step in (1, 2, 3):
+        run_dir.append("metrics.jsonl", {"step": step})
+    run_dir.forget_after(2)
+    assert [record["step"] for record in lines(run_dir.folder / "metrics.jsonl")] == [1, 2]
+
+
+def test_text_from_data_cannot_steer_the_terminal(run_dir, capsys):
+    report = Reporter(run_dir, 1, ())
+    report.table("t", ["a"], [["[red]x[/red] \x1b[31mred"]])
+    out = capsys.readouterr().out
+    assert "[red]x[/red]" in out
+    assert "\x1b" not in out
+    assert printable("a\x1b[1m\n") == "a\ufffd[1m\n"
+
+
+def test_log_goes_to_the_log_file_too(run_dir, caplog):
+    with caplog.at_level(logging.INFO, logger="rlhf"):
+        Reporter(run_dir, 1, ()).say("a line")
+    assert "a line" in caplog.text
+
+
+def test_bootstrap_interval():
+    """Of n values of deviation 1 around 3 the 95 % interval is close to 3 +- 1.96 / sqrt(n)."""
+    values = [2.0, 4.0] * 200
+    interval = bootstrap_mean(values)
+    assert interval.mean == 3.0
+    assert interval.low == pytest.approx(3 - 1.96 / 20, abs=0.01)
+    assert interval.high == pytest.approx(3 + 1.96 / 20, abs=0.01)

@@ -1,0 +1,75 @@
+"""What answers without torch: help, lists, configuration errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rlhf_cli.cli import main
+
+
+def test_help_lists_the_commands(capsys):
+    assert main([]) == main(["--help"]) == 0
+    assert "train-ppo" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rlhf 0.")
+
+
+def test_command_help_lists_options_with_default_and_doc(capsys):
+    assert main(["train-ppo", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "ppo.cliprange: float = 0.2\n      The surrogate sees" in out
+    assert "optim.schedule: constant|linear|cosine = cosine" in out
+    assert "data.train: str = required" in out
+
+
+def test_list_and_show_config(capsys):
+    assert main(["list"]) == 0
+    assert "rlhf train-rm  conf=demo" in capsys.readouterr().out
+    assert main(["show-config", "train-ppo", "conf=tiny", "ppo.kl_coef=0.7"]) == 0
+    assert "kl_coef: 0.7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["train-pp"], "unknown command 'train-pp'; did you mean train-ppo?"),
+        (["train-ppo", "conf=tiny", "ppo.cliprang=1"], "did you mean ppo.cliprange?"),
+        (["train-ppo", "conf=tiny", "launch.num_gpus=3"], "got 8 = 2.67 x 3 ranks"),
+        (["show-config"], "show-config wants a command"),
+        (["list", "x"], "list takes no arguments, got x"),
+        (["train-ppo", "--local_rank=0", "conf=tiny", "data.train=./no.jsonl"], "data.train=./no.jsonl: no such file"),
+    ],
+)
+def test_wrong_words_are_one_line_and_exit_code_2(args, line, capsys):
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rlhf: error: ")
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_an_existing_run_folder_is_refused_and_kept(tmp_path, capsys):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "precious").write_text("x")
+    assert main(["train-ppo", "conf=tiny", f"run.output_dir={tmp_path}"]) == 2
+    assert "exists and is never overwritten" in capsys.readouterr().err
+    assert (tmp_path / "tiny" / "precious").read_text() == "x"
+    assert main(["train-ppo", "conf=tiny", f"run.output_dir={tmp_path}", "run.name=other", "run.resume=true"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+HEAVY = {"torch", "transformers", "deepspeed", "datasets"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["list"], ["train-ppo", "--help"], ["show-config", "train-rm"], ["train-ppo", "conf=tiny", "ppo.x=1"]],
+)
+def test_these_answer_without_torch(args):
+    code = f"import sys; from rlhf_cli.cli import main; main({args!r})\nprint()\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.splitlines()[-1].split())
