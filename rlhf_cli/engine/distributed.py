@@ -12,6 +12,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from rlhf_cli.config.schema import InputError
 from rlhf_cli.engine.ports import free_port
 
 Item = TypeVar("Item")
@@ -29,7 +30,10 @@ def initialise(timeout_s: int) -> None:
         # C++ compiler saved (deepspeed/comm/torch.py, build_shm_op).
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
-        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        local_rank, num_devices = int(os.environ["LOCAL_RANK"]), get_accelerator().device_count()
+        if local_rank >= num_devices:
+            raise InputError(f"rank {local_rank} of this machine has no GPU: it has {num_devices}; start fewer")
+        get_accelerator().set_device(local_rank)
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s), verbose=False)
 
 

@@ -20,15 +20,24 @@ logger = logging.getLogger("rlhf")
 
 
 class Reporter:
-    """One run's voice. `headline` names the metrics that stand in the progress line."""
+    """One run's voice; silent unless `speaks`, which is rank 0. It has no folder until the input has proved good."""
 
-    def __init__(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
-        self.run_dir = run_dir
-        self.num_steps = num_steps
-        self.headline = headline
-        self.console = Console(quiet=run_dir is None, soft_wrap=True)
+    def __init__(self, speaks: bool) -> None:
+        self.console = Console(quiet=not speaks, soft_wrap=True)
+        self.speaks = speaks
+        self.run_dir: RunDir | None = None
+        self._num_steps = 0
+        self._headline: Sequence[str] = ()
+        self._said: list[str] = []
         self._seconds: dict[str, float] = {}
         self._progress: Progress | None = None
+
+    def open(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
+        """From here on write to a run folder (rank 0); `headline` names the metrics of the progress line."""
+        assert (run_dir is not None) == self.speaks
+        self.run_dir, self._num_steps, self._headline = run_dir, num_steps, headline
+        for text in self._said:
+            logger.info("%s", text)
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -49,10 +58,10 @@ class Reporter:
         if self.run_dir is None:
             return
         self.run_dir.append("metrics.jsonl", record)
-        line = "  ".join(f"{name} {record[name]:.4g}" for name in self.headline if name in record)
-        logger.info("step %d/%d  %s  %.1f s", step, self.num_steps, line, seconds)
+        line = "  ".join(f"{name} {record[name]:.4g}" for name in self._headline if name in record)
+        logger.info("step %d/%d  %s  %.1f s", step, self._num_steps, line, seconds)
         if self._progress is None:
-            self.console.print(f"step {step}/{self.num_steps}  {line}  {seconds:.1f} s", highlight=False)
+            self.console.print(f"step {step}/{self._num_steps}  {line}  {seconds:.1f} s", highlight=False)
         else:
             self._progress.update(self._progress.task_ids[0], completed=step, figures=line)
 
@@ -65,9 +74,11 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Tell the user one line, and the log."""
+        self.console.print(escape(text), highlight=False)
         if self.run_dir is not None:
             logger.info("%s", text)
-            self.console.print(escape(text), highlight=False)
+        else:
+            self._said.append(text)
 
     def samples(self, records: list[dict[str, Any]]) -> None:
         """Write answers to samples.jsonl."""
@@ -90,7 +101,7 @@ class Reporter:
             return
         columns = [BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
         with Progress(*columns, console=self.console) as self._progress:
-            self._progress.add_task("steps", total=self.num_steps, completed=first_step, figures="")
+            self._progress.add_task("steps", total=self._num_steps, completed=first_step, figures="")
             yield
         self._progress = None
 

@@ -25,14 +25,18 @@ class EmbeddedSampler:
     """Prompts in, responses out. What is drawn for a prompt depends on its key alone, not on rank or micro-batch."""
 
     def __init__(
-        self, policy: TrainEngine, config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+        self,
+        policy: TrainEngine,
+        config: RolloutConfig,
+        end_ids: frozenset[int],
+        pad_id: int,
+        device: torch.device,
     ) -> None:
         self.policy = policy
         self.config = config
         self.device = device
-        model = cast(PreTrainedModel, policy.module.model)
-        self.end_ids = end_token_ids(tokenizer, model.generation_config)
-        self.pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.end_ids = end_ids
+        self.pad_id = pad_id
 
     @torch.no_grad()
     def sample(self, prompts: list[tuple[int, ...]], keys: list[str], greedy: bool = False) -> list[Sequence]:

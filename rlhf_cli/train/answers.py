@@ -9,7 +9,7 @@ import torch
 
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import chunks, collate, flatten
+from rlhf_cli.data.tokens import chunks, flatten
 from rlhf_cli.engine import distributed
 from rlhf_cli.report.intervals import Interval, bootstrap_mean
 from rlhf_cli.rewards.reward_model import RewardModel
@@ -54,8 +54,7 @@ class AnswerBook:
         sequences = self.sampler.sample([self.prompts[place].ids for place in mine], keys, greedy=mode == "greedy")
         scores: list[float] = []
         for part in chunks(sequences, self.sampler.config.micro_batch_size):
-            batch = collate(part, self.sampler.pad_id, self.sampler.device)
-            scores += self.reward_model.score(batch).tolist()
+            scores += self.reward_model.score(part).tolist()
         answers = [
             Answer(
                 stage=stage,

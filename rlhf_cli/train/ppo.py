@@ -97,7 +97,7 @@ class PPOTrainer:
             ref_logits = self._logits(self.models.reference, batch)
             ref_logprobs = token_logprobs(ref_logits, batch.response_ids, temperature)
             values = self._values(batch)
-            scores = self.models.reward_model.score(batch)
+            scores = self.models.reward_model.score(part)
             for row, sequence in enumerate(part):
                 length = len(sequence.response_ids)
                 per_token = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values, "entropy": entropy}

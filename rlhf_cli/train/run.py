@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -35,10 +36,12 @@ from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir, run_folder
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.rollout.embedded import EmbeddedSampler
+from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
 from rlhf_cli.train.answers import AnswerBook, compare
 from rlhf_cli.train.ppo import Models, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer, num_steps
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 RM_HEADLINE = ("loss", "accuracy", "margin", "lr")
 PPO_HEADLINE = ("score", "kl", "reward", "response_length", "eos_rate", "clipfrac/policy")
@@ -48,13 +51,14 @@ def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -
     """Run one training command on this rank and return its exit code; rank 0's options count on every rank."""
     quieten_libraries()
     _share_cores()
+    keep_freed_memory()
     distributed.initialise(config.launch.timeout_s)
     try:
         config = distributed.broadcast(config)
         random.seed(config.run.seed)
         np.random.seed(config.run.seed)
         torch.manual_seed(config.run.seed)
-        start = _RunStart(command, args, config)
+        start = Start(command, args, Reporter(speaks=distributed.rank() == 0))
         if isinstance(config, TrainRMConfig):
             train_rm(config, start)
         else:
@@ -72,36 +76,47 @@ def _share_cores() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
 
 
-class _RunStart:
-    """Opens the run folder once the input has proved good; only rank 0 gets one."""
+def keep_freed_memory() -> None:
+    """On a CPU, let glibc reuse freed tensors instead of returning each to the kernel and faulting it in again.
 
-    def __init__(self, command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -> None:
-        self.words = (command, args)
-        self.config = config
+    scripts/bench_allocator.py measures it. Elsewhere than under glibc there is no mallopt, and nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not torch.cuda.is_available():
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
-    def open(self, steps: int, headline: tuple[str, ...], notes: list[str]) -> Reporter:
+
+@dataclass(frozen=True)
+class Start:
+    """What a run needs to open its folder: the words of the command line, and the rank's voice."""
+
+    command: str
+    args: list[str]
+    report: Reporter
+
+    def open(self, config: TrainRMConfig | TrainPPOConfig, num_steps: int, headline: tuple[str, ...]) -> Path:
+        """Make the run folder, on rank 0, once the input has proved good; return its path."""
         run_dir = None
         if distributed.rank() == 0:
-            command, args = self.words
-            text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
-            run_dir = RunDir(self.config.run, command, args, text, distributed.world_size())
+            text = OmegaConf.to_yaml(OmegaConf.structured(config))
+            run_dir = RunDir(config.run, self.command, self.args, text, distributed.world_size())
             write_log(run_dir.folder / "log.txt")
-        report = Reporter(run_dir, steps, headline)
-        report.say(f"run folder: {run_folder(self.config.run)}")
-        for note in notes:
-            report.say(note)
-        return report
+        self.report.open(run_dir, num_steps, headline)
+        self.report.say(f"run folder: {run_folder(config.run)}")
+        return run_folder(config.run)
 
 
-def train_rm(config: TrainRMConfig, start: _RunStart) -> None:
+def train_rm(config: TrainRMConfig, start: Start) -> None:
     """Train, evaluate, normalise and export a reward model."""
     tokenizer = load_tokenizer(config.model, "model")
     data = load_preferences(config.data, Renderer(tokenizer, config.data), config.run.seed)
-    steps = num_steps(config, len(data.train))
-    report = start.open(steps, RM_HEADLINE, data.notes)
+    steps, report = num_steps(config, len(data.train)), start.report
+    for note in data.notes:
+        report.say(note)
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
+    folder = start.open(config, steps, RM_HEADLINE)
     engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
-    folder = run_folder(config.run)
     checkpoints = Checkpoints(folder / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), checkpoints, report)
     trainer.step = _resume(config, checkpoints, report)
@@ -119,22 +134,26 @@ def train_rm(config: TrainRMConfig, start: _RunStart) -> None:
     report.say(f"reward model: {folder / 'final'}")
 
 
-def train_ppo(config: TrainPPOConfig, start: _RunStart) -> None:
+def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     """Build the four models, run PPO, export policy and value model."""
     tokenizer = load_tokenizer(config.model, "model")
     _check_same_tokenizer(tokenizer, load_tokenizer(config.reward_model, "reward_model"))
     renderer = Renderer(tokenizer, config.data)
     data = load_prompts(config.data, renderer, config.run.seed)
-    report = start.open(config.ppo.num_steps, PPO_HEADLINE, data.notes)
+    report = start.report
+    for note in data.notes:
+        report.say(note)
     policy, value = _trained_models(config, tokenizer)
-    engines = _engines(config, tokenizer, policy, value)
-    sampler = EmbeddedSampler(engines.policy, config.rollout, tokenizer, distributed.device())
-    folder = run_folder(config.run)
+    folder = start.open(config, config.ppo.num_steps, PPO_HEADLINE)
+    end_ids = end_token_ids(tokenizer, policy.generation_config)
+    engines = _engines(config, tokenizer, policy, value, end_ids)
+    sampler = EmbeddedSampler(engines.policy, config.rollout, end_ids, pad_id(tokenizer), distributed.device())
     trained = {"policy": engines.policy, "value_model": engines.value_model}
     checkpoints = Checkpoints(folder / "checkpoints", trained, config.checkpoint.keep_last)
     trainer = PPOTrainer(config, engines, sampler, data.train, checkpoints, report)
     held_out = data.eval[: config.eval.num_prompts]
     book = AnswerBook(held_out, sampler, engines.reward_model, renderer, config.run.seed)
+    report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
     before = book.ask("before")
     trainer.step = _resume(config, checkpoints, report)
     if trainer.step == 0:
@@ -172,7 +191,11 @@ def _trained_models(
 
 
 def _engines(
-    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel, value: PreTrainedModel
+    config: TrainPPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: PreTrainedModel,
+    value: PreTrainedModel,
+    end_ids: frozenset[int],
 ) -> Models:
     """Wrap the four models; the frozen two are loaded here, one after the other, to hold one copy at a time."""
     ppo, seed, deepspeed = config.ppo, config.run.seed, config.deepspeed
@@ -184,10 +207,12 @@ def _engines(
     value_engine = TrainEngine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
     reference = ResponseLM(load_causal_lm(config.model, "model", tokenizer, seed))
     scorer = TokenScorer(load_sequence_classifier(config.reward_model, "reward_model", tokenizer, seed, new_head=False))
+    scoring_engine = FrozenEngine(scorer, torch_dtype(config.reward_model), deepspeed)
+    eos_id, device = tokenizer.eos_token_id, distributed.device()
     return Models(
         policy=policy_engine,
         reference=FrozenEngine(reference, torch_dtype(config.model), deepspeed),
-        reward_model=RewardModel(FrozenEngine(scorer, torch_dtype(config.reward_model), deepspeed)),
+        reward_model=RewardModel(scoring_engine, eos_id, end_ids, pad_id(tokenizer), device),
         value_model=value_engine,
     )
 

@@ -34,7 +34,14 @@ OFFLOAD = {
         "offload_param": {"device": "cpu"},
     },
 }
-OPTIM = OptimConfig(learning_rate=0.01, weight_decay=0.1, schedule=Schedule.linear, warmup_ratio=0.0, max_grad_norm=0.5)
+OPTIM = OptimConfig(
+    learning_rate=0.01,
+    weight_decay=0.1,
+    eps=1e-4,  # Adam divides a gradient by its own size: a large eps keeps rounding of the smallest ones small
+    schedule=Schedule.linear,
+    warmup_ratio=0.0,
+    max_grad_norm=0.5,
+)
 NUM_UPDATES = 3
 TOKENIZER = byte_tokenizer()
 CPU = torch.device("cpu")
@@ -54,7 +61,7 @@ def token_loss(model: object, sequences: list[Sequence]) -> torch.Tensor:
 def plain_updates() -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same updates in one process, plain torch, one sequence at a time."""
     model = policy()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.1)
     num_tokens = sum(len(sequence.response_ids) for sequence in SEQUENCES)
     norms = []
     for update in range(NUM_UPDATES):
@@ -105,7 +112,9 @@ def held_elements(engine: TrainEngine) -> int:
 def generation(_: Path) -> None:
     """Gathered generation: unequal counts and lengths do not hang, shards stay, memory and hooks come back."""
     engine = TrainEngine(policy(), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
-    sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=12, micro_batch_size=2), TOKENIZER, CPU)
+    sampler = EmbeddedSampler(
+        engine, RolloutConfig(max_new_tokens=12, micro_batch_size=2), frozenset({TOKENIZER.eos_token_id}), 0, CPU
+    )
     before = shards(engine)
     prompts = [sequence.prompt_ids for sequence in SEQUENCES[: 3 + 2 * distributed.rank()]]
     first = sampler.sample(prompts, [f"key {index}" for index in range(len(prompts))])
@@ -151,7 +160,7 @@ def checkpointing(_: Path) -> None:
         engine = TrainEngine(module, torch.float32, OPTIM, NUM_UPDATES, ZERO3)
         engine.backward(token_loss(engine, SEQUENCES[:3]) / 10)
         norms.append(engine.step().grad_norm)
-        sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), TOKENIZER, CPU)
+        sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), frozenset({TOKENIZER.eos_token_id}), 0, CPU)
         assert len(sampler.sample([(5, 6)], ["a"])) == 1
     assert_close(norms[0], norms[1], rtol=1e-6, atol=0)
 

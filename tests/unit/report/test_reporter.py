@@ -14,6 +14,12 @@ def run_dir(tmp_path):
     return RunDir(RunConfig(name="a", output_dir=str(tmp_path)), "train-ppo", ["conf=tiny", "x=a b"], "run: {}\n", 2)
 
 
+def opened(run_dir, num_steps, headline):
+    report = Reporter(speaks=True)
+    report.open(run_dir, num_steps, headline)
+    return report
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -32,7 +38,7 @@ def test_an_existing_folder_is_never_taken(run_dir):
 
 
 def test_a_step_is_one_line_with_metrics_times_and_speed(run_dir, capsys):
-    report = Reporter(run_dir, 10, ("score",))
+    report = opened(run_dir, 10, ("score",))
     with report.time("rollout"):
         pass
     report.log(1, {"score": 0.5, "kl": 0.1}, num_tokens=100)
@@ -45,7 +51,7 @@ def test_a_step_is_one_line_with_metrics_times_and_speed(run_dir, capsys):
 
 
 def test_other_ranks_are_silent(capsys):
-    report = Reporter(None, 10, ())
+    report = Reporter(speaks=False)
     report.say("hello")
     report.samples([{"a": 1}])
     report.table("t", ["a"], [["b"]])
@@ -60,7 +66,7 @@ def test_a_resumed_run_forgets_the_steps_it_makes_again(run_dir):
 
 
 def test_text_from_data_cannot_steer_the_terminal(run_dir, capsys):
-    report = Reporter(run_dir, 1, ())
+    report = opened(run_dir, 1, ())
     report.table("t", ["a"], [["[red]x[/red] \x1b[31mred"]])
     out = capsys.readouterr().out
     assert "[red]x[/red]" in out
@@ -70,8 +76,11 @@ def test_text_from_data_cannot_steer_the_terminal(run_dir, capsys):
 
 def test_log_goes_to_the_log_file_too(run_dir, caplog):
     with caplog.at_level(logging.INFO, logger="rlhf"):
-        Reporter(run_dir, 1, ()).say("a line")
-    assert "a line" in caplog.text
+        report = Reporter(speaks=True)
+        report.say("an early line")
+        report.open(run_dir, 1, ())
+        report.say("a line")
+    assert caplog.messages == ["an early line", "a line"]
 
 
 def test_bootstrap_interval():

@@ -1,0 +1,62 @@
+"""What README and docs say is so: commands compose, generated pages are fresh, links lead somewhere."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.config.load import load
+from rlhf_cli.config.schema import COMMANDS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def command_lines():
+    """Every line of a code block that starts one of our training commands."""
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                for place, word in enumerate(words):
+                    if word in COMMANDS and words[place - 1] in ("rlhf", "rlhf_cli"):
+                        yield pytest.param(word, words[place + 1 :], id=f"{page.name}: {line.strip()[:60]}")
+
+
+@pytest.mark.parametrize(("command", "args"), command_lines())
+def test_a_documented_command_composes(command, args):
+    load(command, [arg for arg in args if arg not in ("&&", "&", ";")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_that_pages_name_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)`", page.read_text("utf-8"))) <= targets
+
+
+def test_the_page_of_options_is_fresh():
+    assert (REPOSITORY / "docs/config.md").read_text("utf-8") == script("make_config_docs").render()
+
+
+def test_the_changelog_check_can_fail():
+    problem = script("check_changelog").problem
+    assert problem((REPOSITORY / "CHANGELOG.md").read_text("utf-8"), "0.1.0") is None
+    assert problem("# Changelog\n\n## [0.0.9]\n- x\n", "0.1.0") is not None
+    assert problem("# Changelog\n\n## [Unreleased]\n\n## [0.1.0]\n- x\n", "0.1.0") is not None
