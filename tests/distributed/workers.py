@@ -44,6 +44,7 @@ OPTIM = OptimConfig(
 )
 NUM_UPDATES = 3
 TOKENIZER = byte_tokenizer()
+END_IDS = frozenset({TOKENIZER.eos_token_id})
 CPU = torch.device("cpu")
 SEQUENCES = [Sequence(tuple(range(3, 3 + 2 * n)), tuple(range(40, 41 + 3 * n))) for n in range(1, 9)]  # uneven lengths
 
@@ -160,7 +161,7 @@ def checkpointing(_: Path) -> None:
         engine = TrainEngine(module, torch.float32, OPTIM, NUM_UPDATES, ZERO3)
         engine.backward(token_loss(engine, SEQUENCES[:3]) / 10)
         norms.append(engine.step().grad_norm)
-        sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), frozenset({TOKENIZER.eos_token_id}), 0, CPU)
+        sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), END_IDS, 0, CPU)
         assert len(sampler.sample([(5, 6)], ["a"])) == 1
     assert_close(norms[0], norms[1], rtol=1e-6, atol=0)
 

@@ -1,0 +1,73 @@
+"""What `estimate` and `summary` make of a scored rollout, by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.config.schema import KLEstimator, PPOConfig
+from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.train.batch import Episode, Rollout
+from rlhf_cli.train.ppo import PPOTrainer, summary
+
+
+def episode(length, ended, score, logprob, ref):
+    row = torch.ones(length)
+    return Episode(
+        sequence=Sequence((1,), tuple(range(2, 2 + length))),
+        ended=ended,
+        logprobs=logprob * row,
+        ref_logprobs=ref * row,
+        values=0.5 * row,
+        entropy=2.0 * row,
+        score=score,
+    )
+
+
+ROLLOUT = Rollout.of([episode(2, True, 1.0, -1.0, -1.5), episode(1, False, -2.0, -3.0, -2.0)])
+
+
+def estimate(**options):
+    ppo = PPOConfig(**{"kl_coef": 0.1, "gamma": 1.0, "lam": 1.0, "missing_eos_penalty": 0.25, **options})
+    return PPOTrainer.estimate(SimpleNamespace(config=SimpleNamespace(ppo=ppo)), ROLLOUT)
+
+
+def test_rewards_are_scores_less_penalties_and_kl():
+    """Row 1: k1 = 0.5 a token; row 2: k1 = -1, and no EOS."""
+    batch = estimate()
+    assert_close(batch.rewards, torch.tensor([[-0.05, 0.95], [-2.15, 0.0]]))
+    assert_close(batch.returns, torch.tensor([[0.90, 0.95], [-2.15, 0.0]]))
+
+
+@pytest.mark.parametrize(("estimator", "second"), [(KLEstimator.k1, -1.0), (KLEstimator.k2, 0.5)])
+def test_the_estimator_is_the_one_asked_for(estimator, second):
+    assert_close(estimate(kl_estimator=estimator).rewards[1, 0], torch.tensor(-2.25 - 0.1 * second))
+
+
+def test_advantages_are_whitened_over_the_real_tokens():
+    """Before: returns - 0.5 = 0.40, 0.45, -2.65; mean -0.6."""
+    batch = estimate()
+    raw = torch.tensor([0.40, 0.45, -2.65])
+    expected = (raw - raw.mean()) / raw.std(correction=0)
+    assert_close(batch.advantages[ROLLOUT.response_mask], expected, atol=1e-5, rtol=0)
+    assert batch.advantages[1, 1] == 0
+
+
+def test_the_summary_weighs_tokens_once_and_responses_once():
+    got = summary(estimate())
+    assert got == pytest.approx(
+        {
+            "score": -0.5,
+            "score_std": 1.5,
+            "kl": (1.0 - 1.0) / 2,
+            "kl_per_token": 0.0,
+            "reward": (0.9 - 2.15) / 2,
+            "return": (0.9 + 0.95 - 2.15) / 3,
+            "value": 0.5,
+            "entropy": 2.0,
+            "response_length": 1.5,
+            "eos_rate": 0.5,
+        },
+        abs=1e-6,
+    )
