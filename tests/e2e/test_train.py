@@ -194,6 +194,16 @@ def test_a_failing_rank_ends_the_others(run_rlhf):
     assert done.stderr.count("rlhf: error:") == 1
 
 
+@pytest.mark.parametrize("preset", ["zero3", "zero3_offload"])
+def test_other_deepspeed_presets_on_two_ranks(preset, run_rlhf, tmp_path):
+    """What users run on GPUs makes the same metrics as the test preset, bfloat16 off."""
+    args = ["train-ppo", "conf=tiny", "ppo.num_steps=2", "eval.num_prompts=0", "launch.num_gpus=2"]
+    for name in (preset, "zero3_test"):
+        done = run_rlhf(*args, f"deepspeed={name}", f"run.name={name}")
+        assert done.returncode == 0, done.stderr
+    assert_same_series(tmp_path / "outputs" / preset, tmp_path / "outputs/zero3_test")
+
+
 @pytest.mark.parametrize("architecture", ["tiny_gpt2", "tiny_qwen2", "tiny_gpt_neox"])
 def test_other_architectures(architecture, run_rlhf, tmp_path):
     """GPT-2 has absolute positions, Qwen2 tied embeddings; the value model starts from the policy here."""
