@@ -127,18 +127,24 @@ def _help(command: str) -> int:
 def _train(command: str, args: list[str]) -> int:
     from rlhf_cli.config.load import load, load_composed
     from rlhf_cli.config.paths import check_paths
-    from rlhf_cli.report.run_dir import check_free
+    from rlhf_cli.report.run_dir import check_folder, is_finished, run_folder
 
     composed = next((arg.partition("=")[2] for arg in args if arg.startswith("--composed=")), None)
-    config = load_composed(command, composed) if composed else load(command, args)
+    words = [arg for arg in args if not arg.startswith("--composed=")]
+    config = load_composed(command, composed) if composed else load(command, words)
     launched = "RANK" in os.environ
-    config.check_ranks(int(os.environ.get("WORLD_SIZE", "1")) if launched else config.launch.num_gpus)
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if launched else config.launch.num_gpus
+    config.check_ranks(num_ranks)
     check_paths(config)
-    check_free(config.run)
+    if os.environ.get("RANK", "0") == "0":
+        check_folder(config.run, num_ranks)
+    if is_finished(config.run):
+        print(f"{run_folder(config.run)} is finished; nothing to do")
+        return 0
     if config.launch.num_gpus > 1 and not launched:
         from rlhf_cli.engine.supervisor import supervise
 
-        return supervise(command, args, config.launch.num_gpus)
+        return supervise(command, words, num_ranks)
     from rlhf_cli.train.run import run
 
-    return run(command, args, config)
+    return run(command, words, config)

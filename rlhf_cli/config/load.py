@@ -42,7 +42,9 @@ def compose_yaml(command: str, args: list[str]) -> DictConfig:
         overrides = [_as_override(command, arg) for arg in args]
         with initialize_config_module("rlhf_cli.conf", version_base="1.3"):
             return compose(command.replace("-", "_"), overrides)
-    except (HydraException, OmegaConfBaseException, OSError, YAMLError) as error:
+    except InputError:
+        raise
+    except (HydraException, OmegaConfBaseException, OSError, YAMLError, ValueError) as error:
         raise InputError(_one_line(error, command, args)) from error
 
 
@@ -109,7 +111,7 @@ def _first_line(text: str) -> str:
 
 def _one_line(error: BaseException, command: str, args: list[str]) -> str:
     """One line that names the key, what it got, what was wanted and the nearest existing key."""
-    if isinstance(error, YAMLError):
+    if isinstance(error, YAMLError | UnicodeDecodeError):
         conf = next((arg for arg in args if arg.startswith("conf=")), "conf")
         return f"{conf}: not valid YAML: {' '.join(str(error).split())}"
     if isinstance(error, MissingConfigException):

@@ -195,10 +195,10 @@ class OptimConfig:
     """Term added to AdamW's denominator."""
 
     schedule: Schedule = Schedule.cosine
-    """Course of the learning rate after the warm-up; linear and cosine end at 0 on the last update."""
+    """Course of the learning rate after the warm-up; linear and cosine fall to 0 at the end of the run."""
 
     warmup_ratio: float = 0.03
-    """Share of all updates over which the learning rate rises linearly to its peak."""
+    """Share of all updates over which the learning rate rises linearly from 0 to its peak."""
 
     max_grad_norm: float = 1.0
     """Global norm to which gradients are clipped; 0 turns clipping off."""
@@ -449,8 +449,9 @@ def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
             raise InputError(
                 f"deepspeed.{key} is filled in from the other options; set {_OWNED_BY_ENGINE[key]} instead"
             )
-    stage = (deepspeed.get("zero_optimization") or {}).get("stage", 3)
-    _require(stage in (0, 3), "deepspeed.zero_optimization.stage", stage, "3, or 0 for no sharding")
+    zero = deepspeed.get("zero_optimization", {})
+    _require(isinstance(zero, dict), "deepspeed.zero_optimization", zero, "a section of keys")
+    _require(zero.get("stage", 3) == 3, "deepspeed.zero_optimization.stage", zero.get("stage"), "3")
 
 
 def _check_divides(key: str, size: int, num_ranks: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.schema import DataConfig, InputError
@@ -22,16 +23,23 @@ class Renderer:
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
         """Return the ids of a prompt, up to where the answer starts (the template's generation prompt included)."""
         if self.use_template:
-            text = self.tokenizer.apply_chat_template(
-                self._with_system(messages), tokenize=False, add_generation_prompt=True
-            )
+            text = self._templated(self._with_system(messages))
             return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         text = "\n\n".join(message["content"] for message in self._with_system(messages))
         return tuple(self.tokenizer(text)["input_ids"])
 
+    def _templated(self, messages: list[Message]) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise InputError(f"the chat template refuses the roles {roles}: {error}; see data.system_prompt") from error
+        return text
+
     def response_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an answer, ended by one EOS, as the policy would produce them."""
-        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+        """Return the ids of an answer, ended by one EOS (its own, if the text has one), as the policy produces them."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tuple(ids) if ids[-1:] == [self.tokenizer.eos_token_id] else (*ids, self.tokenizer.eos_token_id)
 
     def response_text(self, ids: tuple[int, ...]) -> str:
         """Return the text of response ids, special tokens left out."""

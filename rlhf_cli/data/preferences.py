@@ -20,6 +20,11 @@ class PreferencePair:
     longer_wins: float  # 1 where the chosen text is longer, 0 where shorter, a half at equal length
     prompt_key: str  # equal for rows with the same prompt
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt with the longer answer."""
+        return len(self.chosen.prompt_ids) + max(len(self.chosen.response_ids), len(self.rejected.response_ids))
+
 
 @dataclass(frozen=True)
 class PreferenceSets:
@@ -62,7 +67,8 @@ def _pair(
 ) -> PreferencePair | None:
     chosen = column(row, config.chosen_column, where, "data.chosen_column")
     rejected = column(row, config.rejected_column, where, "data.rejected_column")
-    if chosen is None or rejected is None:
+    null_prompt = config.prompt_column in row and row[config.prompt_column] is None and isinstance(chosen, str)
+    if not chosen or not rejected or null_prompt:
         counter.reject(index, "empty", config.empty, "data.empty")
         return None
     messages, better, worse = split_answers(chosen, rejected, row.get(config.prompt_column), where)
@@ -79,7 +85,7 @@ def _pair(
         longer_wins=0.5 if len(better) == len(worse) else float(len(better) > len(worse)),
         prompt_key=json.dumps(messages),
     )
-    if len(prompt_ids) + max(len(pair.chosen.response_ids), len(pair.rejected.response_ids)) > config.max_tokens:
+    if pair.num_tokens > config.max_tokens:
         counter.reject(index, "too long", config.too_long, "data.too_long")
         return None
     return pair

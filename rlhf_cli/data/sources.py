@@ -30,7 +30,7 @@ def load_rows(path: str, split: str, key: str) -> list[Row]:
         raise
     except Exception as error:  # datasets wraps parser, schema and network errors in classes of many modules
         cause = error.__cause__ or error
-        raise InputError(f"{key}={path}: cannot read rows: {' '.join(str(cause).split())[:300]}") from error
+        raise InputError(f"{key}={path}: cannot read rows: {_reason(cause)}") from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
             raise InputError(f"{key}={path}: no split '{split}'; there are: {', '.join(dataset)}; set {key}_split")
@@ -51,6 +51,10 @@ def _load(source: str, split: str) -> Any:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(source)
     return datasets.load_dataset(source, split=split)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or f"the file is empty or not of its type ({type(error).__name__})"
 
 
 class RowCounter:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
-from rlhf_cli.config.schema import InputError
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.zero import TrainEngine
-
-_STEP = re.compile(r"step-(\d+)")
-_STATE_FILE = "trainer.json"
+from rlhf_cli.report.run_dir import CHECKPOINT_STATE, checkpoint_steps, newest_checkpoint
 
 
 class Checkpoints:
@@ -39,11 +35,11 @@ class Checkpoints:
         distributed.barrier()
         if distributed.rank() == 0:
             state = {"step": step, "world_size": distributed.world_size()}
-            (staging / _STATE_FILE).write_text(json.dumps(state) + "\n", "utf-8")
+            (staging / CHECKPOINT_STATE).write_text(json.dumps(state) + "\n", "utf-8")
             published = self.folder / f"step-{step}"
             shutil.rmtree(published, ignore_errors=True)
             staging.rename(published)
-            for old in self._steps()[: -self.keep_last]:
+            for old in checkpoint_steps(self.folder)[: -self.keep_last]:
                 shutil.rmtree(self.folder / f"step-{old}")
         distributed.barrier()
 
@@ -52,18 +48,7 @@ class Checkpoints:
 
         Raises InputError where there is none, or where it was written by another number of ranks.
         """
-        steps = self._steps()
-        if not steps:
-            raise InputError(f"run.resume=true: no checkpoint in {self.folder}; leave run.resume out to start anew")
-        folder = self.folder / f"step-{steps[-1]}"
-        state = json.loads((folder / _STATE_FILE).read_text("utf-8"))
-        if state["world_size"] != distributed.world_size():
-            got, wanted = distributed.world_size(), state["world_size"]
-            raise InputError(f"{folder} was written by {wanted} ranks, this run has {got}; resume with {wanted}")
+        step, folder = newest_checkpoint(self.folder.parent, distributed.world_size())
         for name, engine in self.engines.items():
             engine.load(str(folder), name)
-        return int(state["step"])
-
-    def _steps(self) -> list[int]:
-        names = [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
+        return step

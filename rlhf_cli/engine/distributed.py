@@ -31,8 +31,9 @@ def initialise(timeout_s: int) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         local_rank, num_devices = int(os.environ["LOCAL_RANK"]), get_accelerator().device_count()
-        if local_rank >= num_devices:
-            raise InputError(f"rank {local_rank} of this machine has no GPU: it has {num_devices}; start fewer")
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+        if num_local > num_devices:
+            raise InputError(f"{num_local} ranks on this machine, which has {num_devices} GPUs; start {num_devices}")
         get_accelerator().set_device(local_rank)
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s), verbose=False)
 
@@ -82,6 +83,18 @@ def global_sum(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+def share(items: list[Item]) -> list[Item]:
+    """Return this rank's part of a list whose length is a multiple of the number of ranks."""
+    size, remainder = divmod(len(items), world_size())
+    assert remainder == 0
+    return items[rank() * size :][:size]
+
+
+def pad_to_ranks(items: list[Item]) -> list[Item]:
+    """Repeat the first item until the length is a multiple of the number of ranks."""
+    return items + items[:1] * (-len(items) % world_size())
 
 
 def peak_memory_gib() -> float:

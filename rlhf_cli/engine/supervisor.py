@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,25 +19,30 @@ from rlhf_cli.config.load import compose_yaml
 from rlhf_cli.engine.ports import free_port
 
 GRACE_S = 30.0
+SUPERVISED = "RLHF_SUPERVISOR_PID"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def supervise(command: str, args: list[str], num_ranks: int) -> int:
     """Run `command` on `num_ranks` ranks of this machine; return the exit code of the first rank that failed, or 0.
 
     The options are composed once, here; the ranks read them from a file. When a rank fails the others are ended;
-    SIGTERM and SIGINT reach all ranks at once.
+    SIGTERM, SIGINT and SIGHUP reach all ranks at once, and the code is then 128 + the signal's number. Ranks do not
+    outlive this process, also when it is killed.
     """
     with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
         composed = Path(folder, "composed.yaml")
         OmegaConf.save(compose_yaml(command, args), composed)
         words = [sys.executable, "-m", "rlhf_cli", command, f"--composed={composed}", *args]
         ranks: list[subprocess.Popen[bytes]] = []
-        _forward_signals(ranks)
+        received: list[int] = []
+        _forward_signals(ranks, received)
         port = free_port()
         for rank in range(num_ranks):
             ranks.append(subprocess.Popen(words, env=_rank_environment(rank, num_ranks, port), start_new_session=True))
         try:
-            return _wait(ranks)
+            code = _wait(ranks)
+            return 128 + received[0] if code and received else code
         finally:
             _end(ranks)
 
@@ -52,17 +58,27 @@ def _rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        SUPERVISED: str(os.getpid()),
     }
 
 
-def _forward_signals(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+def _forward_signals(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) -> None:
     def forward(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, forward)
+
+
+def end_with_supervisor() -> None:
+    """In a rank that `supervise` started: be ended by the kernel when the supervisor dies, however it dies (Linux)."""
+    if SUPERVISED in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ[SUPERVISED]):  # it died before the call
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:

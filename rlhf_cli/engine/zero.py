@@ -20,17 +20,18 @@ from rlhf_cli.engine import distributed
 
 @dataclass(frozen=True)
 class StepResult:
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping; infinite where a gradient is not finite
+    skipped: bool  # DeepSpeed leaves the weights alone when a gradient is not finite
     learning_rate: float  # of the update just made
 
 
 class FrozenEngine:
-    """A model that is only read: reference and reward model. ZeRO-3 shards its parameters; stage 0 keeps them."""
+    """A model that is only read: reference and reward model. ZeRO-3 shards its parameters."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, deepspeed: dict[str, Any]) -> None:
         module.requires_grad_(False)
         config = _engine_config(deepspeed, dtype)
-        config.get("zero_optimization", {}).pop("offload_optimizer", None)
+        config["zero_optimization"].pop("offload_optimizer", None)
         self._engine = initialize(model=module, config=config)[0]
         self._engine.eval()
 
@@ -91,8 +92,8 @@ class TrainEngine:
         """Reduce and clip the accumulated gradients and update the weights; all ranks together."""
         learning_rate = float(self._schedule.get_last_lr()[0])
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return StepResult(0.0 if norm is None else float(norm), learning_rate)
+        norm = float(self._engine.get_global_grad_norm())
+        return StepResult(norm, not self._engine.was_step_applied(), learning_rate)
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
@@ -102,10 +103,7 @@ class TrainEngine:
         as deepspeed.runtime.zero.unwrap_model_for_generation (0.19.8), which leaves the engine without its hooks when
         the body raises; here they come back in any case.
         """
-        offload = getattr(self._engine.optimizer, "parameter_offload", None)
-        if offload is None:  # stage 0
-            yield self.module
-            return
+        offload = self._engine.optimizer.parameter_offload
         with GatheredParameters(list(self.module.parameters())):
             for hook in (*offload.forward_hooks, *offload.backward_hooks):
                 hook.remove()
@@ -120,7 +118,7 @@ class TrainEngine:
         state: dict[str, Tensor] = {}
         is_first = distributed.rank() == 0
         for name, parameter in self.module.named_parameters():
-            with GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else _nothing():
+            with GatheredParameters([parameter]):
                 if is_first:
                     state[name] = parameter.detach().cpu().clone()
         if is_first:
@@ -143,7 +141,7 @@ def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     config["train_micro_batch_size_per_gpu"] = 1  # required by DeepSpeed, of no effect here
     config["gradient_accumulation_steps"] = 1
     config["bf16"] = {"enabled": dtype is torch.bfloat16}
-    config.setdefault("zero_optimization", {"stage": 3})
+    config.setdefault("zero_optimization", {}).setdefault("stage", 3)
     return config
 
 
@@ -158,8 +156,3 @@ def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers():
         if name in saved:
             yield name, buffer
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -16,5 +16,6 @@ def export(model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrain
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
     assert not empty, f"not gathered: {empty[:3]}"
+    model.config = model.exported_config
     model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)

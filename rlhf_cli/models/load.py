@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,6 +25,8 @@ from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.schema import InputError, ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import Float32Head
+
+HEAD = "score.weight"
 
 
 def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
@@ -33,10 +39,8 @@ def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
     source = config.tokenizer or config.path
     assert source is not None  # ModelConfig.check
     path = resolve_path(source, f"{key}.tokenizer" if config.tokenizer else f"{key}.path")
-    try:
+    with _outside_input(f"{key}: no tokenizer in {source}"):
         tokenizer = AutoTokenizer.from_pretrained(*_location(path), **_hub_options(config), **_gguf_file(path))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{key}: no tokenizer in {source}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{key}: the tokenizer of {source} has no EOS token, wanted one that ends a response")
     set_pad_token(tokenizer)
@@ -44,20 +48,19 @@ def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a pad token other than EOS: <|endoftext|>, <unk> or a reserved one, if it has such a token.
+    """Where pad is EOS or missing, take <unk> or a token named after padding or <|endoftext|>, if there is one.
 
     Training does not need it (masks come from lengths), but an exported reward model does: transformers finds the
     last token as the last that is not the pad token, and would step over an EOS that is also the pad token.
     """
     eos = tokenizer.eos_token_id
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != eos:
+    if tokenizer.pad_token_id not in (None, eos):
         return
-    tokenizer.pad_token = None
-    candidates = [tokenizer.unk_token, *sorted(set(tokenizer.all_special_tokens) - {tokenizer.bos_token})]
-    candidates += sorted(token.content for token in tokenizer.added_tokens_decoder.values() if "pad" in token.content)
-    for token in candidates:
-        if token is not None and tokenizer.convert_tokens_to_ids(token) not in (None, eos):
-            tokenizer.pad_token = token
+    names = sorted(token.content for token in tokenizer.added_tokens_decoder.values())
+    spare = [name for name in names if "pad" in name.lower() or "endoftext" in name]
+    for name in (tokenizer.unk_token, *spare):
+        if name is not None and tokenizer.convert_tokens_to_ids(name) not in (None, eos):
+            tokenizer.pad_token = name
             return
 
 
@@ -67,13 +70,15 @@ def load_causal_lm(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizer
     `seed` fixes the weights of a `from_config` model. Raises InputError for files that are not such a model.
     """
     if config.from_config is not None:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _outside_input(f"{key}.from_config"):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(
-                _random_config(config, key, tokenizer), dtype=torch_dtype(config), **_attention(config)
+                _random_config(config, tokenizer), dtype=torch_dtype(config), **_attention(config)
             )
     else:
-        model = _from_pretrained(AutoModelForCausalLM, config, key, allowed_missing=())
+        model, missing = _from_pretrained(AutoModelForCausalLM, config, key)
+        _refuse_missing(missing, config, key)
+    _make_savable(model.generation_config)
     return _prepared(model, config, key, tokenizer)
 
 
@@ -82,35 +87,38 @@ def load_sequence_classifier(
 ) -> PreTrainedModel:
     """Return a one-label sequence classifier on the CPU, dropout off; its head is `model.score`.
 
-    new_head: start the head from N(0, 1/(d+1)) with the given seed (arXiv:2009.01325); otherwise `path` must hold a
-    trained reward model, and one without a head is refused, for transformers would fill it with noise in silence.
+    new_head: where the weights hold no head, start one from N(0, 1/(d+1)) with the given seed (arXiv:2009.01325).
+    Otherwise they must be a trained reward model, and one without a head is refused: transformers would fill it with
+    noise in silence.
     """
-    options: dict[str, Any] = {"num_labels": 1}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.from_config is not None:
-            model = AutoModelForSequenceClassification.from_config(
-                _random_config(config, key, tokenizer, **options), dtype=torch_dtype(config), **_attention(config)
-            )
+            with _outside_input(f"{key}.from_config"):
+                model = AutoModelForSequenceClassification.from_config(
+                    _random_config(config, tokenizer, num_labels=1), dtype=torch_dtype(config), **_attention(config)
+                )
+            missing = [HEAD] if new_head else []
         elif config.path is not None and config.path.endswith(".gguf"):
-            if not new_head:
-                raise InputError(f"{key}.path={config.path}: a GGUF file has no score head; wanted a reward model")
-            model = _classifier_around(_from_pretrained(AutoModelForCausalLM, config, key, ()))
+            causal, missing = _from_pretrained(AutoModelForCausalLM, config, key)
+            model, missing = _classifier_around(causal), [HEAD, *missing]
         else:
-            allowed = ("score.weight",) if new_head else ()
-            model = _from_pretrained(AutoModelForSequenceClassification, config, key, allowed, **options)
-        head = getattr(model, "score", None)
-        if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
-            got = "no `score` layer" if head is None else f"{getattr(head, 'out_features', '?')} labels"
-            raise InputError(
-                f"{key}: {type(model).__name__} has {got}, wanted a decoder-only classifier with one label"
-            )
-        if new_head:
-            torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
-    model.score = Float32Head(head)
+            model, missing = _from_pretrained(AutoModelForSequenceClassification, config, key, num_labels=1)
+        _refuse_missing([name for name in missing if not (new_head and name == HEAD)], config, key)
+        _check_head(model, key)
+        if HEAD in missing:
+            torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
+    model.score = Float32Head(model.score)
     pad = tokenizer.pad_token_id
     model.config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
     return _prepared(model, config, key, tokenizer)
+
+
+def check_length(model: PreTrainedModel, longest: int, key: str, option: str) -> None:
+    """Raise InputError where `longest` tokens are more than the model has positions; `option` is what to lower."""
+    positions = getattr(model.config, "max_position_embeddings", None)  # absent where positions have no limit
+    if positions is not None and longest > positions:
+        raise InputError(f"{key} has {positions} positions, the longest sequence may have {longest}; lower {option}")
 
 
 def torch_dtype(config: ModelConfig) -> torch.dtype:
@@ -120,8 +128,9 @@ def torch_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def _from_pretrained(
-    auto_class: Any, config: ModelConfig, key: str, allowed_missing: tuple[str, ...], **options: Any
-) -> PreTrainedModel:
+    auto_class: Any, config: ModelConfig, key: str, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load weights; return the model and the names of the tensors that the files lack."""
     assert config.path is not None
     path = resolve_path(config.path, f"{key}.path")
     gguf = _gguf_file(path)
@@ -129,21 +138,30 @@ def _from_pretrained(
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
         options["use_safetensors"] = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model, info = auto_class.from_pretrained(
-                *_location(path), dtype=torch_dtype(config), output_loading_info=True,
-                **_attention(config), **_hub_options(config), **gguf, **options,
-            )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{key}.path={config.path}: cannot load the weights: {_first_line(error)}") from error
-    missing = sorted(name for name in info["missing_keys"] if name not in allowed_missing)
-    wrong = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
-    if missing or wrong:
-        names = ", ".join((missing + wrong)[:4])
-        raise InputError(f"{key}.path={config.path}: {len(missing)} tensors missing, {len(wrong)} misshapen: {names}")
-    return model
+    options |= {"dtype": torch_dtype(config), "output_loading_info": True, **gguf}
+    with _outside_input(f"{key}.path={config.path}: cannot load the weights"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, info = auto_class.from_pretrained(
+            *_location(path), **options, **_attention(config), **_hub_options(config)
+        )
+    if info["mismatched_keys"]:
+        names = ", ".join(str(entry) for entry in sorted(info["mismatched_keys"])[:4])
+        raise InputError(f"{key}.path={config.path}: misshapen tensors: {names}")
+    return model, sorted(info["missing_keys"])
+
+
+def _refuse_missing(missing: list[str], config: ModelConfig, key: str) -> None:
+    if missing:
+        names = ", ".join(missing[:4])
+        raise InputError(f"{key}.path={config.path}: {len(missing)} tensors missing: {names}")
+
+
+def _check_head(model: PreTrainedModel, key: str) -> None:
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
+        got = "no `score` layer" if head is None else f"{getattr(head, 'out_features', '?')} labels"
+        name = type(model).__name__
+        raise InputError(f"{key}: {name} has {got}, wanted a decoder-only classifier with one label")
 
 
 def _classifier_around(causal: PreTrainedModel) -> PreTrainedModel:
@@ -154,7 +172,7 @@ def _classifier_around(causal: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _random_config(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+def _random_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
     assert config.from_config is not None
     keys = {
         "vocab_size": len(tokenizer),
@@ -164,10 +182,7 @@ def _random_config(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizer
         **config.from_config,
         **options,
     }
-    try:
-        return AutoConfig.for_model(**keys)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{key}.from_config: {_first_line(error)}") from error
+    return AutoConfig.for_model(**keys)
 
 
 def _prepared(
@@ -176,11 +191,35 @@ def _prepared(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError(f"{key}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows")
+    model.exported_config = copy.deepcopy(model.config)  # with the dropout rates it came with
     _switch_dropout_off(model)
-    model.config.use_cache = True
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def _make_savable(generation: GenerationConfig) -> None:
+    """Mend a config that transformers loads but refuses to save: sampling settings without do_sample (5.19)."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
+
+
+@contextmanager
+def _outside_input(what: str) -> Iterator[None]:
+    """Turn whatever transformers raises for a user's files and settings into one line.
+
+    Its errors come from a dozen libraries (json, safetensors, tokenizers, hub, dataclasses): no list of them is
+    complete.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{what}: {type(error).__name__}: {reason}") from error
 
 
 def _switch_dropout_off(model: PreTrainedModel) -> None:
@@ -211,7 +250,3 @@ def _hub_options(config: ModelConfig) -> dict[str, Any]:
 
 def _attention(config: ModelConfig) -> dict[str, str]:
     return {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

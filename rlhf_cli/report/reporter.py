@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from rlhf_cli.engine.distributed import peak_memory_gib
 from rlhf_cli.report.run_dir import RunDir
@@ -86,13 +85,6 @@ class Reporter:
             assert self.run_dir is not None
             self.run_dir.append("samples.jsonl", record)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table; text from data is escaped."""
-        table = Table(*columns, title=title, title_justify="left", show_lines=len(columns) > 2)
-        for row in rows:
-            table.add_row(*(escape(printable(cell)) for cell in row))
-        self.console.print(table)
-
     @contextmanager
     def progress(self, first_step: int) -> Iterator[None]:
         """Show a progress bar while the body runs, where standard output is a terminal; plain lines otherwise."""
@@ -104,8 +96,3 @@ class Reporter:
             self._progress.add_task("steps", total=self._num_steps, completed=first_step, figures="")
             yield
         self._progress = None
-
-
-def printable(text: str) -> str:
-    """Replace control characters, ANSI escapes among them, by a visible mark; newlines and tabs stay."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)

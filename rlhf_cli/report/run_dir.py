@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import platform
+import re
 import shlex
-import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import rlhf_cli
 from rlhf_cli.config.schema import InputError, RunConfig
 
+SUMMARY = "summary.json"  # written last, so its presence means that the run is finished
+CHECKPOINT_STATE = "trainer.json"
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "hydra-core", "omegaconf", "accelerate", "tokenizers")
 
 
@@ -23,17 +26,42 @@ def run_folder(run: RunConfig) -> Path:
     return Path(run.output_dir, run.name)
 
 
-def check_free(run: RunConfig) -> None:
-    """Raise InputError when the folder is there and the run is new, or is not there and the run is to be resumed."""
-    if os.environ.get("RANK", "0") != "0":
-        return
+def check_folder(run: RunConfig, num_ranks: int) -> None:
+    """Raise InputError when a new run's folder is there, or when a run to resume has nothing to resume from."""
     folder = run_folder(run)
-    if folder.exists() and not run.resume:
+    if run.resume:
+        if not is_finished(run):
+            newest_checkpoint(folder, num_ranks)
+    elif folder.exists():
         raise InputError(
             f"{folder} exists and is never overwritten; give another run.name, or run.resume=true to continue it"
         )
-    if run.resume and not folder.exists():
-        raise InputError(f"run.resume=true, but {folder} does not exist; leave run.resume out to start this run")
+
+
+def is_finished(run: RunConfig) -> bool:
+    """Say whether a run that is to be resumed has already come to its end."""
+    return run.resume and (run_folder(run) / SUMMARY).exists()
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the published checkpoints in a run's `checkpoints/` folder, oldest first."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+
+def newest_checkpoint(folder: Path, num_ranks: int) -> tuple[int, Path]:
+    """Return the step and the folder of a run's newest checkpoint.
+
+    Raises InputError where there is none, or where another number of ranks wrote it.
+    """
+    steps = checkpoint_steps(folder / "checkpoints")
+    if not steps:
+        raise InputError(f"run.resume=true, but {folder} has no checkpoint; leave run.resume out to start anew")
+    newest = folder / "checkpoints" / f"step-{steps[-1]}"
+    wanted = json.loads((newest / CHECKPOINT_STATE).read_text("utf-8"))["world_size"]
+    if wanted != num_ranks:
+        raise InputError(f"{newest} was written by {wanted} ranks, this run has {num_ranks}; resume with {wanted}")
+    return steps[-1], newest
 
 
 class RunDir:
@@ -65,9 +93,9 @@ class RunDir:
             self.write_json("run.json", record)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
-        """Add one JSON line to a file of the run; it is on its way to the disk when this returns."""
+        """Add one JSON line to a file of the run; NaN and infinity, which JSON lacks, become null."""
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps({name: _finite(value) for name, value in record.items()}, ensure_ascii=False) + "\n")
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a whole JSON file of the run."""
@@ -79,11 +107,19 @@ class RunDir:
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps after `step`: a resumed run writes them again."""
-        kept = [record for record in self.read_lines("metrics.jsonl") if record["step"] <= step]
-        temporary = self.folder / "metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
-        temporary.replace(self.folder / "metrics.jsonl")
+        """Drop what a run resumed after `step` writes again: metrics of later steps, answers after training."""
+        self._keep("metrics.jsonl", lambda record: record["step"] <= step)
+        self._keep("samples.jsonl", lambda record: record["stage"] != "after")
+
+    def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        kept = [record for record in self.read_lines(name) if wanted(record)]
+        temporary = self.folder / f"{name}.tmp"
+        temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), "utf-8")
+        temporary.replace(self.folder / name)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:
@@ -94,8 +130,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # recorded as absent
             found[package] = "not installed"
     return found
-
-
-def is_terminal() -> bool:
-    """Say whether standard output is a terminal."""
-    return sys.stdout.isatty()

@@ -25,14 +25,15 @@ class RewardModel:
     def score(self, sequences: list[Sequence]) -> Tensor:
         """Return one score a sequence, float32 [B], read at its end token; all ranks together.
 
-        A response that was cut off is given an EOS to be scored with: in training the model saw no answer without,
-        and what it says at another token means nothing.
+        A response that was cut off is given an EOS to be scored with, and one that ended in another end token has it
+        replaced: in training the model saw every answer end in EOS, and what it says at other tokens means nothing.
         """
         batch = collate([self._closed(sequence) for sequence in sequences], self.pad_id, self.device)
         per_token, _ = self.engine(**batch.model_inputs())
         return batch.at_last_token(per_token)
 
     def _closed(self, sequence: Sequence) -> Sequence:
-        if sequence.response_ids[-1] in self.end_ids:
-            return sequence
-        return Sequence(sequence.prompt_ids, (*sequence.response_ids, self.eos_id))
+        text = sequence.response_ids
+        if text[-1] in self.end_ids:
+            text = text[:-1]
+        return Sequence(sequence.prompt_ids, (*text, self.eos_id))

@@ -46,10 +46,8 @@ class AnswerBook:
         return [answer for mode in ("greedy", "sampled") for answer in self._ask(stage, mode)] if self.prompts else []
 
     def _ask(self, stage: str, mode: str) -> list[Answer]:
-        missing = -len(self.prompts) % distributed.world_size()
-        places = list(range(len(self.prompts))) + [0] * missing  # every rank makes the same number of forward passes
-        size = len(places) // distributed.world_size()
-        mine = places[distributed.rank() * size :][:size]
+        # every rank makes the same number of forward passes
+        mine = distributed.share(distributed.pad_to_ranks(list(range(len(self.prompts)))))
         keys = [f"{self.seed}/held-out/{place}" for place in mine]
         sequences = self.sampler.sample([self.prompts[place].ids for place in mine], keys, greedy=mode == "greedy")
         scores: list[float] = []

@@ -80,7 +80,7 @@ class PPOTrainer:
         """Sample a response to each of this rank's prompts of the step."""
         size = self.config.ppo.batch_size
         indices = batch_indices(len(self.prompts), size, self.step, self.config.run.seed)
-        places = _share(list(range(size)))
+        places = distributed.share(list(range(size)))
         keys = [f"{self.config.run.seed}/{self.step}/{place}" for place in places]
         return self.sampler.sample([self.prompts[indices[place]].ids for place in places], keys)
 
@@ -118,17 +118,20 @@ class PPOTrainer:
     def update(self, batch: PPOBatch) -> dict[str, float]:
         """Run num_epochs passes of clipped updates over the batch; return the means over tokens and updates."""
         ppo = self.config.ppo
-        totals, num_updates = torch.zeros(len(_STATISTICS), device=self.device), 0
+        totals = torch.zeros(len(_STATISTICS), device=self.device)
+        num_updates = num_skipped = 0
         for epoch in range(ppo.num_epochs):
             order = shuffled(ppo.batch_size, f"{self.config.run.seed}/minibatches/{self.step}/{epoch}")
             for minibatch in chunks(order, ppo.minibatch_size):
                 num_tokens = int(batch.rollout.response_mask[minibatch].sum())
-                for rows in chunks(_share(minibatch), ppo.micro_batch_size):
+                for rows in chunks(distributed.share(minibatch), ppo.micro_batch_size):
                     totals += self._accumulate(batch, rows, num_tokens) / num_tokens
                 policy, value = self.models.policy.step(), self.models.value_model.step()
+                num_skipped += policy.skipped + value.skipped
                 num_updates += 1
         means = (distributed.global_sum(totals) / num_updates).tolist()
-        return {**dict(zip(_STATISTICS, means, strict=True)), **_optimizer_metrics(policy, value)}
+        statistics = dict(zip(_STATISTICS, means, strict=True))
+        return {**statistics, **_optimizer_metrics(policy, value), "skipped_updates": float(num_skipped)}
 
     def _accumulate(self, batch: PPOBatch, rows: list[int], num_tokens: int) -> Tensor:
         """Add the gradients of some rows to the update; return the sums of the statistics over their tokens."""
@@ -195,9 +198,3 @@ def _optimizer_metrics(policy: StepResult, value: StepResult) -> dict[str, float
         "lr/policy": policy.learning_rate,
         "lr/value": value.learning_rate,
     }
-
-
-def _share(items: list[int]) -> list[int]:
-    """Return this rank's part of a list whose length is a multiple of the number of ranks."""
-    size = len(items) // distributed.world_size()
-    return items[distributed.rank() * size :][:size]

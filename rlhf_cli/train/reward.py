@@ -42,7 +42,7 @@ class RewardTrainer:
         self.config = config
         self.model = model
         self.pairs = pairs
-        self.eval_pairs = sorted(eval_pairs, key=_longest)  # less padding
+        self.eval_pairs = sorted(eval_pairs, key=lambda pair: pair.num_tokens)  # less padding
         self.pad_id = pad_id
         self.checkpoints = checkpoints
         self.report = report
@@ -68,7 +68,9 @@ class RewardTrainer:
         train = self.config.train
         indices = batch_indices(len(self.pairs), train.batch_size, self.step, self.config.run.seed)
         totals = torch.zeros(4, device=distributed.device())
-        share = sorted(self._share([self.pairs[index] for index in indices]), key=_longest)  # less padding
+        share = sorted(
+            distributed.share([self.pairs[index] for index in indices]), key=lambda pair: pair.num_tokens
+        )  # less padding
         for part in chunks(share, train.micro_batch_size):
             chosen, rejected = self._scores(part)
             loss = preference_loss(chosen, rejected).sum()
@@ -87,6 +89,7 @@ class RewardTrainer:
             "margin": margin_sum / train.batch_size,
             "grad_norm": result.grad_norm,
             "lr": result.learning_rate,
+            "skipped_updates": float(result.skipped),
         }
         return metrics, round(token_sum)
 
@@ -100,7 +103,7 @@ class RewardTrainer:
         if head is None:
             chosen, rejected = self._over_all(self.eval_pairs, self._scores)
         else:
-            chosen, rejected = (h @ head[0].float() for h in self._over_all(self.eval_pairs, self._hidden))
+            chosen, rejected = self._over_all(self.eval_pairs, lambda pairs: self._scores_with(head, pairs))
         metrics = {
             "eval/accuracy": float(preference_correct(chosen, rejected).mean()),
             "eval/longer_wins_accuracy": sum(pair.longer_wins for pair in self.eval_pairs) / len(self.eval_pairs),
@@ -118,7 +121,7 @@ class RewardTrainer:
         """
         order = shuffled(len(self.pairs), f"{self.config.run.seed}/calibration")
         some = [self.pairs[index] for index in order[: self.config.train.num_calibration_pairs]]
-        calibration = sorted(some, key=_longest)
+        calibration = sorted(some, key=lambda pair: pair.num_tokens)
         chosen, rejected = self._over_all(calibration, self._hidden)
         hidden = torch.cat([chosen, rejected])
         old = weight[0].float()
@@ -138,6 +141,12 @@ class RewardTrainer:
         """Scores of the chosen and the rejected answers, each [B]."""
         return self._forward(pairs)[0]
 
+    def _scores_with(self, head: Tensor, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
+        """Scores under another head [1, d], each [B]."""
+        chosen, rejected = self._hidden(pairs)
+        weight = head[0].float().to(chosen.device)
+        return chosen @ weight, rejected @ weight
+
     def _hidden(self, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
         """What the head reads of the chosen and the rejected answers, each [B, d] float32."""
         return self._forward(pairs)[1]
@@ -155,23 +164,14 @@ class RewardTrainer:
         self, pairs: list[PreferencePair], function: Callable[[list[PreferencePair]], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Apply a function of pairs to this rank's part and join the results of all ranks, on the CPU, in order."""
-        missing = -len(pairs) % distributed.world_size()
-        padded = pairs + pairs[:1] * missing  # every rank makes the same number of forward passes
-        parts = [function(part) for part in chunks(self._share(padded), self.config.train.eval_micro_batch_size)]
+        padded = distributed.pad_to_ranks(pairs)  # every rank makes the same number of forward passes
+        parts = [function(part) for part in chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)]
         local = [(chosen.cpu(), rejected.cpu()) for chosen, rejected in parts]
         joined = flatten(distributed.gather_all(local))
         chosen, rejected = (torch.cat(tensors)[: len(pairs)] for tensors in zip(*joined, strict=True))
         return chosen, rejected
 
-    def _share(self, pairs: list[PreferencePair]) -> list[PreferencePair]:
-        size = len(pairs) // distributed.world_size()
-        return pairs[distributed.rank() * size :][:size]
-
 
 def _whole(sequence: Sequence) -> Sequence:
     """Prompt and answer as one run of tokens, so that all padding is on the right."""
     return Sequence((), sequence.prompt_ids + sequence.response_ids)
-
-
-def _longest(pair: PreferencePair) -> int:
-    return max(len(pair.chosen.response_ids), len(pair.rejected.response_ids)) + len(pair.chosen.prompt_ids)

@@ -6,7 +6,7 @@ import ctypes
 import os
 import random
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,10 +28,17 @@ from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.prompts import load_prompts
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
+from rlhf_cli.engine.supervisor import end_with_supervisor
 from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
 from rlhf_cli.models.export import export
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer, torch_dtype
+from rlhf_cli.models.load import (
+    check_length,
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    torch_dtype,
+)
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir, run_folder
@@ -49,6 +56,7 @@ PPO_HEADLINE = ("score", "kl", "reward", "response_length", "eos_rate", "clipfra
 
 def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -> int:
     """Run one training command on this rank and return its exit code; rank 0's options count on every rank."""
+    end_with_supervisor()
     quieten_libraries()
     _share_cores()
     keep_freed_memory()
@@ -115,6 +123,8 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     for note in data.notes:
         report.say(note)
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
+    longest = max(pair.num_tokens for pair in (*data.train, *data.eval))
+    check_length(classifier, longest, "model", "data.max_tokens")
     folder = start.open(config, steps, RM_HEADLINE)
     engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
     checkpoints = Checkpoints(folder / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
@@ -143,10 +153,13 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     report = start.report
     for note in data.notes:
         report.say(note)
-    policy, value = _trained_models(config, tokenizer)
+    policy, value, scorer = _models(config, tokenizer)
+    longest = max(len(prompt.ids) for prompt in (*data.train, *data.eval)) + config.rollout.max_new_tokens + 1
+    for model, key in ((policy, "model"), (scorer, "reward_model")):
+        check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     folder = start.open(config, config.ppo.num_steps, PPO_HEADLINE)
     end_ids = end_token_ids(tokenizer, policy.generation_config)
-    engines = _engines(config, tokenizer, policy, value, end_ids)
+    engines = _engines(config, tokenizer, policy, value, scorer)
     sampler = EmbeddedSampler(engines.policy, config.rollout, end_ids, pad_id(tokenizer), distributed.device())
     trained = {"policy": engines.policy, "value_model": engines.value_model}
     checkpoints = Checkpoints(folder / "checkpoints", trained, config.checkpoint.keep_last)
@@ -175,19 +188,19 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     report.say(f"policy and value model: {folder / 'final'}")
 
 
-def _trained_models(
+def _models(
     config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Load the policy and the value model."""
-    seed = config.run.seed
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
+    """Load policy, value model and reward model; the reference comes later, when the policy's copy is sharded."""
+    seed, reward, checkpointing = config.run.seed, config.reward_model, config.model.gradient_checkpointing
     policy = load_causal_lm(config.model, "model", tokenizer, seed)
+    scorer = load_sequence_classifier(reward, "reward_model", tokenizer, seed, new_head=False)
     if config.value_model.init is ValueInit.reward_model:
-        value = load_sequence_classifier(config.reward_model, "reward_model", tokenizer, seed, new_head=False)
-        if config.model.gradient_checkpointing and not config.reward_model.gradient_checkpointing:
-            value.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        value_config = replace(reward, gradient_checkpointing=checkpointing or reward.gradient_checkpointing)
+        value = load_sequence_classifier(value_config, "reward_model", tokenizer, seed, new_head=False)
     else:
         value = load_sequence_classifier(config.model, "model", tokenizer, seed, new_head=True)
-    return policy, value
+    return policy, value, scorer
 
 
 def _engines(
@@ -195,24 +208,22 @@ def _engines(
     tokenizer: PreTrainedTokenizerBase,
     policy: PreTrainedModel,
     value: PreTrainedModel,
-    end_ids: frozenset[int],
+    scorer: PreTrainedModel,
 ) -> Models:
-    """Wrap the four models; the frozen two are loaded here, one after the other, to hold one copy at a time."""
-    ppo, seed, deepspeed = config.ppo, config.run.seed, config.deepspeed
+    """Wrap the four models; the reference is loaded here, last."""
+    ppo, deepspeed, device = config.ppo, config.deepspeed, distributed.device()
     updates = ppo.num_steps * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
-    policy_engine = TrainEngine(ResponseLM(policy), torch_dtype(config.model), config.optim, updates, deepspeed)
-    value_dtype = torch_dtype(
-        config.reward_model if config.value_model.init is ValueInit.reward_model else config.model
-    )
+    policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
+    value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
+    end_ids = end_token_ids(tokenizer, policy.generation_config)
+    scoring = FrozenEngine(TokenScorer(scorer), reward_dtype, deepspeed)
+    policy_engine = TrainEngine(ResponseLM(policy), policy_dtype, config.optim, updates, deepspeed)
     value_engine = TrainEngine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = ResponseLM(load_causal_lm(config.model, "model", tokenizer, seed))
-    scorer = TokenScorer(load_sequence_classifier(config.reward_model, "reward_model", tokenizer, seed, new_head=False))
-    scoring_engine = FrozenEngine(scorer, torch_dtype(config.reward_model), deepspeed)
-    eos_id, device = tokenizer.eos_token_id, distributed.device()
+    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
-        reference=FrozenEngine(reference, torch_dtype(config.model), deepspeed),
-        reward_model=RewardModel(scoring_engine, eos_id, end_ids, pad_id(tokenizer), device),
+        reference=FrozenEngine(ResponseLM(reference), policy_dtype, deepspeed),
+        reward_model=RewardModel(scoring, tokenizer.eos_token_id, end_ids, pad_id(tokenizer), device),
         value_model=value_engine,
     )
 

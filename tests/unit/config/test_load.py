@@ -81,7 +81,8 @@ WRONG = {
     "model.path=gpt2": "model must be given model.path or .from_config, got path and from_config",
     "deepspeed.x=1": "deepspeed.x is not in the composed deepspeed section; write +deepspeed.x=1 to add it",
     "+deepspeed.bf16=true": "deepspeed.bf16 is filled in from the other options; set model.dtype instead",
-    "deepspeed.zero_optimization.stage=2": "deepspeed.zero_optimization.stage must be 3, or 0 for no sharding, got 2",
+    "deepspeed.zero_optimization.stage=2": "deepspeed.zero_optimization.stage must be 3, got 2",
+    "deepspeed.zero_optimization=3": "deepspeed.zero_optimization must be a section of keys, got 3",
     "+ppo.x=1": "+ppo.x=1: '+' and '~' are for deepspeed.*; every other key is in the schema",
     "model._target_=os.system": "model._target_=os.system: _target_ is refused; no option runs code",
     "conf=tiny": "conf= was given twice; give it once and override single keys",
@@ -110,8 +111,21 @@ def test_wrong_conf_values(tmp_path):
     typo.write_text("ppo: {kl_coeff: 1}\n")
     with pytest.raises(InputError, match=r"unknown key ppo.kl_coeff.*did you mean ppo.kl_coef\?"):
         load("train-ppo", [f"conf={typo}"])
-    with pytest.raises(InputError, match="reward_model must be given"):
+    with pytest.raises(InputError, match=r"not set: data.train; give data.train=VALUE"):
         load("train-ppo", [])
+    with pytest.raises(InputError, match=r"model must be given model.path or .from_config, got neither"):
+        load("train-rm", ["data.train=a.jsonl"])
+    with pytest.raises(InputError, match="Config group override must be a string or a list"):
+        load("train-rm", ["model=3"])
+    broken.write_bytes(b"ppo: \xff\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load("train-ppo", [f"conf={broken}"])
+
+
+def test_a_users_run_takes_nothing_from_the_demo(tmp_path):
+    config = load("train-rm", ["model.path=some/model", "data.train=pairs.jsonl"])
+    assert config.data.eval is None
+    assert config.data.system_prompt is None
 
 
 def test_batches_that_do_not_divide_by_the_ranks_are_refused_with_the_arithmetic():

@@ -87,11 +87,12 @@ def test_bad_rows_are_counted_never_cut(tmp_path):
         {"prompt": " ", "chosen": "a", "rejected": "b"},
         {"prompt": "q", "chosen": "", "rejected": "b"},
         {"prompt": "q", "chosen": None, "rejected": "b"},
+        {"prompt": None, "chosen": "a", "rejected": "b"},
         {"prompt": "q" * 200, "chosen": "a", "rejected": "b"},
     ]
     sets = load(write(tmp_path / "a.jsonl", ROWS + bad), eval_fraction=0.0, max_tokens=100)
     assert len(sets.train) == 10
-    assert sets.notes[0].endswith("10 rows kept, 5 dropped (1 chosen == rejected, 3 empty, 1 too long)")
+    assert sets.notes[0].endswith("10 rows kept, 6 dropped (1 chosen == rejected, 4 empty, 1 too long)")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,21 @@ def test_a_policy_of_error_names_row_reason_and_option(row, option, reason, tmp_
     path = write(tmp_path / "a.jsonl", [ROWS[0], row])
     with pytest.raises(InputError, match=rf"row 1 is {reason} and data.{option}=error"):
         load(path, max_tokens=60, **{option: RowPolicy.error})
+
+
+def test_an_answer_that_brings_its_eos_gets_no_second_one(tmp_path):
+    row = {"prompt": "q", "chosen": "good<eos>", "rejected": "bad"}
+    pair = load(write(tmp_path / "a.jsonl", [row]), eval_fraction=0.0).train[0]
+    assert text(pair.chosen.response_ids) == "good<eos>"
+    assert text(pair.rejected.response_ids) == "bad<eos>"
+
+
+def test_a_template_that_refuses_the_roles_is_one_line(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    config = PreferenceDataConfig(train=write(tmp_path / "a.jsonl", ROWS), system_prompt="be kind")
+    with pytest.raises(InputError, match=r"refuses the roles \['system', 'user'\]: no system; see data.system_prompt"):
+        load_preferences(config, Renderer(tokenizer, config), seed=0)
 
 
 def test_the_split_is_by_prompt_seeded_and_of_the_asked_size(tmp_path):
@@ -125,7 +141,10 @@ def test_unknown_columns_splits_and_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"data.train=./nowhere.jsonl: no such file"):
         load("./nowhere.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"prompt": ')
-    with pytest.raises(InputError, match=r"data.train=.*broken.jsonl: cannot read rows"):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"cannot read rows: \w+|no rows"):
+        load(str(tmp_path / "empty.jsonl"))
+    with pytest.raises(InputError, match=r"data.train=.*broken.jsonl: cannot read rows: \w+"):
         load(str(tmp_path / "broken.jsonl"))
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(InputError, match=r"unknown file type '.txt'"):

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -5,7 +8,14 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_cli.config.schema import DType, InputError, ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer, set_pad_token
+from rlhf_cli.models.export import export
+from rlhf_cli.models.load import (
+    check_length,
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    set_pad_token,
+)
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
 
 
@@ -120,6 +130,64 @@ def test_a_tokenizer_whose_pad_is_its_eos_gets_another_pad_if_it_has_a_token_to_
     tokenizer.pad_token = tokenizer.eos_token
     set_pad_token(tokenizer)
     assert tokenizer.pad_token == "<unk>"
+
+
+def test_the_exported_config_keeps_the_dropout_it_came_with(tmp_path):
+    model = load_causal_lm(tiny_config("gpt2", attn_pdrop=0.3), "model", byte_tokenizer(), 0)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    export(model, state, byte_tokenizer(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["attn_pdrop"] == 0.3
+
+
+def test_a_generation_config_that_cannot_be_saved_is_mended(tmp_path):
+    tokenizer = byte_tokenizer()
+    load_causal_lm(tiny_config("llama"), "model", tokenizer, 0).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": [1, 2]}')
+    model = load_causal_lm(ModelConfig(path=str(tmp_path), dtype=DType.float32), "model", tokenizer, 0)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    export(model, state, tokenizer, tmp_path / "out")
+    saved = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert (saved["temperature"], saved["eos_token_id"]) == (0.9, [1, 2])
+
+
+def test_a_trained_head_is_kept_where_a_new_one_would_be_allowed(tmp_path):
+    tokenizer = byte_tokenizer()
+    model = load_sequence_classifier(tiny_config("llama"), "model", tokenizer, 0, new_head=True)
+    model.save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), dtype=DType.float32)
+    again = load_sequence_classifier(config, "model", tokenizer, 5, new_head=True)
+    assert torch.equal(again.score.weight, model.score.weight)
+
+
+def test_sequences_longer_than_the_positions_are_refused():
+    model = load_causal_lm(tiny_config("gpt2", n_positions=64), "model", byte_tokenizer(), 0)
+    check_length(model, 64, "model", "data.max_tokens")
+    with pytest.raises(InputError, match=r"model has 64 positions, the longest sequence may have 65; lower data"):
+        check_length(model, 65, "model", "data.max_tokens")
+
+
+@pytest.mark.parametrize(
+    "extra", [{"hidden_size": "abc"}, {"hidden_size": 33}, {"num_attention_heads": 0}, {"model_type": "t5"}]
+)
+def test_a_wrong_from_config_is_one_line(extra):
+    with pytest.raises(InputError, match=r"^model.from_config: ") as caught:
+        load_causal_lm(tiny_config("llama", **extra), "model", byte_tokenizer(), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_files_and_settings_are_one_line(tmp_path):
+    tokenizer = byte_tokenizer()
+    load_causal_lm(tiny_config("llama"), "model", tokenizer, 0).save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), dtype=DType.float32)
+    with pytest.raises(InputError, match=r"cannot load the weights: (ImportError|ValueError)"):
+        load_causal_lm(replace(config, attn_implementation="flash_attention_2"), "model", tokenizer, 0)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cannot load the weights: "):
+        load_causal_lm(config, "model", tokenizer, 0)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="model: no tokenizer in "):
+        load_tokenizer(config, "model")
 
 
 def test_a_missing_folder_is_one_line():

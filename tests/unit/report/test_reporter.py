@@ -5,8 +5,9 @@ import pytest
 
 from rlhf_cli.config.schema import InputError, RunConfig
 from rlhf_cli.report.intervals import bootstrap_mean
-from rlhf_cli.report.reporter import Reporter, printable
+from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir
+from rlhf_cli.report.text import printable
 
 
 @pytest.fixture
@@ -54,24 +55,28 @@ def test_other_ranks_are_silent(capsys):
     report = Reporter(speaks=False)
     report.say("hello")
     report.samples([{"a": 1}])
-    report.table("t", ["a"], [["b"]])
     assert capsys.readouterr().out == ""
 
 
 def test_a_resumed_run_forgets_the_steps_it_makes_again(run_dir):
     for step in (1, 2, 3):
         run_dir.append("metrics.jsonl", {"step": step})
+    for stage in ("before", "after"):
+        run_dir.append("samples.jsonl", {"stage": stage})
     run_dir.forget_after(2)
+    assert lines(run_dir.folder / "samples.jsonl") == [{"stage": "before"}]
     assert [record["step"] for record in lines(run_dir.folder / "metrics.jsonl")] == [1, 2]
 
 
 def test_text_from_data_cannot_steer_the_terminal(run_dir, capsys):
-    report = opened(run_dir, 1, ())
-    report.table("t", ["a"], [["[red]x[/red] \x1b[31mred"]])
-    out = capsys.readouterr().out
-    assert "[red]x[/red]" in out
-    assert "\x1b" not in out
-    assert printable("a\x1b[1m\n") == "a\ufffd[1m\n"
+    opened(run_dir, 1, ()).say("[red]x[/red]")
+    assert capsys.readouterr().out == "[red]x[/red]\n"
+    assert printable("a\x1b[1m\n\tb") == "a\ufffd[1m\n\tb"
+
+
+def test_numbers_that_json_lacks_become_null(run_dir):
+    run_dir.append("metrics.jsonl", {"step": 1, "grad_norm": float("inf"), "loss": float("nan")})
+    assert lines(run_dir.folder / "metrics.jsonl") == [{"step": 1, "grad_norm": None, "loss": None}]
 
 
 def test_log_goes_to_the_log_file_too(run_dir, caplog):

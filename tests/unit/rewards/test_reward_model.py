@@ -15,7 +15,7 @@ def test_the_score_is_read_at_the_end_token_and_a_cut_off_response_gets_one():
     model = RewardModel(Positions(), eos_id=9, end_ids=frozenset({8, 9}), pad_id=9, device=torch.device("cpu"))
     sequences = [
         Sequence((1, 2), (3, 9)),  # ends: read at position 3
-        Sequence((1,), (3, 4, 8)),  # ends in another end token: read there
+        Sequence((1,), (3, 4, 8)),  # ends in another end token: EOS in its place, at position 3
         Sequence((1,), (3, 4)),  # cut off: EOS is added at position 3
     ]
-    assert torch.allclose(model.score(sequences), torch.tensor([9.3, 8.3, 9.3]))
+    assert torch.allclose(model.score(sequences), torch.tensor([9.3, 9.3, 9.3]))
