@@ -121,8 +121,10 @@ def _one_line(error: BaseException, command: str, args: list[str]) -> str:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text = _first_line(str(cause))
-    key = getattr(cause, "full_key", None) or _overridden(text)
+    whole = str(cause)
+    text = _first_line(whole.partition("raised while composing config:\n")[2] or whole)
+    full_key = re.search(r"full_key: (\S+)", whole)
+    key = full_key[1] if full_key else _overridden(text)
     if not key:
         return text
     if re.search("could not be converted|Invalid value|Incompatible value|not Optional", text) or key in all_keys(

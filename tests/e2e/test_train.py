@@ -104,7 +104,8 @@ def test_reward_model_then_ppo_with_it(run_rlhf, tmp_path):
     check_reward_model(folder)
     config = tmp_path / "mine.yaml"
     config.write_text(
-        "defaults:\n  - override /model: tiny_llama\n  - override /deepspeed: zero3_test\n"
+        "defaults:\n  - override /model: tiny_llama\n  - override /data: demo_prompts\n"
+        "  - override /deepspeed: zero3_test\n"
         "run: {name: mine}\nreward_model: {path: outputs/tiny_rm/final, dtype: float32}\n"
         "ppo: {num_steps: 2, batch_size: 4, minibatch_size: 4, micro_batch_size: 2}\n"
         "rollout: {max_new_tokens: 8}\neval: {num_prompts: 2}\n"
@@ -216,7 +217,7 @@ def test_a_second_run_of_the_same_name_is_refused_and_nothing_is_lost(run_rlhf, 
     ("args", "message"),
     [
         (["reward_model=null"], "reward_model"),
-        (["value_model.init=policy", "reward_model.from_config={model_type: t5}"], "reward_model.from_config"),
+        (["value_model.init=policy", "reward_model.from_config={model_type: t5}"], "reward_model: "),
         (["rollout.max_new_tokens=2040"], "model has 2048 positions"),
         (["model.from_config={model_type: lama}"], "model.from_config"),
         (["model@reward_model=tiny_llama", "reward_model.tokenizer=gpt2"], "reward_model: no tokenizer in gpt2"),

@@ -46,7 +46,7 @@ def test_a_file_of_the_users_own_can_use_packaged_groups(tmp_path):
     file = tmp_path / "tiny.yaml"  # the name of a packaged experiment: the file must win
     file.write_text(
         "defaults:\n  - override /model: tiny_gpt2\n  - override /model@reward_model: tiny_gpt2\n"
-        "run: {name: mine}\nppo: {kl_estimator: k3}\n"
+        "run: {name: mine}\ndata: {train: mine.jsonl}\nppo: {kl_estimator: k3}\n"
     )
     config = load("train-ppo", [f"conf={file}", "model.dtype=bfloat16", "+deepspeed.steps_per_print=10"])
     assert isinstance(config, TrainPPOConfig)
