@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import datasets
 
@@ -101,8 +103,54 @@ def column(row: Row, name: str, key: str, option: str) -> Any:
     return row[name]
 
 
-def train_and_eval_rows(config: DataConfig) -> tuple[list[Row], list[Row] | None]:
-    """Load `data.train` and, where it is set, `data.eval`."""
-    train = load_rows(config.train, config.train_split, "data.train")
-    held_out = None if config.eval is None else load_rows(config.eval, config.eval_split, "data.eval")
-    return train, held_out
+class HasPrompt(Protocol):
+    """An example that knows which prompt it belongs to."""
+
+    @property
+    def prompt_key(self) -> str:
+        """Equal for rows with the same prompt."""
+
+
+Example = TypeVar("Example", bound=HasPrompt)
+
+
+@dataclass(frozen=True)
+class Sides(Generic[Example]):
+    """What to train on and what is held out; no prompt is on both sides where one file is split."""
+
+    train: list[Example]
+    eval: list[Example]
+    notes: list[str]  # what was kept and dropped, one line a source
+
+
+def load_sides(
+    config: DataConfig, seed: int, convert: Callable[[Row, str, int, RowCounter], Example | None]
+) -> Sides[Example]:
+    """Load `data.train`, and hold out `data.eval` or, where it is unset, a share of the prompts of `data.train`.
+
+    convert: makes an example of (row, where it stands, its index), or counts it as rejected and returns None.
+    Raises InputError where nothing is left to train on.
+    """
+    train, notes = _examples(config.train, config.train_split, "data.train", convert)
+    if config.eval is None:
+        kept, held_out = split_by_prompt([example.prompt_key for example in train], config.eval_fraction, seed)
+        held, train = [train[index] for index in held_out], [train[index] for index in kept]
+        notes = [*notes, f"held out: {len(held)} of them ({config.eval_fraction:g} of the prompts)"]
+    else:
+        held, more = _examples(config.eval, config.eval_split, "data.eval", convert)
+        notes = [*notes, *more]
+    if not train:
+        raise InputError(f"nothing is left to train on: {'; '.join(notes)}")
+    return Sides(train, held, notes)
+
+
+def _examples(
+    source: str, split: str, key: str, convert: Callable[[Row, str, int, RowCounter], Example | None]
+) -> tuple[list[Example], list[str]]:
+    counter = RowCounter(source)
+    converted = [
+        convert(row, f"{key}={source}: row {index}", index, counter)
+        for index, row in enumerate(load_rows(source, split, key))
+    ]
+    examples = [example for example in converted if example is not None]
+    return examples, [counter.summary(len(examples))]

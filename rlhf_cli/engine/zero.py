@@ -54,6 +54,7 @@ class TrainEngine:
         config = _engine_config(deepspeed, dtype)
         config["gradient_clipping"] = optim.max_grad_norm
         config["zero_allow_untested_optimizer"] = True
+        config["zero_force_ds_cpu_optimizer"] = False  # with offload too: DeepSpeed's own needs a compiler
         # backward() only accumulates and step() reduces, however many micro-batches an update has
         config["managed_gradient_accumulation"] = False
         optimizer = torch.optim.AdamW(

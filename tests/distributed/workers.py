@@ -27,7 +27,6 @@ from tests.unit.models.tiny import tiny_config
 
 ZERO3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
 OFFLOAD = {
-    "zero_force_ds_cpu_optimizer": False,
     "zero_optimization": {
         **ZERO3["zero_optimization"],
         "offload_optimizer": {"device": "cpu"},

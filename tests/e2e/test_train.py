@@ -222,7 +222,7 @@ def test_a_second_run_of_the_same_name_is_refused_and_nothing_is_lost(run_rlhf, 
         (["model.from_config={model_type: lama}"], "model.from_config"),
         (["model@reward_model=tiny_llama", "reward_model.tokenizer=gpt2"], "reward_model: no tokenizer in gpt2"),
         (["data.prompt_column=question"], "no column 'question'; there are: prompt, situation; set data.prompt_column"),
-        (["data.max_prompt_tokens=3"], "no prompts are left to train on"),
+        (["data.max_prompt_tokens=3"], "nothing is left to train on"),
     ],
 )
 def test_wrong_input_is_one_line_exit_code_2_and_no_run_folder(args, message, run_rlhf, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import site
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from tests.conftest import REPOSITORY, child_environment
 
 def test_the_wheel_holds_all_and_runs(tmp_path):
     """The dependencies are lent from this environment's site-packages; the package itself comes from the wheel."""
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
+    source = tmp_path / "source"  # setuptools leaves a build folder beside what it reads, and reads it the next time
+    shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "build", "outputs", "*.egg-info"))
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
     subprocess.run(build, capture_output=True, text=True, check=True, timeout=120)
     (wheel,) = tmp_path.glob("rlhf-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
