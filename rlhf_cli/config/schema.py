@@ -258,7 +258,7 @@ class RewardConfig:
     """Pairs per forward pass of one rank in evaluation and calibration."""
 
     eval_every_steps: int = 50
-    """Evaluate on the held-out pairs every so many steps; 0: only before and after training."""
+    """Evaluate on the held-out pairs before training and every so many steps; 0: only after training."""
 
     num_calibration_pairs: int = 2000
     """Training pairs (at most) whose scores are normalised to mean 0 and deviation 1 in the saved head."""

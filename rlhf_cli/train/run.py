@@ -130,7 +130,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     checkpoints = Checkpoints(folder / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), checkpoints, report)
     trainer.step = _resume(config, checkpoints, report)
-    before = trainer.evaluate() if trainer.step == 0 else {}
+    before = trainer.evaluate() if trainer.step == 0 and config.train.eval_every_steps else {}
     with report.progress(trainer.step):
         trainer.fit()
     state = engine.full_state_dict()
