@@ -44,10 +44,10 @@ def figures(rm: Path, ppo: Path) -> Table:
 
 def answers(ppo: Path, count: int) -> Table:
     """Return prompts with their sampled answers before and after."""
-    sampled = [record for record in lines(ppo / "samples.jsonl") if record["mode"] == "sampled"]
-    before, after = ([record for record in sampled if record["stage"] == stage] for stage in ("before", "after"))
+    greedy = [record for record in lines(ppo / "samples.jsonl") if record["mode"] == "greedy"]
+    before, after = ([record for record in greedy if record["stage"] == stage] for stage in ("before", "after"))
     table = Table(
-        "prompt", "before", "after", title="Sampled answers to unseen prompts", title_justify="left", show_lines=True
+        "prompt", "before", "after", title="Answers to unseen prompts (greedy, with their scores)", title_justify="left", show_lines=True
     )
     pairs = list(zip(before, after, strict=True))
     for old, new in pairs[:: max(1, len(pairs) // count)][:count]:

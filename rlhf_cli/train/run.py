@@ -150,9 +150,11 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     _check_same_tokenizer(tokenizer, load_tokenizer(config.reward_model, "reward_model"))
     renderer = Renderer(tokenizer, config.data)
     data = load_prompts(config.data, renderer, config.run.seed)
-    report = start.report
+    report, top_p = start.report, config.rollout.top_p
     for note in data.notes:
         report.say(note)
+    if top_p < 1:
+        report.say(f"warning: rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
     policy, value, scorer = _models(config, tokenizer)
     longest = max(len(prompt.ids) for prompt in (*data.train, *data.eval)) + config.rollout.max_new_tokens + 1
     for model, key in ((policy, "model"), (scorer, "reward_model")):
