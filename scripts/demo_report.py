@@ -47,7 +47,12 @@ def answers(ppo: Path, count: int) -> Table:
     greedy = [record for record in lines(ppo / "samples.jsonl") if record["mode"] == "greedy"]
     before, after = ([record for record in greedy if record["stage"] == stage] for stage in ("before", "after"))
     table = Table(
-        "prompt", "before", "after", title="Answers to unseen prompts (greedy, with their scores)", title_justify="left", show_lines=True
+        "prompt",
+        "before",
+        "after",
+        title="Answers to unseen prompts (greedy, with their scores)",
+        title_justify="left",
+        show_lines=True,
     )
     pairs = list(zip(before, after, strict=True))
     for old, new in pairs[:: max(1, len(pairs) // count)][:count]:
