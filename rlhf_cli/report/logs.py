@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import transformers
-from deepspeed.utils import logger as deepspeed_logger
 
 
 def quieten_libraries() -> None:
@@ -14,8 +13,9 @@ def quieten_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()
-    deepspeed_logger.handlers.clear()
-    deepspeed_logger.propagate = True
+    deepspeed = logging.getLogger("DeepSpeed")  # made when the engines' modules were imported (0.19.8)
+    deepspeed.handlers.clear()
+    deepspeed.propagate = True
     logging.captureWarnings(True)
     logging.getLogger().addHandler(logging.NullHandler())
 
