@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_cli.algo.masking import length_mask
 from rlhf_cli.data.tokens import Sequence
 
 
@@ -48,7 +49,7 @@ class Rollout:
         return Rollout(
             sequences=[episode.sequence for episode in episodes],
             ended=torch.tensor([episode.ended for episode in episodes]),
-            response_mask=torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
+            response_mask=length_mask(torch.tensor(lengths), max(lengths)),
             logprobs=padded("logprobs"),
             ref_logprobs=padded("ref_logprobs"),
             values=padded("values"),

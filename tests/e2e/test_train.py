@@ -47,6 +47,16 @@ def assert_same_series(left: Path, right: Path, rtol: float = 1e-5) -> None:
         assert a == pytest.approx(b, rel=rtol, abs=1e-6)
 
 
+def under_launcher(folder: Path, launcher: str, *words: str) -> None:
+    """Run the launcher that is installed beside this Python, and fail if it fails."""
+    command = [str(Path(sys.executable).with_name(launcher)), *words]
+    environment = child_environment()
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def in_fresh_process(code: str) -> None:
     """Run code that knows transformers and not this package."""
     words = [sys.executable, "-c", code + "\nimport sys; assert 'rlhf_cli' not in sys.modules"]
@@ -131,12 +141,7 @@ def test_ppo_on_one_rank_on_two_and_under_the_deepspeed_launcher(run_rlhf, tmp_p
     two = run_rlhf(*args, "run.name=two", "launch.num_gpus=2")
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("\nstep ") == 4  # one rank speaks
-    launcher = Path(sys.executable).with_name("deepspeed")
-    launched = subprocess.run(
-        [str(launcher), "--num_gpus", "2", "--module", "rlhf_cli", *args, "run.name=launched"],
-        cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert launched.returncode == 0, launched.stderr
+    under_launcher(tmp_path, "deepspeed", "--num_gpus", "2", "--module", "rlhf_cli", *args, "run.name=launched")
     outputs = tmp_path / "outputs"
     assert_same_series(outputs / "one", outputs / "two")
     assert_same_series(outputs / "one", outputs / "launched")
@@ -176,12 +181,7 @@ def test_reward_model_on_two_ranks_under_torchrun(run_rlhf, tmp_path):
     args = ["train-rm", "conf=tiny", "data.eval=null", "train.micro_batch_size=3"]
     one = run_rlhf(*args, "run.name=one")
     assert one.returncode == 0, one.stderr
-    torchrun = Path(sys.executable).with_name("torchrun")
-    two = subprocess.run(
-        [str(torchrun), "--nproc-per-node", "2", "-m", "rlhf_cli", *args, "run.name=two"],
-        cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
+    under_launcher(tmp_path, "torchrun", "--nproc-per-node", "2", "-m", "rlhf_cli", *args, "run.name=two")
     assert_same_series(tmp_path / "outputs/one", tmp_path / "outputs/two")
 
 
