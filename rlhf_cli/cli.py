@@ -34,7 +34,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not _is_launcher_flag(arg)]
-    from rlhf_cli.config.schema import InputError
+    from rlhf_cli.config.errors import InputError
 
     try:
         return _dispatch(args)
@@ -54,7 +54,8 @@ def _is_launcher_flag(arg: str) -> bool:
 
 
 def _dispatch(args: list[str]) -> int:
-    from rlhf_cli.config.schema import COMMANDS, InputError
+    from rlhf_cli.config.errors import InputError
+    from rlhf_cli.config.schema import COMMANDS
 
     if not args or args[0] in ("--help", "-h", "help"):
         print(USAGE, end="")
@@ -86,7 +87,7 @@ def _unknown_command(got: str) -> str:
 
 def _list(args: list[str]) -> int:
     from rlhf_cli.config.docs import experiments, groups
-    from rlhf_cli.config.schema import InputError
+    from rlhf_cli.config.errors import InputError
 
     if args:
         raise InputError(f"list takes no arguments, got {' '.join(args)}")
@@ -101,8 +102,9 @@ def _list(args: list[str]) -> int:
 def _show_config(args: list[str]) -> int:
     from omegaconf import OmegaConf
 
+    from rlhf_cli.config.errors import InputError
     from rlhf_cli.config.load import compose_yaml, to_object
-    from rlhf_cli.config.schema import COMMANDS, InputError
+    from rlhf_cli.config.schema import COMMANDS
 
     if not args or args[0] not in COMMANDS:
         raise InputError(f"show-config wants a command: {' or '.join(COMMANDS)}, got {args[0] if args else 'none'}")

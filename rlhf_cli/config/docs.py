@@ -1,4 +1,4 @@
-"""The options of a command as text, read from schema.py: for `rlhf COMMAND --help` and docs/config.md."""
+"""The options of a command as text, read from the schema's sources: for `rlhf COMMAND --help` and docs/config.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
-from rlhf_cli.config import schema
+from rlhf_cli.config import objectives, schema, sections
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def _default(value: object) -> str:
 
 def _field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the string below the field."""
-    module = ast.parse(Path(schema.__file__).read_text("utf-8"))
+    modules = [ast.parse(Path(module.__file__).read_text("utf-8")) for module in (sections, objectives, schema)]
     docs: dict[str, dict[str, str]] = {}
-    for node in module.body:
+    for node in (node for module in modules for node in module.body):
         if isinstance(node, ast.ClassDef):
             pairs = zip(node.body, node.body[1:], strict=False)
             docs[node.name] = {

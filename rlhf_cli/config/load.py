@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlhf_cli.config import schema
-from rlhf_cli.config.schema import InputError, TrainPPOConfig, TrainRMConfig
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 
 FROM_FILE = "from_file"  # reserved name: a file `conf=my/tiny.yaml` must not be shadowed by the packaged tiny
 Config = TrainRMConfig | TrainPPOConfig

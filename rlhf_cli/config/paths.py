@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_cli.config.schema import InputError, TrainPPOConfig, TrainRMConfig
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 
 PACKAGE_SCHEME = "pkg://"
 

@@ -7,7 +7,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_cli.config.schema import DataConfig, InputError
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import DataConfig
 
 Message = dict[str, str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from rlhf_cli.config.schema import PreferenceDataConfig
+from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.data.conversation import Message, Renderer, is_empty, split_answers
 from rlhf_cli.data.sources import Row, RowCounter, Sides, column, load_sides
 from rlhf_cli.data.tokens import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from rlhf_cli.config.schema import PromptDataConfig
+from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.conversation import Renderer, as_messages, is_empty
 from rlhf_cli.data.sources import Row, RowCounter, Sides, column, load_sides
 

@@ -11,8 +11,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import datasets
 
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
-from rlhf_cli.config.schema import DataConfig, InputError, RowPolicy
+from rlhf_cli.config.sections import DataConfig, RowPolicy
 
 _LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 Row = dict[str, Any]

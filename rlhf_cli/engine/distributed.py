@@ -12,7 +12,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from rlhf_cli.config.schema import InputError
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.engine.ports import free_port
 
 Item = TypeVar("Item")

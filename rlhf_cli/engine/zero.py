@@ -14,7 +14,7 @@ from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from rlhf_cli.config.schema import OptimConfig, Schedule
+from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 
 

@@ -21,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
-from rlhf_cli.config.schema import InputError, ModelConfig
+from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import Float32Head
 

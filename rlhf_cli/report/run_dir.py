@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import rlhf_cli
-from rlhf_cli.config.schema import InputError, RunConfig
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import RunConfig
 
 SUMMARY = "summary.json"  # written last, so its presence means that the run is finished
 CHECKPOINT_STATE = "trainer.json"

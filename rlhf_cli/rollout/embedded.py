@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from rlhf_cli.algo.sampling import draw
-from rlhf_cli.config.schema import RolloutConfig
+from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.engine.zero import TrainEngine
 

@@ -12,7 +12,8 @@ from rlhf_cli.algo.kl import kl_k1, kl_k2, kl_k3
 from rlhf_cli.algo.logprobs import token_entropy, token_logprobs
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
 from rlhf_cli.algo.masking import masked_mean, masked_sum, masked_whiten
-from rlhf_cli.config.schema import KLEstimator, TrainPPOConfig
+from rlhf_cli.config.objectives import KLEstimator
+from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import Sequence, TokenBatch, chunks, collate, flatten

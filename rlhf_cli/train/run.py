@@ -22,7 +22,9 @@ import numpy as np
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_cli.config.schema import InputError, TrainPPOConfig, TrainRMConfig, ValueInit
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.objectives import ValueInit
+from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.prompts import load_prompts

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.masking import masked_sum
-from rlhf_cli.config.schema import OptimConfig, RolloutConfig, Schedule
+from rlhf_cli.config.sections import OptimConfig, RolloutConfig, Schedule
 from rlhf_cli.data.tokens import Sequence, collate
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.zero import FrozenEngine, TrainEngine

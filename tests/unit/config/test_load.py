@@ -6,8 +6,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_cli.config.docs import experiments, groups, options
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.load import all_keys, compose_yaml, load, load_composed
-from rlhf_cli.config.schema import COMMANDS, InputError, KLEstimator, TrainPPOConfig
+from rlhf_cli.config.objectives import KLEstimator
+from rlhf_cli.config.schema import COMMANDS, TrainPPOConfig
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

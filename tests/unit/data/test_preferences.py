@@ -3,7 +3,8 @@ import json
 import datasets
 import pytest
 
-from rlhf_cli.config.schema import InputError, PreferenceDataConfig, PromptDataConfig, RowPolicy
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.prompts import load_prompts

@@ -6,7 +6,8 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_cli.config.schema import DType, InputError, ModelConfig
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import DType, ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.export import export
 from rlhf_cli.models.load import (

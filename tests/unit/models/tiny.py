@@ -1,6 +1,6 @@
 """Tiny random models of the architectures that are tested."""
 
-from rlhf_cli.config.schema import DType, ModelConfig
+from rlhf_cli.config.sections import DType, ModelConfig
 
 _LLAMA_LIKE = {
     "hidden_size": 32,

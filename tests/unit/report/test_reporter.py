@@ -3,7 +3,8 @@ import logging
 
 import pytest
 
-from rlhf_cli.config.schema import InputError, RunConfig
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.report.intervals import bootstrap_mean
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir

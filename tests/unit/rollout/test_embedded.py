@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from rlhf_cli.algo.logprobs import token_logprobs
-from rlhf_cli.config.schema import RolloutConfig
+from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.tokens import collate
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM

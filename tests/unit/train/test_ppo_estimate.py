@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.config.schema import KLEstimator, PPOConfig
+from rlhf_cli.config.objectives import KLEstimator, PPOConfig
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.train.batch import Episode, Rollout
 from rlhf_cli.train.ppo import PPOTrainer, summary

@@ -1,0 +1,247 @@
+"""The sections that both commands share, and those of data, sampling and reporting.
+
+Every option is a frozen dataclass field with its default, a one-line doc below it, and a range check; no default stands
+anywhere else. `rlhf COMMAND --help` and docs/config.md are made from these files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from rlhf_cli.config.errors import require, require_finite_range
+
+
+class DType(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class RowPolicy(Enum):
+    drop = "drop"  # leave the row out and count it
+    error = "error"  # stop before any model is loaded
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str = MISSING
+    """Name of the run; its folder is `<output_dir>/<name>`."""
+
+    output_dir: str = "outputs"
+    """Folder that holds the run folders."""
+
+    seed: int = 0
+    """Seed of everything random: head initialisation, data order, sampling."""
+
+    resume: bool = False
+    """Continue the run of this name from its newest checkpoint instead of starting a new one."""
+
+    def __post_init__(self) -> None:
+        if self.name != MISSING:
+            wanted = "a folder name: not empty, no '/', not '.' or '..'"
+            require(self.name.strip() not in ("", ".", "..") and "/" not in self.name, "run.name", self.name, wanted)
+        require(0 <= self.seed < 2**31, "run.seed", self.seed, "between 0 and 2^31 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str | None = None
+    """Weights: a Hub id, a local folder, a .gguf file, or `pkg://package/file.gguf` inside an installed package."""
+
+    from_config: dict[str, Any] | None = None
+    """Instead of `path`: the keys of a transformers config (`model_type: llama, ...`) for random weights."""
+
+    tokenizer: str | None = None
+    """Tokenizer: a Hub id or folder; `bytes` is the built-in byte-level one; unset takes the one beside `path`."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
+
+    dtype: DType = DType.bfloat16
+    """Type of weights and activations; with bfloat16 a trained model keeps float32 master weights."""
+
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`, ...; unset leaves the choice to transformers."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+
+    def check(self, section: str) -> None:
+        """Raise InputError unless exactly one source of weights is given; `section` names the place in messages."""
+        given = [key for key in ("path", "from_config") if getattr(self, key) is not None]
+        require(
+            len(given) == 1, section, f"{' and '.join(given) or 'neither'}", f"given {section}.path or .from_config"
+        )
+        if self.from_config is not None:
+            require("model_type" in self.from_config, f"{section}.from_config", "none", "given a model_type")
+            require(self.tokenizer is not None, f"{section}.tokenizer", "none", f"set beside {section}.from_config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: str = MISSING
+    """Rows to train on: a .jsonl, .json, .csv or .parquet file, a save_to_disk folder, `pkg://...`, or a Hub id."""
+
+    train_split: str = "train"
+    """Split of a Hub id or of a saved DatasetDict to train on."""
+
+    eval: str | None = None
+    """Held-out rows, like `train`; unset takes `eval_fraction` of the training rows."""
+
+    eval_split: str = "test"
+    """Split of `eval`, where it has splits."""
+
+    eval_fraction: float = 0.05
+    """Share of the distinct prompts of `train` to hold out, when `eval` is unset; a prompt is never on both sides."""
+
+    prompt_column: str = "prompt"
+    """Column with the prompt: a string, or chat messages (`role`, `content`)."""
+
+    system_prompt: str | None = None
+    """System message put before every conversation that does not start with one."""
+
+    apply_chat_template: bool = True
+    """Render prompts with the tokenizer's chat template, where it has one; false or none: the plain text."""
+
+    too_long: RowPolicy = RowPolicy.drop
+    """What to do with rows over the token limit: nothing is ever cut."""
+
+    empty: RowPolicy = RowPolicy.drop
+    """What to do with rows whose prompt or answer is empty."""
+
+    def __post_init__(self) -> None:
+        require_finite_range("data.eval_fraction", self.eval_fraction, 0.0, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceDataConfig(DataConfig):
+    chosen_column: str = "chosen"
+    """Column with the better answer: a string, or chat messages (with the prompt as common prefix, or without)."""
+
+    rejected_column: str = "rejected"
+    """Column with the worse answer, in the form of the better one."""
+
+    max_tokens: int = 1024
+    """Longest prompt + answer in tokens."""
+
+    equal: RowPolicy = RowPolicy.drop
+    """What to do with rows whose two answers are the same."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        require(self.max_tokens >= 2, "data.max_tokens", self.max_tokens, "2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptDataConfig(DataConfig):
+    max_prompt_tokens: int = 512
+    """Longest prompt in tokens, chat template included."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        require(self.max_prompt_tokens >= 1, "data.max_prompt_tokens", self.max_prompt_tokens, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    learning_rate: float = 1e-5
+    """Peak learning rate of AdamW."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+
+    beta2: float = 0.95
+    """Decay of AdamW's mean of squared gradients."""
+
+    eps: float = 1e-8
+    """Term added to AdamW's denominator."""
+
+    schedule: Schedule = Schedule.cosine
+    """Course of the learning rate after the warm-up; linear and cosine fall to 0 at the end of the run."""
+
+    warmup_ratio: float = 0.03
+    """Share of all updates over which the learning rate rises linearly from 0 to its peak."""
+
+    max_grad_norm: float = 1.0
+    """Global norm to which gradients are clipped; 0 turns clipping off."""
+
+    def check(self, section: str) -> None:
+        """Raise InputError for a value out of range; `section` (optim, value_optim) names the place in the message."""
+        require_finite_range(f"{section}.learning_rate", self.learning_rate, 0.0, 1.0)
+        require_finite_range(f"{section}.weight_decay", self.weight_decay, 0.0, 1.0)
+        require(0 <= self.beta1 < 1, f"{section}.beta1", self.beta1, "in [0, 1)")
+        require(0 <= self.beta2 < 1, f"{section}.beta2", self.beta2, "in [0, 1)")
+        require(self.eps > 0, f"{section}.eps", self.eps, "positive")
+        require_finite_range(f"{section}.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        require(self.max_grad_norm >= 0, f"{section}.max_grad_norm", self.max_grad_norm, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 100
+    """Save a checkpoint every so many steps; 0 saves none (the final models are exported all the same)."""
+
+    keep_last: int = 2
+    """How many checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "0 or more")
+        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    num_gpus: int = 1
+    """Ranks to start on this machine (gloo ranks where there is no GPU); deepspeed or torchrun set their own number."""
+
+    timeout_s: int = 1800
+    """Longest wait of one rank for the others in a collective, before all fail with an error."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.num_gpus <= 64, "launch.num_gpus", self.num_gpus, "between 1 and 64")
+        require(self.timeout_s >= 10, "launch.timeout_s", self.timeout_s, "10 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    max_new_tokens: int = 128
+    """Longest response in tokens, EOS included."""
+
+    temperature: float = 1.0
+    """Divides the logits in sampling and in every logprob of policy and reference."""
+
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this probability; below 1 logprobs no longer match the samples."""
+
+    micro_batch_size: int = 16
+    """Prompts that one rank generates for at a time."""
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "1 or more")
+        require(0 < self.temperature <= 10, "rollout.temperature", self.temperature, "in (0, 10]")
+        require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "in (0, 1]")
+        require(self.micro_batch_size >= 1, "rollout.micro_batch_size", self.micro_batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    num_prompts: int = 32
+    """Held-out prompts answered before and after training, greedily and at the training temperature; 0: none."""
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts >= 0, "eval.num_prompts", self.num_prompts, "0 or more")
