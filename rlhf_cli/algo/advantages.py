@@ -1,7 +1,21 @@
-"""Rewards per token and generalised advantage estimation."""
+"""From scores to rewards per token, and generalised advantage estimation."""
 
 import torch
 from torch import Tensor
+
+
+def missing_eos_scores(scores: Tensor, ended: Tensor, penalty: float, replace: bool) -> Tensor:
+    """Return scores [B] where a response without an end token loses `penalty`, or has its score replaced by -penalty.
+
+    scores: [B]; ended: [B] bool. Source: the EOS trick of arXiv:2403.17031, which replaces.
+    """
+    penalised = torch.full_like(scores, -penalty) if replace else scores - penalty
+    return torch.where(ended, scores, penalised)
+
+
+def min_length_scores(scores: Tensor, lengths: Tensor, min_length: int, penalty: float) -> Tensor:
+    """Return scores [B] less `penalty` where a response has fewer than min_length tokens; scores, lengths: [B]."""
+    return torch.where(lengths < min_length, scores - penalty, scores)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:

@@ -22,3 +22,13 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """exp(-k1) - 1 + k1 per token [B, T]: unbiased, never negative."""
     k1 = logprobs - ref_logprobs
     return torch.expm1(-k1) + k1
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_responses: int, horizon: int) -> float:
+    """Return the coefficient for the next step: kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon).
+
+    kl: mean over the n = num_responses responses of their summed k1, in nats; target in the same unit; horizon in
+    responses. Source: arXiv:1909.08593.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * num_responses / horizon)

@@ -5,17 +5,31 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float) -> Tensor:
-    """Clipped surrogate per token [B, T] (PPO, arXiv:1707.06347, eq. 7, negated). Aggregate with a mask."""
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None = None
+) -> Tensor:
+    """Clipped surrogate per token [B, T] (PPO, arXiv:1707.06347, eq. 7, negated). Aggregate with a mask.
+
+    The ratio is clipped to [1 - low, 1 + high]; PPO has low == high, arXiv:2503.14476 has not. Where the
+    advantage is negative, dual_clip caps the loss at -dual_clip * advantage (arXiv:1912.09729).
+    """
     ratio = torch.exp(logprobs - old_logprobs)
-    clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    clipped = ratio.clamp(1 - low, 1 + high)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    if dual_clip is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
 
 
-def policy_clipped(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float) -> Tensor:
-    """1 on tokens [B, T] whose surrogate is clipped, so that they give no gradient; else 0."""
+def policy_clipped(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None = None
+) -> Tensor:
+    """1 on tokens [B, T] whose surrogate is clipped, so that they give no gradient; else 0. Arguments: policy_loss."""
     ratio = torch.exp(logprobs - old_logprobs)
-    return (((ratio > 1 + cliprange) & (advantages > 0)) | ((ratio < 1 - cliprange) & (advantages < 0))).float()
+    clipped = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
+    if dual_clip is not None:
+        clipped |= (ratio > dual_clip) & (advantages < 0)
+    return clipped.float()
 
 
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
@@ -24,27 +38,44 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float | None) -> Tensor:
     """Clipped squared error per token [B, T]: 0.5 * max((V-R)^2, (clip(V, V_old - c, V_old + c) - R)^2).
 
+    Without a cliprange it is the plain squared error, 0.5 * (V-R)^2.
     Source: the value clipping of the PPO reference implementation, as in arXiv:2203.02155.
     """
+    plain = (values - returns).square()
+    if cliprange_value is None:
+        return 0.5 * plain
     clipped = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
-    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+    return 0.5 * torch.maximum(plain, (clipped - returns).square())
 
 
-def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float) -> Tensor:
+def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float | None) -> Tensor:
     """1 on tokens [B, T] where the clipped error is the larger one, so that they give no gradient; else 0."""
+    if cliprange_value is None:
+        return torch.zeros_like(values)
     clipped = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     return ((clipped - returns).square() > (values - returns).square()).float()
 
 
-def preference_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
-    """Bradley-Terry loss per pair [B]: -log sigmoid(chosen - rejected) (arXiv:2203.02155, eq. 1, for K = 2)."""
-    return -logsigmoid(chosen_scores - rejected_scores)
+def preference_loss(better: Tensor, worse: Tensor, margin: Tensor, confidence: Tensor) -> Tensor:
+    """Bradley-Terry loss per pair [P]: -c log sigmoid(d) - (1 - c) log sigmoid(-d), d = better - worse - margin.
+
+    better, worse: scores [P]; margin: [P], 0 without one (arXiv:2307.09288, section 3.2.2); confidence: [P], the
+    probability that the label is right: 1, or 1 - label smoothing (arXiv:2401.06080). With margin 0
+    and confidence 1: arXiv:2203.02155, eq. 1.
+    """
+    difference = better - worse - margin
+    return -confidence * logsigmoid(difference) - (1 - confidence) * logsigmoid(-difference)
 
 
-def preference_correct(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
-    """1 where the chosen answer scores higher, 0 where lower, a half at a tie; [B]."""
-    margin = chosen_scores - rejected_scores
+def centering_loss(better: Tensor, worse: Tensor) -> Tensor:
+    """Squared sum of a pair's scores [P], which pulls their mean to 0 (arXiv:2312.09244)."""
+    return (better + worse).square()
+
+
+def preference_correct(better: Tensor, worse: Tensor) -> Tensor:
+    """1 where the better answer scores higher, 0 where lower, a half at a tie; [P]."""
+    margin = better - worse
     return (margin > 0).float() + 0.5 * (margin == 0).float()

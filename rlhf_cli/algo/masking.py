@@ -19,12 +19,14 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(values, mask) / mask.sum().clamp(min=1)
 
 
-def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """Shift and scale [B, T] to mean 0 and (population) variance 1 over the mask; 0 outside it.
+def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Scale [B, T] to (population) variance 1 over the mask, and shift it to mean 0 unless told to keep the mean.
 
-    Constant values give 0, not NaN: eps is added to the variance.
+    0 outside the mask. Constant values give 0 (or stay what they are), not NaN: eps is added to the variance.
     """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean).square(), mask)
     whitened = (values - mean) * torch.rsqrt(variance + eps)
+    if not shift_mean:
+        whitened = whitened + mean
     return torch.where(mask.bool(), whitened, torch.zeros_like(values))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
 from enum import Enum
 from importlib.resources import files
-from pathlib import Path
 from typing import get_type_hints
 
 from omegaconf import MISSING, OmegaConf
@@ -91,7 +91,7 @@ def _default(value: object) -> str:
 
 def _field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the string below the field."""
-    modules = [ast.parse(Path(module.__file__).read_text("utf-8")) for module in (sections, objectives, schema)]
+    modules = [ast.parse(inspect.getsource(module)) for module in (sections, objectives, schema)]
     docs: dict[str, dict[str, str]] = {}
     for node in (node for module in modules for node in module.body):
         if isinstance(node, ast.ClassDef):

@@ -13,6 +13,11 @@ class ValueInit(Enum):
     policy = "policy"  # backbone of the policy, fresh head
 
 
+class MissingEOS(Enum):
+    subtract = "subtract"  # the score loses the penalty
+    replace = "replace"  # the penalty, negated, takes the place of the score
+
+
 class KLEstimator(Enum):
     k1 = "k1"  # log-ratio: unbiased, can be negative
     k2 = "k2"  # half its square: biased, never negative
@@ -28,19 +33,25 @@ class RewardConfig:
     """Optimizer steps; unset: as many as `num_epochs` passes take."""
 
     batch_size: int = 64
-    """Pairs per optimizer step, over all ranks."""
+    """Rows (pairs, or prompts with their ranked answers) per optimizer step, over all ranks."""
 
     micro_batch_size: int = 8
-    """Pairs per forward pass of one rank; gradients are accumulated up to `batch_size`."""
+    """Rows per forward pass of one rank; gradients are accumulated up to `batch_size`."""
+
+    label_smoothing: float = 0.0
+    """Probability that a preference is the wrong way round; `data.confidence_column` gives one for each row instead."""
+
+    centering_coef: float = 0.0
+    """Weight of (better + worse score)^2, which keeps scores around 0; 0.01 is usual. arXiv:2312.09244."""
 
     eval_micro_batch_size: int = 16
-    """Pairs per forward pass of one rank in evaluation and calibration."""
+    """Rows per forward pass of one rank in evaluation and calibration."""
 
     eval_every_steps: int = 50
-    """Evaluate on the held-out pairs before training and every so many steps; 0: only after training."""
+    """Evaluate on the held-out rows before training and every so many steps; 0: only after training."""
 
     num_calibration_pairs: int = 2000
-    """Training pairs (at most) whose scores are normalised to mean 0 and deviation 1 in the saved head."""
+    """Training rows (at most) whose scores are normalised to mean 0 and deviation 1 in the saved head."""
 
     def __post_init__(self) -> None:
         require(self.num_epochs >= 1, "train.num_epochs", self.num_epochs, "1 or more")
@@ -48,6 +59,8 @@ class RewardConfig:
         require(self.micro_batch_size >= 1, "train.micro_batch_size", self.micro_batch_size, "1 or more")
         require(self.eval_micro_batch_size >= 1, "train.eval_micro_batch_size", self.eval_micro_batch_size, "1 or more")
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, "1 or more")
+        require(0 <= self.label_smoothing < 0.5, "train.label_smoothing", self.label_smoothing, "in [0, 0.5)")
+        require_finite_range("train.centering_coef", self.centering_coef, 0.0, 100.0)
         require(self.eval_every_steps >= 0, "train.eval_every_steps", self.eval_every_steps, "0 or more")
         pairs = self.num_calibration_pairs
         require(pairs >= 2, "train.num_calibration_pairs", pairs, "2 or more")
@@ -76,17 +89,44 @@ class PPOConfig:
     micro_batch_size: int = 4
     """Responses per forward pass of one rank; gradients are accumulated up to `minibatch_size`."""
 
+    value_warmup_steps: int = 0
+    """First steps that train the value model alone and leave the policy as it is."""
+
     kl_coef: float = 0.05
-    """beta: the reward of each token is reduced by beta times its KL to the reference."""
+    """beta: the reward of each token is reduced by beta times its KL to the reference; 0: no penalty there."""
 
     kl_estimator: KLEstimator = KLEstimator.k1
     """Estimator of that KL; k1 is the one whose expectation the penalty needs."""
 
+    kl_target: float | None = None
+    """KL in nats a response to which `kl_coef` is adapted after every step (arXiv:1909.08593); unset: it is fixed."""
+
+    kl_horizon: int = 10000
+    """Responses over which the adapted `kl_coef` changes by at most a fifth."""
+
+    kl_loss_coef: float = 0.0
+    """Weight of the KL to the reference in the policy's loss, beside or instead of the one in the reward."""
+
+    kl_loss_estimator: KLEstimator = KLEstimator.k2
+    """Estimator of that KL; k2 has the KL's gradient, k3 an approximation, k1 one of mean 0."""
+
     cliprange: float = 0.2
     """The surrogate sees probability ratios in [1 - cliprange, 1 + cliprange]. arXiv:1707.06347 uses 0.2."""
 
-    cliprange_value: float = 0.2
-    """A value may move this far from the rollout's value before its loss stops falling."""
+    cliprange_high: float | None = None
+    """Another distance for the upper bound, 1 + cliprange_high (arXiv:2503.14476 has 0.28); unset: `cliprange`."""
+
+    dual_clip: float | None = None
+    """With a negative advantage the loss grows no more beyond this ratio (arXiv:1912.09729 has 3); unset: off."""
+
+    cliprange_value: float | None = 0.2
+    """A value may move this far from the rollout's value before its loss stops falling; null: no clipping."""
+
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, which the loss is reduced by."""
+
+    target_kl: float | None = None
+    """End a step's updates once a minibatch shows a mean `approx_kl` above this, in nats a token; unset: never."""
 
     gamma: float = 1.0
     """Discount per token."""
@@ -94,21 +134,81 @@ class PPOConfig:
     lam: float = 0.95
     """lambda of generalised advantage estimation."""
 
+    reward_clip: float | None = None
+    """Scores are clipped to [-reward_clip, reward_clip] before penalties and KL; unset: not."""
+
+    whiten_rewards: bool = False
+    """Scale the rewards of a step, KL penalty included, to deviation 1 over its tokens; their mean stays."""
+
     missing_eos_penalty: float = 0.0
-    """Subtracted from the score of a response that reached max_new_tokens without EOS."""
+    """What a response that reached max_new_tokens without EOS pays; see `missing_eos`."""
+
+    missing_eos: MissingEOS = MissingEOS.subtract
+    """Subtract the penalty from such a response's score, or replace the score with its negative."""
+
+    min_length: int = 0
+    """Responses of fewer tokens, EOS included, pay `min_length_penalty`."""
+
+    min_length_penalty: float = 0.0
+    """Subtracted from the score of a response shorter than `min_length`."""
+
+    ema_decay: float | None = None
+    """Keep a moving average of the policy's weights with this decay an update, exported beside it; unset: none."""
 
     def __post_init__(self) -> None:
-        for key in ("num_steps", "batch_size", "num_epochs", "minibatch_size", "micro_batch_size"):
+        for key in ("num_steps", "batch_size", "num_epochs", "minibatch_size", "micro_batch_size", "kl_horizon"):
             require(getattr(self, key) >= 1, f"ppo.{key}", getattr(self, key), "1 or more")
-        require_finite_range("ppo.kl_coef", self.kl_coef, 0.0, 100.0)
+        for key in ("value_warmup_steps", "min_length"):
+            require(getattr(self, key) >= 0, f"ppo.{key}", getattr(self, key), "0 or more")
+        for key in ("kl_coef", "kl_loss_coef", "entropy_coef", "missing_eos_penalty", "min_length_penalty"):
+            require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 1e4)
+        for key in ("gamma", "lam"):
+            require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 1.0)
         require(0 < self.cliprange < 1, "ppo.cliprange", self.cliprange, "in (0, 1)")
-        require(self.cliprange_value > 0, "ppo.cliprange_value", self.cliprange_value, "positive")
-        require_finite_range("ppo.gamma", self.gamma, 0.0, 1.0)
-        require_finite_range("ppo.lam", self.lam, 0.0, 1.0)
-        require(self.missing_eos_penalty >= 0, "ppo.missing_eos_penalty", self.missing_eos_penalty, "0 or more")
+        for key in ("cliprange_high", "cliprange_value", "target_kl", "kl_target", "reward_clip"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"ppo.{key}", value, "positive or null")
+        require(self.dual_clip is None or self.dual_clip > 1, "ppo.dual_clip", self.dual_clip, "over 1 or null")
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, "ppo.ema_decay", decay, "in (0, 1) or null")
+        self._check_together()
+
+    def _check_together(self) -> None:
         require(
             self.batch_size % self.minibatch_size == 0,
             "ppo.batch_size",
             f"{self.batch_size} = {self.batch_size / self.minibatch_size:.2f} x minibatch_size {self.minibatch_size}",
             "a multiple of ppo.minibatch_size",
         )
+        adapts_zero = self.kl_target is not None and self.kl_coef == 0
+        require(not adapts_zero, "ppo.kl_coef", self.kl_coef, "positive where ppo.kl_target adapts it")
+        warmup = self.value_warmup_steps
+        require(warmup < self.num_steps, "ppo.value_warmup_steps", warmup, f"below ppo.num_steps {self.num_steps}")
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of a step, unless `target_kl` ends it early."""
+        return self.num_epochs * (self.batch_size // self.minibatch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    path: str | None = None
+    """Text file whose language-modelling loss joins the policy's loss (PPO-ptx, arXiv:2203.02155); unset: none."""
+
+    coef: float = 1.0
+    """Weight of that loss, a mean over tokens."""
+
+    batch_size: int = 8
+    """Blocks of text per optimizer update, over all ranks."""
+
+    micro_batch_size: int = 4
+    """Blocks of text per forward pass of one rank."""
+
+    max_tokens: int = 512
+    """Tokens of a block; the text is cut into blocks one after the other, in a new order each pass."""
+
+    def __post_init__(self) -> None:
+        require_finite_range("pretrain.coef", self.coef, 0.0, 1e4)
+        for key, least in (("batch_size", 1), ("micro_batch_size", 1), ("max_tokens", 2)):
+            require(getattr(self, key) >= least, f"pretrain.{key}", getattr(self, key), f"{least} or more")

@@ -37,6 +37,9 @@ def check_paths(config: TrainRMConfig | TrainPPOConfig) -> None:
             path = getattr(options, name, None)
             if path is not None:
                 resolve_path(path, f"{section}.{name}")
+    text = config.pretrain.path if isinstance(config, TrainPPOConfig) else None
+    if text is not None and not Path(resolve_path(text, "pretrain.path")).is_file():
+        raise InputError(f"pretrain.path={text}: no such file, wanted a text file")
 
 
 def _in_package(path: str, key: str) -> str:

@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import InputError, require
-from rlhf_cli.config.objectives import PPOConfig, RewardConfig, ValueModelConfig
+from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueModelConfig
 from rlhf_cli.config.sections import (
     CheckpointConfig,
     EvalConfig,
@@ -42,6 +42,8 @@ class TrainRMConfig:
         self.model.check("model")
         self.optim.check("optim")
         _check_deepspeed(self.deepspeed)
+        twice = self.train.label_smoothing > 0 and self.data.confidence_column is not None
+        require(not twice, "train.label_smoothing", self.train.label_smoothing, "0 with data.confidence_column")
 
     def check_ranks(self, num_ranks: int) -> None:
         """Raise InputError, with the arithmetic, where the batch does not divide by the number of ranks."""
@@ -59,6 +61,7 @@ class TrainPPOConfig:
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-6))
     value_optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=5e-6))
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -79,6 +82,8 @@ class TrainPPOConfig:
         """Raise InputError, with the arithmetic, where a batch does not divide by the number of ranks."""
         _check_divides("ppo.batch_size", self.ppo.batch_size, num_ranks)
         _check_divides("ppo.minibatch_size", self.ppo.minibatch_size, num_ranks)
+        if self.pretrain.path is not None:
+            _check_divides("pretrain.batch_size", self.pretrain.batch_size, num_ranks)
 
 
 COMMANDS: dict[str, type[TrainRMConfig] | type[TrainPPOConfig]] = {

@@ -133,6 +133,15 @@ class PreferenceDataConfig(DataConfig):
     rejected_column: str = "rejected"
     """Column with the worse answer, in the form of the better one."""
 
+    ranking_column: str | None = None
+    """Column with a list of two or more answers, the best first, in place of `chosen_column` and `rejected_column`."""
+
+    margin_column: str | None = None
+    """Column with a number by which the chosen score should exceed the rejected one (arXiv:2307.09288); unset: 0."""
+
+    confidence_column: str | None = None
+    """Column with the probability, in [0.5, 1], that the preference is the right way round; unset: 1."""
+
     max_tokens: int = 1024
     """Longest prompt + answer in tokens."""
 
@@ -142,6 +151,10 @@ class PreferenceDataConfig(DataConfig):
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
         require(self.max_tokens >= 2, "data.max_tokens", self.max_tokens, "2 or more")
+        for key in ("margin_column", "confidence_column"):
+            value = getattr(self, key)
+            alone = self.ranking_column is None or value is None
+            require(alone, f"data.{key}", value, "unset with data.ranking_column: it is a number of one pair")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +185,13 @@ class OptimConfig:
     """Term added to AdamW's denominator."""
 
     schedule: Schedule = Schedule.cosine
-    """Course of the learning rate after the warm-up; linear and cosine fall to 0 at the end of the run."""
+    """Course of the learning rate after the warm-up; linear and cosine fall to their floor at the last update."""
+
+    min_lr_ratio: float = 0.1
+    """Floor of a linear or cosine schedule, as a share of `learning_rate`."""
 
     warmup_ratio: float = 0.03
-    """Share of all updates over which the learning rate rises linearly from 0 to its peak."""
+    """Share of all updates over which the learning rate rises linearly to its peak."""
 
     max_grad_norm: float = 1.0
     """Global norm to which gradients are clipped; 0 turns clipping off."""
@@ -187,6 +203,7 @@ class OptimConfig:
         require(0 <= self.beta1 < 1, f"{section}.beta1", self.beta1, "in [0, 1)")
         require(0 <= self.beta2 < 1, f"{section}.beta2", self.beta2, "in [0, 1)")
         require(self.eps > 0, f"{section}.eps", self.eps, "positive")
+        require_finite_range(f"{section}.min_lr_ratio", self.min_lr_ratio, 0.0, 1.0)
         require_finite_range(f"{section}.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         require(self.max_grad_norm >= 0, f"{section}.max_grad_norm", self.max_grad_norm, "0 or more")
 

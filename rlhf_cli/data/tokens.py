@@ -21,6 +21,10 @@ class Sequence:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
 
+    def __len__(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
 
 @dataclass(frozen=True)
 class TokenBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.zero import TrainEngine
@@ -19,12 +20,13 @@ class Checkpoints:
         self.engines = engines
         self.keep_last = keep_last
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint of `step` and drop the oldest ones; all ranks together.
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint and drop the oldest ones; all ranks together. state: the trainer's, with its "step".
 
         It appears under its name only when every rank has written its part; what a killed run leaves behind starts
         with a dot and is never read.
         """
+        step = state["step"]
         staging = self.folder / f".step-{step}"
         if distributed.rank() == 0:
             shutil.rmtree(staging, ignore_errors=True)
@@ -34,8 +36,8 @@ class Checkpoints:
             engine.save(str(staging), name)
         distributed.barrier()
         if distributed.rank() == 0:
-            state = {"step": step, "world_size": distributed.world_size()}
-            (staging / CHECKPOINT_STATE).write_text(json.dumps(state) + "\n", "utf-8")
+            record = {**state, "world_size": distributed.world_size()}
+            (staging / CHECKPOINT_STATE).write_text(json.dumps(record) + "\n", "utf-8")
             published = self.folder / f"step-{step}"
             shutil.rmtree(published, ignore_errors=True)
             staging.rename(published)
@@ -43,12 +45,13 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"step-{old}")
         distributed.barrier()
 
-    def load_newest(self) -> int:
-        """Load the newest checkpoint into the engines and return its step; all ranks together.
+    def load_newest(self) -> dict[str, Any]:
+        """Load the newest checkpoint into the engines and return the trainer's state; all ranks together.
 
         Raises InputError where there is none, or where it was written by another number of ranks.
         """
-        step, folder = newest_checkpoint(self.folder.parent, distributed.world_size())
+        folder = newest_checkpoint(self.folder.parent, distributed.world_size())
         for name, engine in self.engines.items():
             engine.load(str(folder), name)
-        return step
+        state: dict[str, Any] = json.loads((folder / CHECKPOINT_STATE).read_text("utf-8"))
+        return state

@@ -78,6 +78,13 @@ def gather_all(item: Item) -> list[Item]:
     return items
 
 
+def gather_tensors(tensor: Tensor) -> list[Tensor]:
+    """Return every rank's tensor, all of one shape, in the order of ranks, on every rank."""
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor)
+    return parts
+
+
 def global_sum(values: Tensor) -> Tensor:
     """Sum a tensor over the ranks, element by element; all get the result."""
     total = values.clone()

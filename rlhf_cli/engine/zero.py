@@ -6,14 +6,16 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed import initialize
 from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
-from transformers import get_scheduler
 
+from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
 from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 
@@ -41,7 +43,11 @@ class FrozenEngine:
 
 
 class TrainEngine:
-    """A model with its optimizer and learning-rate schedule: policy, value model, or a reward model in training."""
+    """A model with its optimizer and learning-rate schedule: policy, value model, or a reward model in training.
+
+    num_updates: the updates of the whole run, over which the schedule goes; ema_decay: of a moving average of the
+    float32 weights, which is kept in shards as they are.
+    """
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class TrainEngine:
         optim: OptimConfig,
         num_updates: int,
         deepspeed: dict[str, Any],
+        ema_decay: float | None = None,
     ) -> None:
         config = _engine_config(deepspeed, dtype)
         config["gradient_clipping"] = optim.max_grad_norm
@@ -65,19 +72,21 @@ class TrainEngine:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self._engine, _, _, self._schedule = initialize(
-            model=module,
-            optimizer=optimizer,
-            lr_scheduler=lambda wrapped: _schedule(wrapped, optim, num_updates),
-            config=config,
-        )
+        self._engine = initialize(model=module, optimizer=optimizer, config=config)[0]
         self._engine.train()
+        self._optim, self._num_updates, self._ema_decay = optim, num_updates, ema_decay
+        self._ema = {} if ema_decay is None else {name: shard.clone() for name, shard in self._master_shards()}
 
     @property
     def module(self) -> nn.Module:
         """The wrapped module; under ZeRO-3 its parameters are empty outside `gathered()`."""
         module: nn.Module = self._engine.module
         return module
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self._ema_decay is not None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
@@ -89,12 +98,20 @@ class TrainEngine:
         """
         self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
-    def step(self) -> StepResult:
-        """Reduce and clip the accumulated gradients and update the weights; all ranks together."""
-        learning_rate = float(self._schedule.get_last_lr()[0])
+    def step(self, update: int) -> StepResult:
+        """Reduce and clip the accumulated gradients and update the weights; all ranks together.
+
+        update: the number of the update in the run, from 0, which alone sets the learning rate.
+        """
+        rate = learning_rate(self._optim, update, self._num_updates)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        return StepResult(norm, not self._engine.was_step_applied(), learning_rate)
+        applied = self._engine.was_step_applied()
+        if applied and self._ema_decay is not None:
+            for name, shard in self._master_shards():
+                self._ema[name].lerp_(shard, 1 - self._ema_decay)
+        return StepResult(float(self._engine.get_global_grad_norm()), not applied, rate)
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
@@ -126,15 +143,34 @@ class TrainEngine:
             state.update((name, buffer.detach().cpu().clone()) for name, buffer in _saved_buffers(self.module))
         return state
 
+    def full_ema(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `state`, which full_state_dict gave, with the averaged weights; {} on ranks but the first."""
+        averaged = dict(state)
+        for name, _ in self.module.named_parameters():
+            flat = torch.cat(distributed.gather_tensors(self._ema[name]))
+            if state:
+                like = state[name]
+                averaged[name] = flat[: like.numel()].view(like.shape).to(like.dtype).cpu()  # the last shard is padded
+        return averaged
+
+    def _master_shards(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.module.named_parameters():
+            yield name, safe_get_local_fp32_param(parameter)
+
     def save(self, folder: str, tag: str) -> None:
-        """Write weights, optimizer and schedule below folder/tag; all ranks together."""
+        """Write weights, optimizer and moving average below folder/tag; all ranks together."""
         self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
+        if self._ema:
+            torch.save(self._ema, _ema_file(folder, tag))
 
     def load(self, folder: str, tag: str) -> None:
         """Read back what `save` wrote, on the same number of ranks; all ranks together."""
         path, _ = self._engine.load_checkpoint(folder, tag=tag)
         if path is None:
             raise FileNotFoundError(f"{folder}/{tag}: no checkpoint of this engine")
+        if self._ema:
+            saved = torch.load(_ema_file(folder, tag), map_location=distributed.device(), weights_only=True)
+            self._ema = {name: saved[name] for name in self._ema}
 
 
 def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -146,10 +182,23 @@ def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return config
 
 
-def _schedule(optimizer: Any, optim: OptimConfig, num_updates: int) -> Any:
-    names = {Schedule.constant: "constant_with_warmup", Schedule.linear: "linear", Schedule.cosine: "cosine"}
+def learning_rate(optim: OptimConfig, update: int, num_updates: int) -> float:
+    """Return the learning rate of an update, counted from 0: a function of its number alone, so nothing is saved."""
     num_warmup = round(optim.warmup_ratio * num_updates)
-    return get_scheduler(names[optim.schedule], optimizer, num_warmup, num_updates)
+    factor = warmup_factor(update, num_warmup)
+    progress = decay_progress(update, num_updates, num_warmup)
+    match optim.schedule:
+        case Schedule.linear:
+            factor *= linear_factor(progress, optim.min_lr_ratio)
+        case Schedule.cosine:
+            factor *= cosine_factor(progress, optim.min_lr_ratio)
+        case Schedule.constant:
+            pass
+    return optim.learning_rate * factor
+
+
+def _ema_file(folder: str, tag: str) -> Path:
+    return Path(folder, tag, f"ema_rank{distributed.rank()}.pt")
 
 
 def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -50,8 +50,8 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
 
 
-def newest_checkpoint(folder: Path, num_ranks: int) -> tuple[int, Path]:
-    """Return the step and the folder of a run's newest checkpoint.
+def newest_checkpoint(folder: Path, num_ranks: int) -> Path:
+    """Return the folder of a run's newest checkpoint.
 
     Raises InputError where there is none, or where another number of ranks wrote it.
     """
@@ -62,7 +62,7 @@ def newest_checkpoint(folder: Path, num_ranks: int) -> tuple[int, Path]:
     wanted = json.loads((newest / CHECKPOINT_STATE).read_text("utf-8"))["world_size"]
     if wanted != num_ranks:
         raise InputError(f"{newest} was written by {wanted} ranks, this run has {num_ranks}; resume with {wanted}")
-    return steps[-1], newest
+    return newest
 
 
 class RunDir:

@@ -59,6 +59,17 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class PPOTargets:
+    """What the update compares its own forward passes with, for some rows."""
+
+    logprobs: Tensor  # [B, T] old_logprobs
+    ref_logprobs: Tensor  # [B, T]
+    values: Tensor  # [B, T] old_values
+    advantages: Tensor  # [B, T]
+    returns: Tensor  # [B, T]
+
+
+@dataclass(frozen=True)
 class PPOBatch:
     """A rollout with what the update needs of it."""
 
@@ -66,3 +77,9 @@ class PPOBatch:
     rewards: Tensor  # [B, T] scores at the last token less the KL penalty
     advantages: Tensor  # [B, T] whitened over the real tokens of the batch
     returns: Tensor  # [B, T] advantages before whitening + values
+
+    def rows(self, rows: list[int], length: int, device: torch.device) -> PPOTargets:
+        """Take some rows, cut to the `length` of the longest of them."""
+        rollout = self.rollout
+        wanted = (rollout.logprobs, rollout.ref_logprobs, rollout.values, self.advantages, self.returns)
+        return PPOTargets(*(tensor[rows, :length].to(device) for tensor in wanted))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf_cli.algo.advantages import gae, token_rewards
-from rlhf_cli.algo.kl import kl_k1, kl_k2, kl_k3
+from rlhf_cli.algo.advantages import gae, min_length_scores, missing_eos_scores, token_rewards
+from rlhf_cli.algo.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k3
 from rlhf_cli.algo.logprobs import token_entropy, token_logprobs
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
 from rlhf_cli.algo.masking import masked_mean, masked_sum, masked_whiten
-from rlhf_cli.config.objectives import KLEstimator
+from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
@@ -23,10 +25,26 @@ from rlhf_cli.engine.zero import FrozenEngine, StepResult, TrainEngine
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
-from rlhf_cli.train.batch import Episode, PPOBatch, Rollout
+from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
 
 _KL = {KLEstimator.k1: kl_k1, KLEstimator.k2: kl_k2, KLEstimator.k3: kl_k3}
-_STATISTICS = ("loss/policy", "loss/value", "approx_kl", "clipfrac/policy", "clipfrac/value")
+_PRETRAIN = "loss/pretrain"
+
+
+@dataclass
+class PPOState:
+    """What a checkpoint keeps of the trainer itself; everything else follows from the configuration."""
+
+    kl_coef: float  # of the next step
+    step: int = 0  # steps done
+
+
+@dataclass(frozen=True)
+class PPOData:
+    """What a PPO run reads."""
+
+    prompts: list[Prompt]
+    texts: list[Sequence]  # blocks for the language-modelling loss; empty: none
 
 
 @dataclass(frozen=True)
@@ -47,23 +65,23 @@ class PPOTrainer:
         config: TrainPPOConfig,
         models: Models,
         sampler: EmbeddedSampler,
-        prompts: list[Prompt],
+        data: PPOData,
         checkpoints: Checkpoints,
         report: Reporter,
     ) -> None:
         self.config = config
         self.models = models
         self.sampler = sampler
-        self.prompts = prompts
+        self.data = data
         self.checkpoints = checkpoints
         self.report = report
         self.device = distributed.device()
-        self.step = 0
+        self.state = PPOState(kl_coef=config.ppo.kl_coef)
 
     def fit(self) -> None:
-        """Run the loop from `self.step` to ppo.num_steps."""
+        """Run the loop from the step of `self.state` to ppo.num_steps."""
         every = self.config.checkpoint.every_steps
-        while self.step < self.config.ppo.num_steps:
+        while self.state.step < self.config.ppo.num_steps:
             with self.report.time("rollout"):
                 sequences = self.collect()
             with self.report.time("score"):
@@ -71,19 +89,26 @@ class PPOTrainer:
             with self.report.time("update"):
                 batch = self.estimate(rollout)
                 losses = self.update(batch)
-            self.step += 1
-            self.report.log(self.step, {**summary(batch), **losses}, num_tokens=int(rollout.response_mask.sum()))
-            if every and self.step % every == 0:
+            metrics = {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
+            self.state = self._next_state(metrics["kl"])
+            self.report.log(self.state.step, metrics, num_tokens=int(rollout.response_mask.sum()))
+            if every and self.state.step % every == 0:
                 with self.report.time("checkpoint"):
-                    self.checkpoints.save(self.step)
+                    self.checkpoints.save(asdict(self.state))
+
+    def _next_state(self, kl: float) -> PPOState:
+        ppo, kl_coef = self.config.ppo, self.state.kl_coef
+        if ppo.kl_target is not None and self.state.step >= ppo.value_warmup_steps:
+            kl_coef = adapted_kl_coef(kl_coef, kl, ppo.kl_target, ppo.batch_size, ppo.kl_horizon)
+        return PPOState(kl_coef, self.state.step + 1)
 
     def collect(self) -> list[Sequence]:
         """Sample a response to each of this rank's prompts of the step."""
         size = self.config.ppo.batch_size
-        indices = batch_indices(len(self.prompts), size, self.step, self.config.run.seed)
+        indices = batch_indices(len(self.data.prompts), size, self.state.step, self.config.run.seed)
         places = distributed.share(list(range(size)))
-        keys = [f"{self.config.run.seed}/{self.step}/{place}" for place in places]
-        return self.sampler.sample([self.prompts[indices[place]].ids for place in places], keys)
+        keys = [f"{self.config.run.seed}/{self.state.step}/{place}" for place in places]
+        return self.sampler.sample([self.data.prompts[indices[place]].ids for place in places], keys)
 
     @torch.no_grad()
     def score(self, sequences: list[Sequence]) -> Rollout:
@@ -110,54 +135,104 @@ class PPOTrainer:
     def estimate(self, rollout: Rollout) -> PPOBatch:
         """Turn a scored rollout into rewards, advantages and returns, all [B, T]."""
         ppo, mask = self.config.ppo, rollout.response_mask
-        scores = rollout.scores - ppo.missing_eos_penalty * (~rollout.ended).float()
         kl = _KL[ppo.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
-        rewards = token_rewards(scores, kl, mask, ppo.kl_coef)
+        rewards = token_rewards(shaped_scores(rollout, ppo), kl, mask, self.state.kl_coef)
+        if ppo.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
         advantages, returns = gae(rewards, rollout.values, mask, ppo.gamma, ppo.lam)
         return PPOBatch(rollout, rewards, masked_whiten(advantages, mask), returns)
 
     def update(self, batch: PPOBatch) -> dict[str, float]:
-        """Run num_epochs passes of clipped updates over the batch; return the means over tokens and updates."""
+        """Run num_epochs passes of clipped updates over the batch; return means over all tokens that were used."""
+        ppo, per_step = self.config.ppo, self.config.ppo.updates_per_step
+        policy_step = self.state.step - ppo.value_warmup_steps
+        metrics: dict[str, float] = {}
+        totals: Counter[str] = Counter()
+        num_tokens = num_skipped = num_updates = 0
+        for minibatch in self._minibatches():
+            tokens = int(batch.rollout.response_mask[minibatch].sum())
+            sums = self._accumulate(batch, minibatch, tokens, learns=policy_step >= 0)
+            results = {"value": self.models.value_model.step(self.state.step * per_step + num_updates)}
+            if policy_step >= 0:
+                update = policy_step * per_step + num_updates
+                totals.update(self._pretrain(update))
+                results["policy"] = self.models.policy.step(update)
+            totals.update(sums)
+            num_tokens += tokens
+            num_updates += 1
+            num_skipped += sum(result.skipped for result in results.values())
+            metrics = _optimizer_metrics(results)
+            if ppo.target_kl is not None and sums.get("approx_kl", 0.0) / tokens > ppo.target_kl:
+                break
+        means = {name: total / (num_updates if name == _PRETRAIN else num_tokens) for name, total in totals.items()}
+        return {**means, **metrics, "num_updates": float(num_updates), "skipped_updates": float(num_skipped)}
+
+    def _minibatches(self) -> Iterator[list[int]]:
+        """Every row of the step once an epoch, in minibatches, in an order that depends on seed, step and epoch."""
         ppo = self.config.ppo
-        totals = torch.zeros(len(_STATISTICS), device=self.device)
-        num_updates = num_skipped = 0
         for epoch in range(ppo.num_epochs):
-            order = shuffled(ppo.batch_size, f"{self.config.run.seed}/minibatches/{self.step}/{epoch}")
-            for minibatch in chunks(order, ppo.minibatch_size):
-                num_tokens = int(batch.rollout.response_mask[minibatch].sum())
-                for rows in chunks(distributed.share(minibatch), ppo.micro_batch_size):
-                    totals += self._accumulate(batch, rows, num_tokens) / num_tokens
-                policy, value = self.models.policy.step(), self.models.value_model.step()
-                num_skipped += policy.skipped + value.skipped
-                num_updates += 1
-        means = (distributed.global_sum(totals) / num_updates).tolist()
-        statistics = dict(zip(_STATISTICS, means, strict=True))
-        return {**statistics, **_optimizer_metrics(policy, value), "skipped_updates": float(num_skipped)}
+            order = shuffled(ppo.batch_size, f"{self.config.run.seed}/minibatches/{self.state.step}/{epoch}")
+            yield from chunks(order, ppo.minibatch_size)
 
-    def _accumulate(self, batch: PPOBatch, rows: list[int], num_tokens: int) -> Tensor:
-        """Add the gradients of some rows to the update; return the sums of the statistics over their tokens."""
-        ppo, rollout = self.config.ppo, batch.rollout
-        tokens = self._collate([rollout.sequences[row] for row in rows])
-        mask = tokens.response_mask
-        length = mask.shape[1]
+    def _accumulate(self, batch: PPOBatch, minibatch: list[int], num_tokens: int, learns: bool) -> dict[str, float]:
+        """Add the gradients of a minibatch; return the sums of the statistics over its tokens, of all ranks."""
+        sums: dict[str, Tensor] = {}
+        for rows in chunks(distributed.share(minibatch), self.config.ppo.micro_batch_size):
+            tokens = self._collate([batch.rollout.sequences[row] for row in rows])
+            part = batch.rows(rows, tokens.response_mask.shape[1], self.device)
+            own = self._value_backward(part, tokens, num_tokens)
+            if learns:
+                own |= self._policy_backward(part, tokens, num_tokens)
+            sums = {name: sums.get(name, 0) + value for name, value in own.items()}
+        total = distributed.global_sum(torch.stack(list(sums.values()))).tolist()
+        return dict(zip(sums, total, strict=True))
 
-        def take(values: Tensor) -> Tensor:
-            return values[rows, :length].to(self.device)
-
-        old_logprobs, old_values = take(rollout.logprobs), take(rollout.values)
-        advantages, returns = take(batch.advantages), take(batch.returns)
+    def _policy_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
+        """Add the policy's gradients of some rows; return sums over their tokens."""
+        ppo, mask, temperature = self.config.ppo, tokens.response_mask, self.config.rollout.temperature
+        high = ppo.cliprange if ppo.cliprange_high is None else ppo.cliprange_high
         logits = self._logits(self.models.policy, tokens)
-        logprobs = token_logprobs(logits, tokens.response_ids, self.config.rollout.temperature)
-        policy = masked_sum(policy_loss(logprobs, old_logprobs, advantages, ppo.cliprange), mask)
-        self.models.policy.backward(policy / num_tokens)
-        values = self._values(tokens)
-        value = masked_sum(value_loss(values, old_values, returns, ppo.cliprange_value), mask)
-        self.models.value_model.backward(value / num_tokens)
+        logprobs = token_logprobs(logits, tokens.response_ids, temperature)
+        surrogate = (logprobs, part.logprobs, part.advantages, ppo.cliprange, high, ppo.dual_clip)
+        loss = masked_sum(policy_loss(*surrogate), mask)
+        sums = {"loss/policy": loss.detach()}
+        if ppo.kl_loss_coef:
+            kl = masked_sum(_KL[ppo.kl_loss_estimator](logprobs, part.ref_logprobs), mask)
+            loss = loss + ppo.kl_loss_coef * kl
+            sums["loss/kl"] = kl.detach()
+        if ppo.entropy_coef:
+            loss = loss - ppo.entropy_coef * masked_sum(token_entropy(logits, temperature), mask)
+        self.models.policy.backward(loss / num_tokens)
         with torch.no_grad():
-            kl = masked_sum(approx_kl(logprobs, old_logprobs), mask)
-            clipped = masked_sum(policy_clipped(logprobs, old_logprobs, advantages, ppo.cliprange), mask)
-            value_clips = masked_sum(value_clipped(values, old_values, returns, ppo.cliprange_value), mask)
-            return torch.stack([policy, value, kl, clipped, value_clips])
+            sums["approx_kl"] = masked_sum(approx_kl(logprobs, part.logprobs), mask)
+            sums["clipfrac/policy"] = masked_sum(policy_clipped(*surrogate), mask)
+        return sums
+
+    def _value_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
+        """Add the value model's gradients of some rows; return sums over their tokens."""
+        errors = (self._values(tokens), part.values, part.returns, self.config.ppo.cliprange_value)
+        loss = masked_sum(value_loss(*errors), tokens.response_mask)
+        self.models.value_model.backward(loss / num_tokens)
+        with torch.no_grad():
+            clipped = masked_sum(value_clipped(*errors), tokens.response_mask)
+        return {"loss/value": loss.detach(), "clipfrac/value": clipped}
+
+    def _pretrain(self, update: int) -> dict[str, float]:
+        """Add the gradients of the language-modelling loss on the update's blocks of text; return its mean."""
+        pretrain = self.config.pretrain
+        if not self.data.texts:
+            return {}
+        indices = batch_indices(len(self.data.texts), pretrain.batch_size, update, self.config.run.seed)
+        blocks = [self.data.texts[index] for index in indices]
+        num_tokens = sum(len(block.response_ids) for block in blocks)
+        total = torch.zeros((), device=self.device)
+        for part in chunks(distributed.share(blocks), pretrain.micro_batch_size):
+            tokens = self._collate(part)
+            logprobs = token_logprobs(self._logits(self.models.policy, tokens), tokens.response_ids, temperature=1.0)
+            loss = -masked_sum(logprobs, tokens.response_mask) / num_tokens
+            self.models.policy.backward(pretrain.coef * loss)
+            total += loss.detach()
+        return {_PRETRAIN: float(distributed.global_sum(total))}
 
     def _collate(self, sequences: list[Sequence]) -> TokenBatch:
         return collate(sequences, self.sampler.pad_id, self.device)
@@ -192,10 +267,17 @@ def summary(batch: PPOBatch) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _optimizer_metrics(policy: StepResult, value: StepResult) -> dict[str, float]:
-    return {
-        "grad_norm/policy": policy.grad_norm,
-        "grad_norm/value": value.grad_norm,
-        "lr/policy": policy.learning_rate,
-        "lr/value": value.learning_rate,
-    }
+def shaped_scores(rollout: Rollout, ppo: PPOConfig) -> Tensor:
+    """Return the scores [B] that enter the rewards: clipped, then less what missing EOS and short answers cost."""
+    scores = rollout.scores
+    if ppo.reward_clip is not None:
+        scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
+    if ppo.missing_eos_penalty or ppo.missing_eos is MissingEOS.replace:
+        replace = ppo.missing_eos is MissingEOS.replace
+        scores = missing_eos_scores(scores, rollout.ended, ppo.missing_eos_penalty, replace)
+    return min_length_scores(scores, rollout.response_mask.sum(dim=1), ppo.min_length, ppo.min_length_penalty)
+
+
+def _optimizer_metrics(results: dict[str, StepResult]) -> dict[str, float]:
+    norms = {f"grad_norm/{name}": result.grad_norm for name, result in results.items()}
+    return {**norms, **{f"lr/{name}": result.learning_rate for name, result in results.items()}}

@@ -1,18 +1,19 @@
-"""Reward-model training: Bradley-Terry on preference pairs."""
+"""Reward-model training: Bradley-Terry on every pair of a prompt's ranked answers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf_cli.algo.losses import preference_correct, preference_loss
+from rlhf_cli.algo.losses import centering_loss, preference_correct, preference_loss
 from rlhf_cli.algo.normalise import normalised_head
 from rlhf_cli.config.schema import TrainRMConfig
 from rlhf_cli.data.order import batch_indices, shuffled
-from rlhf_cli.data.preferences import PreferencePair
+from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.tokens import Sequence, chunks, collate, flatten
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
@@ -20,29 +21,71 @@ from rlhf_cli.engine.zero import TrainEngine
 from rlhf_cli.report.reporter import Reporter
 
 
-def num_steps(config: TrainRMConfig, num_pairs: int) -> int:
+def num_steps(config: TrainRMConfig, num_rows: int) -> int:
     """Return the optimizer steps of a run: train.num_steps, or as many as num_epochs passes take, rounded up."""
     train = config.train
-    return train.num_steps or math.ceil(train.num_epochs * num_pairs / train.batch_size)
+    return train.num_steps or math.ceil(train.num_epochs * num_rows / train.batch_size)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every pair of answers of some rankings. P pairs of N answers; a ranking's pairs weigh 1 together."""
+
+    better: Tensor  # [P] the place of the better answer among all answers
+    worse: Tensor  # [P] that of the worse one
+    weight: Tensor  # [P] 1 / C(K, 2)
+    margin: Tensor  # [P]
+    confidence: Tensor  # [P]
+
+    @staticmethod
+    def of(rankings: list[Ranking], label_smoothing: float, device: torch.device) -> Pairs:
+        """List the pairs of rankings whose answers stand one after the other."""
+        rows: list[tuple[int, int, float, float, float]] = []
+        first = 0
+        for ranking in rankings:
+            confidence = min(ranking.confidence, 1 - label_smoothing)
+            weight = 1 / len(ranking.pairs)
+            rows += [(first + a, first + b, weight, ranking.margin, confidence) for a, b in ranking.pairs]
+            first += len(ranking.answers)
+        better, worse, *numbers = zip(*rows, strict=True)
+        places = (torch.tensor(column, device=device) for column in (better, worse))
+        return Pairs(*places, *(torch.tensor(column, dtype=torch.float32, device=device) for column in numbers))
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """Preference loss, the sum over rankings of the mean over their pairs; scores: [N]."""
+        better, worse = scores[self.better], scores[self.worse]
+        return (self.weight * preference_loss(better, worse, self.margin, self.confidence)).sum()
+
+    def centering(self, scores: Tensor) -> Tensor:
+        """Centering term, summed in the same way."""
+        return (self.weight * centering_loss(scores[self.better], scores[self.worse])).sum()
+
+    def correct(self, scores: Tensor) -> Tensor:
+        """Share of pairs in the right order, summed over rankings."""
+        return (self.weight * preference_correct(scores[self.better], scores[self.worse])).sum()
+
+    def margins(self, scores: Tensor) -> Tensor:
+        """Better score less worse score [P]."""
+        return scores[self.better] - scores[self.worse]
 
 
 class RewardTrainer:
-    """One reward-model run: batch -> loss -> update, evaluation on held-out pairs in between."""
+    """One reward-model run: batch -> loss -> update, evaluation on held-out rows in between."""
 
     def __init__(
         self,
         config: TrainRMConfig,
         model: TrainEngine,
-        pairs: list[PreferencePair],
-        eval_pairs: list[PreferencePair],
+        rows: list[Ranking],
+        eval_rows: list[Ranking],
         pad_id: int,
         checkpoints: Checkpoints,
         report: Reporter,
     ) -> None:
         self.config = config
         self.model = model
-        self.pairs = pairs
-        self.eval_pairs = sorted(eval_pairs, key=lambda pair: pair.num_tokens)  # less padding
+        self.rows = rows
+        self.eval_rows = sorted(eval_rows, key=lambda row: row.num_tokens)  # less padding
         self.pad_id = pad_id
         self.checkpoints = checkpoints
         self.report = report
@@ -51,7 +94,7 @@ class RewardTrainer:
     def fit(self) -> None:
         """Run from `self.step` to the last step."""
         evaluate_every, save_every = self.config.train.eval_every_steps, self.config.checkpoint.every_steps
-        last = num_steps(self.config, len(self.pairs))
+        last = num_steps(self.config, len(self.rows))
         while self.step < last:
             with self.report.time("update"):
                 metrics, num_tokens = self.update()
@@ -61,54 +104,62 @@ class RewardTrainer:
                 self.evaluate()
             if save_every and self.step % save_every == 0:
                 with self.report.time("checkpoint"):
-                    self.checkpoints.save(self.step)
+                    self.checkpoints.save({"step": self.step})
 
     def update(self) -> tuple[dict[str, float], int]:
         """Make one optimizer step; return its metrics, means over the global batch, and the tokens it read."""
         train = self.config.train
-        indices = batch_indices(len(self.pairs), train.batch_size, self.step, self.config.run.seed)
-        totals = torch.zeros(4, device=distributed.device())
+        indices = batch_indices(len(self.rows), train.batch_size, self.step, self.config.run.seed)
+        totals = torch.zeros(5, device=distributed.device())
         share = sorted(
-            distributed.share([self.pairs[index] for index in indices]), key=lambda pair: pair.num_tokens
+            distributed.share([self.rows[index] for index in indices]), key=lambda row: row.num_tokens
         )  # less padding
         for part in chunks(share, train.micro_batch_size):
-            chosen, rejected = self._scores(part)
-            loss = preference_loss(chosen, rejected).sum()
-            self.model.backward(loss / train.batch_size)
-            num_tokens = sum(
-                len(s.prompt_ids) + len(s.response_ids) for pair in part for s in (pair.chosen, pair.rejected)
-            )
-            with torch.no_grad():
-                correct, margin = preference_correct(chosen, rejected).sum(), (chosen - rejected).sum()
-                totals += torch.stack([loss, correct, margin, torch.tensor(float(num_tokens), device=loss.device)])
-        result = self.model.step()
-        loss_sum, correct_sum, margin_sum, token_sum = distributed.global_sum(totals).tolist()
-        metrics = {
-            "loss": loss_sum / train.batch_size,
-            "accuracy": correct_sum / train.batch_size,
-            "margin": margin_sum / train.batch_size,
+            totals += self._accumulate(part)
+        result = self.model.step(self.step)
+        sums = distributed.global_sum(totals).tolist()
+        loss, centering, correct, margin = (total / train.batch_size for total in sums[:4])
+        metrics = {"loss": loss, "accuracy": correct, "margin": margin}
+        if train.centering_coef:
+            metrics["centering"] = centering
+        metrics |= {
             "grad_norm": result.grad_norm,
             "lr": result.learning_rate,
             "skipped_updates": float(result.skipped),
         }
-        return metrics, round(token_sum)
+        return metrics, round(sums[4])
+
+    def _accumulate(self, rows: list[Ranking]) -> Tensor:
+        """Add the gradients of some rows to the update; return the sums of loss, centering, correct, margin, tokens."""
+        train = self.config.train
+        pairs = self._pairs(rows)
+        scores, _ = self._forward(rows)
+        loss, centering = pairs.loss(scores), pairs.centering(scores)
+        objective = loss + train.centering_coef * centering if train.centering_coef else loss
+        self.model.backward(objective / train.batch_size)
+        with torch.no_grad():
+            num_tokens = sum(len(answer) for row in rows for answer in row.answers)
+            margin = (pairs.weight * pairs.margins(scores)).sum()
+            tokens = torch.tensor(float(num_tokens), device=loss.device)
+            return torch.stack([loss, centering, pairs.correct(scores), margin, tokens])
 
     def evaluate(self, head: Tensor | None = None) -> dict[str, float]:
-        """Score the held-out pairs, report and return accuracy, the accuracy of "the longer wins", margin and loss.
+        """Score the held-out rows, report and return accuracy, the accuracy of "the longer wins", margin and loss.
 
         head: [1, d] to score with in place of the model's own.
         """
-        if not self.eval_pairs:
+        if not self.eval_rows:
             return {}
         if head is None:
-            chosen, rejected = self._over_all(self.eval_pairs, self._scores)
+            scores = self._over_all(self.eval_rows, self._scores)
         else:
-            chosen, rejected = self._over_all(self.eval_pairs, lambda pairs: self._scores_with(head, pairs))
+            scores = self._over_all(self.eval_rows, self._hidden) @ head[0].float().cpu()
+        pairs, size = self._pairs(self.eval_rows, torch.device("cpu")), len(self.eval_rows)
         metrics = {
-            "eval/accuracy": float(preference_correct(chosen, rejected).mean()),
-            "eval/longer_wins_accuracy": sum(pair.longer_wins for pair in self.eval_pairs) / len(self.eval_pairs),
-            "eval/margin": float((chosen - rejected).mean()),
-            "eval/loss": float(preference_loss(chosen, rejected).mean()),
+            "eval/accuracy": float(pairs.correct(scores)) / size,
+            "eval/longer_wins_accuracy": sum(row.longer_wins for row in self.eval_rows) / size,
+            "eval/margin": float((pairs.weight * pairs.margins(scores)).sum()) / size,
+            "eval/loss": float(pairs.loss(scores)) / size,
         }
         self.report.log_eval(self.step, metrics)
         return metrics
@@ -116,60 +167,50 @@ class RewardTrainer:
     def calibrate(self, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the normalised head [1, d], in the dtype of the trained one, and what it does; all ranks together.
 
-        weight: [1, d] of the trained head. The calibration rows are both answers of training pairs; the figures are
+        weight: [1, d] of the trained head. The calibration texts are all answers of training rows; the figures are
         measured after rounding to the dtype in which the head is saved.
         """
-        order = shuffled(len(self.pairs), f"{self.config.run.seed}/calibration")
-        some = [self.pairs[index] for index in order[: self.config.train.num_calibration_pairs]]
-        calibration = sorted(some, key=lambda pair: pair.num_tokens)
-        chosen, rejected = self._over_all(calibration, self._hidden)
-        hidden = torch.cat([chosen, rejected])
+        order = shuffled(len(self.rows), f"{self.config.run.seed}/calibration")
+        some = [self.rows[index] for index in order[: self.config.train.num_calibration_pairs]]
+        calibration = sorted(some, key=lambda row: row.num_tokens)
+        hidden = self._over_all(calibration, self._hidden)
         old = weight[0].float()
         head = normalised_head(old, hidden).to(weight.dtype)
-        scores, difference = hidden @ head.float(), chosen - rejected
+        scores = hidden @ head.float()
+        pairs = self._pairs(calibration, torch.device("cpu"))
+        same_order = pairs.margins(hidden @ old).sign() == pairs.margins(scores).sign()
         figures = {
             "calibration/mean": float(scores.mean()),
             "calibration/std": float(scores.std(correction=0)),
-            "calibration/same_order": float(
-                ((difference @ old).sign() == (difference @ head.float()).sign()).float().mean()
-            ),
+            "calibration/same_order": float(same_order.float().mean()),
         }
         self.report.log_eval(self.step, figures)
         return head[None], figures
 
-    def _scores(self, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
-        """Scores of the chosen and the rejected answers, each [B]."""
-        return self._forward(pairs)[0]
+    def _pairs(self, rows: list[Ranking], device: torch.device | None = None) -> Pairs:
+        return Pairs.of(rows, self.config.train.label_smoothing, device or distributed.device())
 
-    def _scores_with(self, head: Tensor, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
-        """Scores under another head [1, d], each [B]."""
-        chosen, rejected = self._hidden(pairs)
-        weight = head[0].float().to(chosen.device)
-        return chosen @ weight, rejected @ weight
+    def _scores(self, rows: list[Ranking]) -> Tensor:
+        """Scores of all answers of some rows [N]."""
+        return self._forward(rows)[0]
 
-    def _hidden(self, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
-        """What the head reads of the chosen and the rejected answers, each [B, d] float32."""
-        return self._forward(pairs)[1]
+    def _hidden(self, rows: list[Ranking]) -> Tensor:
+        """What the head reads of all answers of some rows, [N, d] float32."""
+        return self._forward(rows)[1]
 
-    def _forward(self, pairs: list[PreferencePair]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        both = [_whole(pair.chosen) for pair in pairs] + [_whole(pair.rejected) for pair in pairs]
-        batch = collate(both, self.pad_id, distributed.device())
+    def _forward(self, rows: list[Ranking]) -> tuple[Tensor, Tensor]:
+        texts = [_whole(answer) for row in rows for answer in row.answers]
+        batch = collate(texts, self.pad_id, distributed.device())
         scores, hidden = self.model(**batch.model_inputs())
-        last_scores, last_hidden = batch.at_last_token(scores), batch.at_last_token(hidden).float()
-        half = len(pairs)
-        return (last_scores[:half], last_scores[half:]), (last_hidden[:half], last_hidden[half:])
+        return batch.at_last_token(scores), batch.at_last_token(hidden).float()
 
     @torch.no_grad()
-    def _over_all(
-        self, pairs: list[PreferencePair], function: Callable[[list[PreferencePair]], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """Apply a function of pairs to this rank's part and join the results of all ranks, on the CPU, in order."""
-        padded = distributed.pad_to_ranks(pairs)  # every rank makes the same number of forward passes
-        parts = [function(part) for part in chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)]
-        local = [(chosen.cpu(), rejected.cpu()) for chosen, rejected in parts]
-        joined = flatten(distributed.gather_all(local))
-        chosen, rejected = (torch.cat(tensors)[: len(pairs)] for tensors in zip(*joined, strict=True))
-        return chosen, rejected
+    def _over_all(self, rows: list[Ranking], function: Callable[[list[Ranking]], Tensor]) -> Tensor:
+        """Apply a function of rows to this rank's part; join what all ranks got, [N, ...], on the CPU, in order."""
+        padded = distributed.pad_to_ranks(rows)  # every rank makes the same number of forward passes
+        parts = chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)
+        joined = flatten(distributed.gather_all([function(part).cpu() for part in parts]))
+        return torch.cat(joined)[: sum(len(row.answers) for row in rows)]
 
 
 def _whole(sequence: Sequence) -> Sequence:

@@ -6,8 +6,9 @@ import ctypes
 import os
 import random
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -22,21 +23,17 @@ import numpy as np
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
-from rlhf_cli.data.prompts import load_prompts
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.supervisor import end_with_supervisor
-from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
+from rlhf_cli.engine.zero import TrainEngine
 from rlhf_cli.models.export import export
-from rlhf_cli.models.heads import ResponseLM, TokenScorer
+from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import (
     check_length,
-    load_causal_lm,
     load_sequence_classifier,
     load_tokenizer,
     torch_dtype,
@@ -44,10 +41,9 @@ from rlhf_cli.models.load import (
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir, run_folder
-from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
 from rlhf_cli.train.answers import AnswerBook, compare
-from rlhf_cli.train.ppo import Models, PPOTrainer
+from rlhf_cli.train.build import build_ppo, pad_id
+from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer, num_steps
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -125,13 +121,14 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     for note in data.notes:
         report.say(note)
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
-    longest = max(pair.num_tokens for pair in (*data.train, *data.eval))
+    longest = max(row.num_tokens for row in (*data.train, *data.eval))
     check_length(classifier, longest, "model", "data.max_tokens")
     folder = start.open(config, steps, RM_HEADLINE)
     engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
     checkpoints = Checkpoints(folder / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), checkpoints, report)
-    trainer.step = _resume(config, checkpoints, report)
+    if state := _resume(config, checkpoints, report):
+        trainer.step = state["step"]
     before = trainer.evaluate() if trainer.step == 0 and config.train.eval_every_steps else {}
     with report.progress(trainer.step):
         trainer.fit()
@@ -147,42 +144,30 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
 
 
 def train_ppo(config: TrainPPOConfig, start: Start) -> None:
-    """Build the four models, run PPO, export policy and value model."""
-    tokenizer = load_tokenizer(config.model, "model")
-    _check_same_tokenizer(tokenizer, load_tokenizer(config.reward_model, "reward_model"))
-    renderer = Renderer(tokenizer, config.data)
-    data = load_prompts(config.data, renderer, config.run.seed)
-    report, top_p = start.report, config.rollout.top_p
-    for note in data.notes:
-        report.say(note)
-    if top_p < 1:
-        report.say(f"warning: rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
-    policy, value, scorer = _models(config, tokenizer)
-    longest = max(len(prompt.ids) for prompt in (*data.train, *data.eval)) + config.rollout.max_new_tokens + 1
-    for model, key in ((policy, "model"), (scorer, "reward_model")):
-        check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
+    """Build the four models, check the set-up, run PPO, export policy and value model."""
+    report = start.report
+    built = build_ppo(config, report)
     folder = start.open(config, config.ppo.num_steps, PPO_HEADLINE)
-    end_ids = end_token_ids(tokenizer, policy.generation_config)
-    engines = _engines(config, tokenizer, policy, value, scorer)
-    sampler = EmbeddedSampler(engines.policy, config.rollout, end_ids, pad_id(tokenizer), distributed.device())
+    engines, sampler = built.engines, built.sampler
     trained = {"policy": engines.policy, "value_model": engines.value_model}
     checkpoints = Checkpoints(folder / "checkpoints", trained, config.checkpoint.keep_last)
-    trainer = PPOTrainer(config, engines, sampler, data.train, checkpoints, report)
-    held_out = data.eval[: config.eval.num_prompts]
-    book = AnswerBook(held_out, sampler, engines.reward_model, renderer, config.run.seed)
+    trainer = PPOTrainer(config, engines, sampler, PPOData(built.prompts.train, built.texts), checkpoints, report)
+    held_out = built.prompts.eval[: config.eval.num_prompts]
+    book = AnswerBook(held_out, sampler, engines.reward_model, built.renderer, config.run.seed)
     report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
     before = book.ask("before")
-    trainer.step = _resume(config, checkpoints, report)
-    if trainer.step == 0:
+    if state := _resume(config, checkpoints, report):
+        trainer.state = PPOState(kl_coef=state["kl_coef"], step=state["step"])
+    if trainer.state.step == 0:
         report.samples([asdict(answer) for answer in before])
-    with report.progress(trainer.step):
+    with report.progress(trainer.state.step):
         trainer.fit()
     after = book.ask("after")
     report.samples([asdict(answer) for answer in after])
-    _export_trained(trained, {"policy": policy, "value_model": value}, tokenizer, folder / "final", report)
+    _export_trained(trained, built.modules, built.tokenizer, folder / "final", report)
     figures = compare(before, after)
     if report.run_dir is not None:
-        report.run_dir.write_json("summary.json", {"held_out": figures, "steps": trainer.step})
+        report.run_dir.write_json("summary.json", {"held_out": figures, "steps": trainer.state.step})
     for mode, row in figures.items():
         low, high = row["difference_low"], row["difference_high"]
         report.say(
@@ -192,55 +177,15 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     report.say(f"policy and value model: {folder / 'final'}")
 
 
-def _models(
-    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
-    """Load policy, value model and reward model; the reference comes later, when the policy's copy is sharded."""
-    seed, reward, checkpointing = config.run.seed, config.reward_model, config.model.gradient_checkpointing
-    policy = load_causal_lm(config.model, "model", tokenizer, seed)
-    scorer = load_sequence_classifier(reward, "reward_model", tokenizer, seed, new_head=False)
-    if config.value_model.init is ValueInit.reward_model:
-        value_config = replace(reward, gradient_checkpointing=checkpointing or reward.gradient_checkpointing)
-        value = load_sequence_classifier(value_config, "reward_model", tokenizer, seed, new_head=False)
-    else:
-        value = load_sequence_classifier(config.model, "model", tokenizer, seed, new_head=True)
-    return policy, value, scorer
-
-
-def _engines(
-    config: TrainPPOConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    policy: PreTrainedModel,
-    value: PreTrainedModel,
-    scorer: PreTrainedModel,
-) -> Models:
-    """Wrap the four models; the reference is loaded here, last."""
-    ppo, deepspeed, device = config.ppo, config.deepspeed, distributed.device()
-    updates = ppo.num_steps * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
-    policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
-    value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
-    end_ids = end_token_ids(tokenizer, policy.generation_config)
-    scoring = FrozenEngine(TokenScorer(scorer), reward_dtype, deepspeed)
-    policy_engine = TrainEngine(ResponseLM(policy), policy_dtype, config.optim, updates, deepspeed)
-    value_engine = TrainEngine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
-    return Models(
-        policy=policy_engine,
-        reference=FrozenEngine(ResponseLM(reference), policy_dtype, deepspeed),
-        reward_model=RewardModel(scoring, tokenizer.eos_token_id, end_ids, pad_id(tokenizer), device),
-        value_model=value_engine,
-    )
-
-
-def _resume(config: TrainRMConfig | TrainPPOConfig, checkpoints: Checkpoints, report: Reporter) -> int:
-    """Load the newest checkpoint when asked to; return the step to go on from."""
+def _resume(config: TrainRMConfig | TrainPPOConfig, checkpoints: Checkpoints, report: Reporter) -> dict[str, Any]:
+    """Load the newest checkpoint when asked to; return the trainer's state in it, or {}."""
     if not config.run.resume:
-        return 0
-    step = checkpoints.load_newest()
+        return {}
+    state = checkpoints.load_newest()
     if report.run_dir is not None:
-        report.run_dir.forget_after(step)
-    report.say(f"resumed after step {step}")
-    return step
+        report.run_dir.forget_after(state["step"])
+    report.say(f"resumed after step {state['step']}")
+    return state
 
 
 def _export_trained(
@@ -252,24 +197,8 @@ def _export_trained(
 ) -> None:
     for name, engine in engines.items():
         state = engine.full_state_dict()
+        averaged = engine.full_ema(state) if engine.has_ema else None
         if report.run_dir is not None:
             export(models[name], state, tokenizer, folder / name)
-
-
-def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
-    """Raise InputError unless both turn text into the same ids: the reward model reads the policy's tokens."""
-    for what, ours, theirs in (
-        ("vocabulary", policy.get_vocab(), reward.get_vocab()),
-        ("EOS token", policy.eos_token_id, reward.eos_token_id),
-        ("chat template", policy.chat_template, reward.chat_template),
-    ):
-        if ours != theirs:
-            raise InputError(
-                f"reward_model: its tokenizer has another {what} than the policy's; wanted the same tokenizer"
-            )
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
-    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return token
+            if averaged is not None:
+                export(models[name], averaged, tokenizer, folder / f"{name}_ema")

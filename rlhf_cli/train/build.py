@@ -1,0 +1,131 @@
+"""From a configuration to tokenizers, data, models and engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.objectives import ValueInit
+from rlhf_cli.config.schema import TrainPPOConfig
+from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.prompts import Prompt, load_prompts
+from rlhf_cli.data.sources import Sides
+from rlhf_cli.data.texts import load_texts
+from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
+from rlhf_cli.models.heads import ResponseLM, TokenScorer
+from rlhf_cli.models.load import (
+    check_length,
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    torch_dtype,
+)
+from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.rewards.reward_model import RewardModel
+from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
+from rlhf_cli.train.ppo import Models
+
+
+@dataclass(frozen=True)
+class PPOParts:
+    """All that a PPO run is made of."""
+
+    tokenizer: PreTrainedTokenizerBase
+    reward_tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    prompts: Sides[Prompt]
+    texts: list[Sequence]  # blocks for the language-modelling loss
+    modules: dict[str, PreTrainedModel]  # policy and value_model, inside their engines
+    engines: Models
+    sampler: EmbeddedSampler
+
+
+def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
+    """Load tokenizers, data and models, and wrap the models; raise InputError for what does not fit together."""
+    tokenizer = load_tokenizer(config.model, "model")
+    reward_tokenizer = load_tokenizer(config.reward_model, "reward_model")
+    _check_same_tokenizer(tokenizer, reward_tokenizer)
+    renderer = Renderer(tokenizer, config.data)
+    prompts = load_prompts(config.data, renderer, config.run.seed)
+    texts = [] if config.pretrain.path is None else load_texts(config.pretrain, tokenizer)
+    for note in prompts.notes:
+        report.say(note)
+    if config.rollout.top_p < 1:
+        top_p = config.rollout.top_p
+        report.say(f"warning: rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
+    policy, value, scorer = _models(config, tokenizer)
+    longest = max(len(prompt.ids) for prompt in (*prompts.train, *prompts.eval)) + config.rollout.max_new_tokens + 1
+    for model, key in ((policy, "model"), (scorer, "reward_model")):
+        check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
+    check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
+    end_ids = end_token_ids(tokenizer, policy.generation_config)
+    engines = _engines(config, tokenizer, policy, value, scorer)
+    sampler = EmbeddedSampler(engines.policy, config.rollout, end_ids, pad_id(tokenizer), distributed.device())
+    modules = {"policy": policy, "value_model": value}
+    return PPOParts(tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler)
+
+
+def _models(
+    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
+    """Load policy, value model and reward model; the reference comes later, when the policy's copy is sharded."""
+    seed, reward, checkpointing = config.run.seed, config.reward_model, config.model.gradient_checkpointing
+    policy = load_causal_lm(config.model, "model", tokenizer, seed)
+    scorer = load_sequence_classifier(reward, "reward_model", tokenizer, seed, new_head=False)
+    if config.value_model.init is ValueInit.reward_model:
+        value_config = replace(reward, gradient_checkpointing=checkpointing or reward.gradient_checkpointing)
+        value = load_sequence_classifier(value_config, "reward_model", tokenizer, seed, new_head=False)
+    else:
+        value = load_sequence_classifier(config.model, "model", tokenizer, seed, new_head=True)
+    return policy, value, scorer
+
+
+def _engines(
+    config: TrainPPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: PreTrainedModel,
+    value: PreTrainedModel,
+    scorer: PreTrainedModel,
+) -> Models:
+    """Wrap the four models; the reference is loaded here, last."""
+    ppo, deepspeed, device = config.ppo, config.deepspeed, distributed.device()
+    updates = ppo.num_steps * ppo.updates_per_step
+    policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
+    policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
+    value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
+    end_ids = end_token_ids(tokenizer, policy.generation_config)
+    scoring = FrozenEngine(TokenScorer(scorer), reward_dtype, deepspeed)
+    policy_engine = TrainEngine(
+        ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
+    )
+    value_engine = TrainEngine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
+    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
+    return Models(
+        policy=policy_engine,
+        reference=FrozenEngine(ResponseLM(reference), policy_dtype, deepspeed),
+        reward_model=RewardModel(scoring, tokenizer.eos_token_id, end_ids, pad_id(tokenizer), device),
+        value_model=value_engine,
+    )
+
+
+def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless both turn text into the same ids: the reward model reads the policy's tokens."""
+    for what, ours, theirs in (
+        ("vocabulary", policy.get_vocab(), reward.get_vocab()),
+        ("EOS token", policy.eos_token_id, reward.eos_token_id),
+        ("chat template", policy.chat_template, reward.chat_template),
+    ):
+        if ours != theirs:
+            raise InputError(
+                f"reward_model: its tokenizer has another {what} than the policy's; wanted the same tokenizer"
+            )
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
+    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return token
