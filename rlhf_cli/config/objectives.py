@@ -161,7 +161,7 @@ class PPOConfig:
         for key in ("value_warmup_steps", "min_length"):
             require(getattr(self, key) >= 0, f"ppo.{key}", getattr(self, key), "0 or more")
         for key in ("kl_coef", "kl_loss_coef", "entropy_coef", "missing_eos_penalty", "min_length_penalty"):
-            require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 1e4)
+            require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 100.0)
         for key in ("gamma", "lam"):
             require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 1.0)
         require(0 < self.cliprange < 1, "ppo.cliprange", self.cliprange, "in (0, 1)")
@@ -209,6 +209,6 @@ class PretrainConfig:
     """Tokens of a block; the text is cut into blocks one after the other, in a new order each pass."""
 
     def __post_init__(self) -> None:
-        require_finite_range("pretrain.coef", self.coef, 0.0, 1e4)
+        require_finite_range("pretrain.coef", self.coef, 0.0, 100.0)
         for key, least in (("batch_size", 1), ("micro_batch_size", 1), ("max_tokens", 2)):
             require(getattr(self, key) >= least, f"pretrain.{key}", getattr(self, key), f"{least} or more")

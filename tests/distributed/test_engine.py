@@ -24,5 +24,10 @@ def test_gradient_checkpointing_changes_nothing(on_ranks):
     on_ranks("checkpointing")
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_trainers_agree_with_the_oracle(on_ranks, num_ranks):
+    on_ranks("oracle", num_ranks)
+
+
 def test_bfloat16_keeps_float32_masters(on_ranks):
     on_ranks("bfloat16")

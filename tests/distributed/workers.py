@@ -23,6 +23,7 @@ from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.logs import quieten_libraries
 from rlhf_cli.rollout.embedded import EmbeddedSampler
+from tests.oracle.cases import PPO_CASES, RM_CASES, check_ppo_case, check_rm_case
 from tests.unit.models.tiny import tiny_config
 
 ZERO3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
@@ -42,6 +43,7 @@ OPTIM = OptimConfig(
     max_grad_norm=0.5,
 )
 NUM_UPDATES = 3
+RATES = (0.01, 0.0055, 0.001)  # in a straight line to a tenth
 TOKENIZER = byte_tokenizer()
 END_IDS = frozenset({TOKENIZER.eos_token_id})
 CPU = torch.device("cpu")
@@ -66,7 +68,7 @@ def plain_updates() -> tuple[dict[str, torch.Tensor], list[float]]:
     norms = []
     for update in range(NUM_UPDATES):
         for group in optimizer.param_groups:
-            group["lr"] = 0.01 * (1 - update / NUM_UPDATES)
+            group["lr"] = RATES[update]
         optimizer.zero_grad()
         for sequence in SEQUENCES:
             (token_loss(model, [sequence]) / num_tokens).backward()
@@ -84,9 +86,9 @@ def updates(_: Path, deepspeed: dict[str, object] = ZERO3) -> None:
     for update in range(NUM_UPDATES):
         for part in (share[:1], share[1:]):
             engine.backward(token_loss(engine, part) / num_tokens)
-        result = engine.step()
+        result = engine.step(update)
         assert_close(result.grad_norm, expected_norms[update], rtol=1e-5, atol=0)
-        assert_close(result.learning_rate, 0.01 * (1 - update / NUM_UPDATES))
+        assert_close(result.learning_rate, RATES[update])
     state = engine.full_state_dict()
     assert bool(state) == (distributed.rank() == 0)
     for name, tensor in state.items():
@@ -131,7 +133,7 @@ def generation(_: Path) -> None:
         pass
     assert held_elements(engine) == 0
     engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)  # fails without the hooks
-    engine.step()
+    engine.step(0)
     assert shards(engine) != before
     print(distributed.gather_all(first[:3]) == [first[:3]] * 2)
 
@@ -159,7 +161,7 @@ def checkpointing(_: Path) -> None:
             module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         engine = TrainEngine(module, torch.float32, OPTIM, NUM_UPDATES, ZERO3)
         engine.backward(token_loss(engine, SEQUENCES[:3]) / 10)
-        norms.append(engine.step().grad_norm)
+        norms.append(engine.step(0).grad_norm)
         sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), END_IDS, 0, CPU)
         assert len(sampler.sample([(5, 6)], ["a"])) == 1
     assert_close(norms[0], norms[1], rtol=1e-6, atol=0)
@@ -173,12 +175,21 @@ def bfloat16(_: Path) -> None:
     engine = TrainEngine(module, torch.bfloat16, optim, 100, ZERO3)
     for _step in range(100):
         engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)
-        engine.step()
+        engine.step(0)
     state = engine.full_state_dict()
     if distributed.rank() == 0:
         assert state["model.lm_head.weight"].dtype is torch.bfloat16
         moved = (state["model.lm_head.weight"].float() - before).abs().mean().item()
         assert 2e-4 < moved < 2e-3, moved  # 100 steps of 1e-5 are 1e-3 where the gradient keeps its sign
+
+
+def oracle(_: Path) -> None:
+    """The trainers, with DeepSpeed's engines, against the reference in float64, for every set of options."""
+    for name in RM_CASES:
+        check_rm_case(name, plain=False)
+    for name in PPO_CASES:
+        check_ppo_case(name, plain=False)
+    check_ppo_case("base", plain=False, architecture="llama")
 
 
 def main() -> None:

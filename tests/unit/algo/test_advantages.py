@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.advantages import gae, token_rewards
+from rlhf_cli.algo.advantages import gae, min_length_scores, missing_eos_scores, token_rewards
 from rlhf_cli.algo.masking import length_mask
 
 LENGTHS = [5, 3, 1]
@@ -59,3 +59,14 @@ def test_gae_and_rewards_leave_their_arguments_alone():
     assert torch.equal(kl, torch.ones(1, 2))
     assert torch.equal(rewards, kept)
     assert torch.equal(values, torch.ones(1, 2))
+
+
+def test_a_missing_eos_costs_the_penalty_once_or_the_score():
+    scores, ended = torch.tensor([2.0, 2.0]), torch.tensor([True, False])
+    assert missing_eos_scores(scores, ended, 0.5, replace=False).tolist() == [2.0, 1.5]
+    assert missing_eos_scores(scores, ended, 0.5, replace=True).tolist() == [2.0, -0.5]
+
+
+def test_a_response_below_the_minimum_length_pays():
+    got = min_length_scores(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([2, 3, 4]), 3, 0.25)
+    assert got.tolist() == [0.75, 1.0, 1.0]

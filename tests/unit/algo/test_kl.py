@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.kl import kl_k1, kl_k2, kl_k3
+from rlhf_cli.algo.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k3
 
 P = torch.log(torch.tensor([0.5, 0.2]))
 Q = torch.log(torch.tensor([0.25, 0.4]))
@@ -35,3 +35,19 @@ def test_k2_and_k3_are_never_negative():
 @pytest.mark.parametrize("estimator", [kl_k1, kl_k2, kl_k3])
 def test_equal_distributions_have_no_divergence(estimator):
     assert torch.equal(estimator(P, P), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [
+        (6.0, 1.0),  # on target
+        (6.6, 1 + 0.1 * 64 / 1000),  # a tenth above
+        (5.4, 1 - 0.1 * 64 / 1000),
+        (60.0, 1 + 0.2 * 64 / 1000),  # the error is clipped
+        (0.0, 1 - 0.2 * 64 / 1000),
+    ],
+)
+def test_the_controller_moves_the_coefficient_towards_the_target(kl, factor):
+    assert adapted_kl_coef(0.05, kl, target=6.0, num_responses=64, horizon=1000) == pytest.approx(
+        0.05 * factor, rel=1e-12
+    )

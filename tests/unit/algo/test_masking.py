@@ -39,3 +39,19 @@ def test_whitening_by_hand():
 def test_whitening_constants_gives_zero_not_nan():
     whitened = masked_whiten(torch.full((2, 3), 7.0), torch.ones(2, 3))
     assert torch.equal(whitened, torch.zeros(2, 3))
+
+
+def test_whitening_can_keep_the_mean():
+    """Over 1, 3 and 5, as above, and 3 added again."""
+    whitened = masked_whiten(torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[1, 1], [1, 0]]), shift_mean=False)
+    unit = 2 / math.sqrt(8 / 3)
+    assert_close(whitened, torch.tensor([[3 - unit, 3.0], [3 + unit, 0.0]]), atol=1e-6, rtol=0)
+    assert torch.equal(
+        masked_whiten(torch.full((1, 3), 7.0), torch.ones(1, 3), shift_mean=False), torch.full((1, 3), 7.0)
+    )
+
+
+def test_whitening_adds_a_small_number_to_the_variance():
+    """Over -1e-4 and 1e-4 the variance is 1e-8, and the number 1e-8: the deviation counts as sqrt(2) * 1e-4."""
+    whitened = masked_whiten(torch.tensor([[-1e-4, 1e-4]]), torch.ones(1, 2))
+    assert_close(whitened, torch.tensor([[-1.0, 1.0]]) / math.sqrt(2), atol=1e-4, rtol=0)

@@ -87,6 +87,11 @@ WRONG = {
     "deepspeed.zero_optimization=3": "deepspeed.zero_optimization must be a section of keys, got 3",
     "+ppo.x=1": "+ppo.x=1: '+' and '~' are for deepspeed.*; every other key is in the schema",
     "model._target_=os.system": "model._target_=os.system: _target_ is refused; no option runs code",
+    "ppo.dual_clip=1": "ppo.dual_clip must be over 1 or null, got 1.0",
+    "ppo.ema_decay=1": "ppo.ema_decay must be in (0, 1) or null, got 1.0",
+    "ppo.kl_target=0": "ppo.kl_target must be positive or null, got 0.0",
+    "ppo.value_warmup_steps=4": "ppo.value_warmup_steps must be below ppo.num_steps 4, got 4",
+    "pretrain.max_tokens=1": "pretrain.max_tokens must be 2 or more, got 1",
     "conf=tiny": "conf= was given twice; give it once and override single keys",
     "--resume": "unknown option --resume; options are written key=value, `rlhf train-ppo --help` lists them",
     "resume": "'resume' is not key=value; `rlhf train-ppo --help` lists the keys",
@@ -135,6 +140,26 @@ def test_batches_that_do_not_divide_by_the_ranks_are_refused_with_the_arithmetic
         load("train-ppo", ["conf=tiny"]).check_ranks(3)
     with pytest.raises(InputError, match=r"train.batch_size .* such as 9, got 8 = 2.67 x 3 ranks"):
         load("train-rm", ["conf=tiny"]).check_ranks(3)
+    with pytest.raises(InputError, match=r"pretrain.batch_size .* such as 4, got 3 = 1.50 x 2 ranks"):
+        load("train-ppo", ["conf=tiny", "pretrain.path=a.txt", "pretrain.batch_size=3"]).check_ranks(2)
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "message"),
+    [
+        (
+            "train-ppo",
+            ["ppo.kl_target=6", "ppo.kl_coef=0"],
+            "ppo.kl_coef must be positive where ppo.kl_target adapts it",
+        ),
+        ("train-rm", ["train.label_smoothing=0.1", "data.confidence_column=c"], "train.label_smoothing must be 0 with"),
+        ("train-rm", ["data.ranking_column=a", "data.margin_column=m"], "data.margin_column must be unset with"),
+        ("train-rm", ["train.label_smoothing=0.5"], r"train.label_smoothing must be in \[0, 0.5\)"),
+    ],
+)
+def test_options_that_exclude_each_other(command, args, message):
+    with pytest.raises(InputError, match=message):
+        load(command, ["conf=tiny", *args])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -43,19 +43,19 @@ def test_every_kind_of_source_gives_the_same_pairs(kind, tmp_path):
     }
     writers[kind]()
     pairs = load(str(path), eval_fraction=0.0).train
-    assert [text(pair.chosen.response_ids) for pair in pairs] == [f"good {i}<eos>" for i in range(10)]
+    assert [text(pair.answers[0].response_ids) for pair in pairs] == [f"good {i}<eos>" for i in range(10)]
 
 
 def test_a_row_is_rendered_with_the_chat_template_and_one_eos(tmp_path):
     pair = load(write(tmp_path / "a.jsonl", ROWS[:1]), eval_fraction=0.0, system_prompt="be kind").train[0]
-    assert text(pair.chosen.prompt_ids) == "<bos>system\nbe kind<eos><bos>user\nquestion 0<eos><bos>assistant\n"
-    assert text(pair.rejected.response_ids) == "bad answer 0<eos>"
+    assert text(pair.answers[0].prompt_ids) == "<bos>system\nbe kind<eos><bos>user\nquestion 0<eos><bos>assistant\n"
+    assert text(pair.answers[1].response_ids) == "bad answer 0<eos>"
     assert pair.longer_wins == 0.0
 
 
 def test_without_a_template_the_plain_text_is_taken(tmp_path):
     pair = load(write(tmp_path / "a.jsonl", ROWS[:1]), eval_fraction=0.0, apply_chat_template=False).train[0]
-    assert text(pair.chosen.prompt_ids) == "question 0"
+    assert text(pair.answers[0].prompt_ids) == "question 0"
 
 
 MESSAGES = [
@@ -77,9 +77,47 @@ GOOD, BAD = ({"role": "assistant", "content": content} for content in ("sure", "
 def test_chat_messages_with_the_prompt_given_or_implied(row, tmp_path):
     pair = load(write(tmp_path / "a.jsonl", [row]), eval_fraction=0.0).train[0]
     rendered = "<bos>user\nhi<eos><bos>assistant\nyes?<eos><bos>user\nhelp<eos><bos>assistant\n"
-    assert text(pair.chosen.prompt_ids) == rendered
-    assert text(pair.chosen.response_ids) == "sure<eos>"
-    assert text(pair.rejected.response_ids) == "no<eos>"
+    assert text(pair.answers[0].prompt_ids) == rendered
+    assert text(pair.answers[0].response_ids) == "sure<eos>"
+    assert text(pair.answers[1].response_ids) == "no<eos>"
+
+
+def test_rankings_hold_every_answer_the_best_first(tmp_path):
+    row = {"prompt": "q", "answers": ["longest", "mid", "tiny"]}
+    ranking = load(write(tmp_path / "a.jsonl", [row]), eval_fraction=0.0, ranking_column="answers").train[0]
+    assert [text(answer.response_ids) for answer in ranking.answers] == ["longest<eos>", "mid<eos>", "tiny<eos>"]
+    assert ranking.pairs == [(0, 1), (0, 2), (1, 2)]
+    assert ranking.longer_wins == pytest.approx(2 / 3)  # "tiny" is longer than "mid"
+    assert ranking.num_tokens == len(ranking.answers[0])
+
+
+@pytest.mark.parametrize("answers", [["one"], "text", ["a", 3], [["a"], ["b"]]])
+def test_a_ranking_that_is_no_list_of_texts_is_refused(answers, tmp_path):
+    path = write(tmp_path / "a.json", [{"prompt": "q", "answers": answers}])
+    with pytest.raises(InputError, match=r"row 0: answers must be a list of two or more strings, the best first"):
+        load(path, ranking_column="answers")
+
+
+def test_equal_and_empty_answers_of_a_ranking_are_counted(tmp_path):
+    rows = [{"prompt": "q", "answers": answers} for answers in (["a", "b", "a"], ["a", " "], [], ["x", "y"])]
+    sets = load(write(tmp_path / "a.jsonl", rows), eval_fraction=0.0, ranking_column="answers")
+    assert sets.notes[0].endswith("1 rows kept, 3 dropped (2 empty, 1 equal answers)")
+
+
+def test_margin_and_confidence_come_from_their_columns(tmp_path):
+    row = {**ROWS[0], "gap": 2, "sure": 0.75}
+    path = write(tmp_path / "a.jsonl", [row])
+    pair = load(path, eval_fraction=0.0, margin_column="gap", confidence_column="sure").train[0]
+    assert (pair.margin, pair.confidence) == (2.0, 0.75)
+    plain = load(path, eval_fraction=0.0).train[0]
+    assert (plain.margin, plain.confidence) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [0.4, 1.1, None, "high", True])
+def test_a_confidence_out_of_range_is_refused(value, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{**ROWS[0], "sure": value}])
+    with pytest.raises(InputError, match=r"row 0: sure must be a number between 0.5 and 1, got"):
+        load(path, confidence_column="sure")
 
 
 def test_bad_rows_are_counted_never_cut(tmp_path):
@@ -113,8 +151,8 @@ def test_a_policy_of_error_names_row_reason_and_option(row, option, reason, tmp_
 def test_an_answer_that_brings_its_eos_gets_no_second_one(tmp_path):
     row = {"prompt": "q", "chosen": "good<eos>", "rejected": "bad"}
     pair = load(write(tmp_path / "a.jsonl", [row]), eval_fraction=0.0).train[0]
-    assert text(pair.chosen.response_ids) == "good<eos>"
-    assert text(pair.rejected.response_ids) == "bad<eos>"
+    assert text(pair.answers[0].response_ids) == "good<eos>"
+    assert text(pair.answers[1].response_ids) == "bad<eos>"
 
 
 def test_a_template_that_refuses_the_roles_is_one_line(tmp_path):
@@ -175,4 +213,4 @@ def test_reward_training_and_ppo_render_the_same_ids(tmp_path):
     prompts = PromptDataConfig(train=preferences.train, eval_fraction=0.0)
     pairs = load_preferences(preferences, Renderer(TOKENIZER, preferences), 0).train
     asked = load_prompts(prompts, Renderer(TOKENIZER, prompts), 0).train
-    assert [pair.chosen.prompt_ids for pair in pairs] == [prompt.ids for prompt in asked]
+    assert [pair.answers[0].prompt_ids for pair in pairs] == [prompt.ids for prompt in asked]

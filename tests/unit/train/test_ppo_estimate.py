@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.config.objectives import KLEstimator, PPOConfig
+from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.train.batch import Episode, Rollout
-from rlhf_cli.train.ppo import PPOTrainer, summary
+from rlhf_cli.train.ppo import PPOState, PPOTrainer, shaped_scores, summary
 
 
 def episode(length, ended, score, logprob, ref):
@@ -30,7 +30,8 @@ ROLLOUT = Rollout.of([episode(2, True, 1.0, -1.0, -1.5), episode(1, False, -2.0,
 
 def estimate(**options):
     ppo = PPOConfig(**{"kl_coef": 0.1, "gamma": 1.0, "lam": 1.0, "missing_eos_penalty": 0.25, **options})
-    return PPOTrainer.estimate(SimpleNamespace(config=SimpleNamespace(ppo=ppo)), ROLLOUT)
+    trainer = SimpleNamespace(config=SimpleNamespace(ppo=ppo), state=PPOState(kl_coef=ppo.kl_coef))
+    return PPOTrainer.estimate(trainer, ROLLOUT)
 
 
 def test_rewards_are_scores_less_penalties_and_kl():
@@ -43,6 +44,33 @@ def test_rewards_are_scores_less_penalties_and_kl():
 @pytest.mark.parametrize(("estimator", "second"), [(KLEstimator.k1, -1.0), (KLEstimator.k2, 0.5)])
 def test_the_estimator_is_the_one_asked_for(estimator, second):
     assert_close(estimate(kl_estimator=estimator).rewards[1, 0], torch.tensor(-2.25 - 0.1 * second))
+
+
+def test_whitened_rewards_keep_their_mean():
+    """Rewards -0.05, 0.95, -2.15: mean -1.25 / 3; the penalty on KL is inside."""
+    raw = torch.tensor([-0.05, 0.95, -2.15])
+    expected = (raw - raw.mean()) / raw.std(correction=0) + raw.mean()
+    got = estimate(whiten_rewards=True).rewards
+    assert_close(got[ROLLOUT.response_mask], expected, atol=1e-5, rtol=0)
+    assert got[1, 1] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1.0, -2.0]),
+        ({"reward_clip": 0.5}, [0.5, -0.5]),
+        ({"missing_eos_penalty": 0.75}, [1.0, -2.75]),
+        ({"missing_eos_penalty": 0.75, "missing_eos": MissingEOS.replace}, [1.0, -0.75]),
+        ({"missing_eos": MissingEOS.replace}, [1.0, 0.0]),
+        ({"reward_clip": 0.5, "missing_eos_penalty": 0.75}, [0.5, -1.25]),  # the penalty is not clipped
+        ({"min_length": 2, "min_length_penalty": 0.25}, [1.0, -2.25]),
+        ({"min_length": 3, "min_length_penalty": 0.25, "missing_eos_penalty": 0.5}, [0.75, -2.75]),
+    ],
+)
+def test_shaped_scores(options, expected):
+    """Two tokens with EOS and a score of 1; one token without EOS and a score of -2."""
+    assert shaped_scores(ROLLOUT, PPOConfig(**options)).tolist() == expected
 
 
 def test_advantages_are_whitened_over_the_real_tokens():
