@@ -186,8 +186,10 @@ def bfloat16(_: Path) -> None:
 def oracle(_: Path) -> None:
     """The trainers, with DeepSpeed's engines, against the reference in float64, for every set of options."""
     for name in RM_CASES:
+        print(name, file=sys.stderr)
         check_rm_case(name, plain=False)
     for name in PPO_CASES:
+        print(name, file=sys.stderr)
         check_ppo_case(name, plain=False)
     check_ppo_case("base", plain=False, architecture="llama")
 

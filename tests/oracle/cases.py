@@ -45,7 +45,7 @@ END_IDS = frozenset({EOS, *range(3, 40)})  # a random model ends a response in o
 ZERO3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
 CPU = torch.device("cpu")
 # Adam divides a gradient by its own size; a large eps keeps the rounding of the smallest gradients small
-OPTIM = OptimConfig(learning_rate=0.02, eps=4e-3, warmup_ratio=0.25, min_lr_ratio=0.2, weight_decay=0.05)
+OPTIM = OptimConfig(learning_rate=0.01, eps=4e-3, warmup_ratio=0.25, min_lr_ratio=0.2, weight_decay=0.05)
 PROMPTS = [Prompt("", tuple(range(50 + n, 52 + 2 * n)), str(n)) for n in range(8)]  # uneven lengths
 TEXTS = [Sequence((60 + n,), tuple(range(70, 75 + n))) for n in range(5)]
 
@@ -70,7 +70,7 @@ PPO_CASES: dict[str, dict[str, Any]] = {
     "discount": {"gamma": 0.9, "lam": 0.7},
     "missing-eos": {"missing_eos_penalty": 0.7},
     "missing-eos-replace": {"missing_eos_penalty": 0.7, "missing_eos": MissingEOS.replace},
-    "min-length": {"min_length": 5, "min_length_penalty": 0.6},
+    "min-length": {"min_length": 3, "min_length_penalty": 0.6},
     "reward-clip": {"reward_clip": 0.05},
     "whiten-rewards": {"whiten_rewards": True},
     "value-warmup": {"value_warmup_steps": 1},
@@ -103,7 +103,7 @@ class Record:
 def ppo_config(name: str, **more: Any) -> TrainPPOConfig:
     return TrainPPOConfig(
         run=RunConfig(name=name, seed=5),
-        rollout=RolloutConfig(max_new_tokens=9, micro_batch_size=3, temperature=0.7 if name == "cool" else 1.0),
+        rollout=RolloutConfig(max_new_tokens=5, micro_batch_size=3, temperature=0.7 if name == "cool" else 1.0),
         ppo=replace(BASE, **{**PPO_CASES[name], **more}),
         pretrain=PretrainConfig(path="x" if name == "pretrain" else None, coef=0.5, batch_size=2, micro_batch_size=1),
         optim=replace(OPTIM, max_grad_norm=0.3),
@@ -117,13 +117,12 @@ def ppo_models(architecture: str = "gpt2") -> dict[str, nn.Module]:
     config = tiny_config(architecture)
     policy = load_causal_lm(config, "model", TOKENIZER, 0)
     reward_model = load_sequence_classifier(config, "reward_model", TOKENIZER, 1, new_head=True)
-    models = {
+    return {
         "policy": policy,
         "reference": _moved(policy, 2),
         "reward_model": reward_model,
         "value_model": _moved(reward_model, 3),
     }
-    return models
 
 
 def _moved(model: nn.Module, seed: int) -> nn.Module:
@@ -199,6 +198,19 @@ def _blocks(config: TrainPPOConfig, step: int, num_updates: int) -> list[list[li
     first = (step - config.ppo.value_warmup_steps) * num_updates
     taken = [batch_indices(len(TEXTS), config.pretrain.batch_size, first + n, 5) for n in range(num_updates)]
     return [[[*TEXTS[i].prompt_ids, *TEXTS[i].response_ids] for i in indices] for indices in taken]
+
+
+def run_plain(config: TrainPPOConfig) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Run the real trainer on plain torch; return all weights it leaves, averages included, and its metrics."""
+    record = Record()
+    trainer = ppo_trainer(config, ppo_models(), True, record)
+    trainer.fit()
+    policy, value = trainer.models.policy, trainer.models.value_model
+    weights = {"policy": policy.full_state_dict(), "value_model": value.full_state_dict()}
+    if config.ppo.ema_decay is not None:
+        weights["average"] = policy.full_ema({})
+    named = {f"{model}.{name}": tensor for model, state in weights.items() for name, tensor in state.items()}
+    return named, record.metrics
 
 
 def check_ppo_case(name: str, plain: bool, architecture: str = "gpt2") -> None:
@@ -310,7 +322,7 @@ def check_rm_case(name: str, plain: bool, architecture: str = "gpt2") -> None:
 
 
 def rm_update(model: nn.Module, adam: Adam, batch: list[Ranking], train: RewardConfig, step: int) -> dict[str, float]:
-    """Bradley-Terry (arXiv:2203.02155, eq. 1) over every pair of a prompt, by softplus: -log sigmoid(x) = log(1+e^-x)."""
+    """Bradley-Terry (arXiv:2203.02155, eq. 1) over every pair of a prompt; -log sigmoid(x) = log(1 + e^-x)."""
     loss = centering = difference = torch.zeros((), dtype=torch.float64)
     correct = 0.0
     for row in batch:

@@ -1,8 +1,11 @@
-"""The trainers against a slow reference in float64, one sequence at a time (tests/oracle); plain torch as the engine."""
+"""The trainers, on plain torch, against a slow reference in float64, one sequence at a time (tests/oracle)."""
+
+from functools import cache
 
 import pytest
+import torch
 
-from tests.oracle.cases import PPO_CASES, RM_CASES, check_ppo_case, check_rm_case
+from tests.oracle.cases import BASE, PPO_CASES, RM_CASES, check_ppo_case, check_rm_case, ppo_config, run_plain
 
 
 @pytest.mark.parametrize("name", PPO_CASES)
@@ -18,3 +21,42 @@ def test_the_reward_model_agrees_with_the_oracle(name, one_rank):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_ppo_agrees_with_the_oracle_on_other_architectures(architecture, one_rank):
     check_ppo_case("base", plain=True, architecture=architecture)
+
+
+@cache
+def base_run():
+    return run_plain(ppo_config("base"))
+
+
+@pytest.mark.parametrize("name", PPO_CASES.keys() - {"base"})
+def test_every_option_moves_the_weights_elsewhere(name, one_rank):
+    weights, _ = run_plain(ppo_config(name))
+    base, _ = base_run()
+    assert any(not torch.equal(weights[key], base.get(key, torch.zeros(1))) for key in weights)
+
+
+NEUTRAL = {
+    "value_warmup_steps": 0,
+    "kl_target": None,
+    "kl_horizon": 1,
+    "kl_loss_coef": 0.0,
+    "cliprange_high": BASE.cliprange,
+    "dual_clip": 1e9,
+    "entropy_coef": 0.0,
+    "target_kl": 1e9,
+    "reward_clip": 1e9,
+    "whiten_rewards": False,
+    "missing_eos_penalty": 0.0,
+    "min_length": 0,
+    "min_length_penalty": 0.0,
+    "ema_decay": 0.5,
+}
+
+
+@pytest.mark.parametrize("option", NEUTRAL)
+def test_a_neutral_option_changes_no_bit(option, one_rank):
+    """Each option at a value that should have no say, alone, beside the run in which it is at its default."""
+    weights, metrics = run_plain(ppo_config("base", **{option: NEUTRAL[option]}))
+    base, base_metrics = base_run()
+    assert metrics == base_metrics
+    assert all(torch.equal(weights[key], tensor) for key, tensor in base.items())
