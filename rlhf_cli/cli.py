@@ -16,6 +16,7 @@ usage: rlhf COMMAND [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value .
 commands:
   train-rm      learn a reward model from preference pairs (prompt, chosen, rejected)
   train-ppo     tune a policy with PPO against a reward model
+  check         what a run would prove of its models and data before it trains: rlhf check train-ppo conf=tiny
   show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
   list          the packaged experiments, each with its purpose
 
@@ -68,6 +69,8 @@ def _dispatch(args: list[str]) -> int:
         return _list(rest)
     if command == "show-config":
         return _show_config(rest)
+    if command == "check":
+        return _check(rest)
     if command not in COMMANDS:
         raise InputError(_unknown_command(command))
     if "--help" in rest or "-h" in rest:
@@ -78,7 +81,7 @@ def _dispatch(args: list[str]) -> int:
 def _unknown_command(got: str) -> str:
     import difflib
 
-    known = ["train-rm", "train-ppo", "show-config", "list"]
+    known = ["train-rm", "train-ppo", "check", "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
     return f"unknown command '{got}'" + (
         f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
@@ -126,7 +129,18 @@ def _help(command: str) -> int:
     return 0
 
 
-def _train(command: str, args: list[str]) -> int:
+def _check(args: list[str]) -> int:
+    from rlhf_cli.config.errors import InputError
+    from rlhf_cli.config.schema import COMMANDS
+
+    if not args or args[0] not in COMMANDS:
+        raise InputError(f"check wants a command: {' or '.join(COMMANDS)}, got {args[0] if args else 'none'}")
+    if "--help" in args or "-h" in args:
+        return _help(args[0])
+    return _train(args[0], args[1:], check_only=True)
+
+
+def _train(command: str, args: list[str], check_only: bool = False) -> int:
     from rlhf_cli.config.load import load, load_composed
     from rlhf_cli.config.paths import check_paths
     from rlhf_cli.report.run_dir import check_folder, is_finished, run_folder
@@ -138,15 +152,15 @@ def _train(command: str, args: list[str]) -> int:
     num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if launched else config.launch.num_gpus
     config.check_ranks(num_ranks)
     check_paths(config)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not check_only:
         check_folder(config.run, num_ranks)
-    if is_finished(config.run):
+    if is_finished(config.run) and not check_only:
         print(f"{run_folder(config.run)} is finished; nothing to do")
         return 0
     if config.launch.num_gpus > 1 and not launched:
         from rlhf_cli.engine.supervisor import supervise
 
-        return supervise(command, words, num_ranks)
+        return supervise(["check", command] if check_only else [command], words, num_ranks)
     from rlhf_cli.train.run import run
 
-    return run(command, words, config)
+    return run(command, words, config, check_only)

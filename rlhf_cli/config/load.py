@@ -57,7 +57,7 @@ def to_object(cfg: DictConfig) -> Config:
         config: Any = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise InputError(_first_line(str(error))) from error
-    config.check()
+    config.check_together()
     assert isinstance(config, TrainRMConfig | TrainPPOConfig)
     return config
 

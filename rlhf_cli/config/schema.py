@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_cli.config.errors import InputError, require
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueModelConfig
 from rlhf_cli.config.sections import (
+    CheckConfig,
     CheckpointConfig,
     EvalConfig,
     LaunchConfig,
@@ -32,12 +33,13 @@ class TrainRMConfig:
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-5))
     train: RewardConfig = field(default_factory=RewardConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Keys of DeepSpeed's own configuration, handed on as they are; batch sizes, dtype and clipping are filled in."""
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
         self.optim.check("optim")
@@ -65,12 +67,13 @@ class TrainPPOConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-6))
     value_optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=5e-6))
     eval: EvalConfig = field(default_factory=EvalConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Keys of DeepSpeed's own configuration, handed on as they are; batch sizes, dtype and clipping are filled in."""
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
         self.reward_model.check("reward_model")

@@ -256,6 +256,18 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    strict: bool = True
+    """Stop with exit code 2 where a check of models, data and sampling fails; false: show it and go on."""
+
+    num_prompts: int = 4
+    """Prompts, or rows of preferences, that the checks before the first update look at; 0: no checks."""
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts >= 0, "check.num_prompts", self.num_prompts, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     num_prompts: int = 32
     """Held-out prompts answered before and after training, greedily and at the training temperature; 0: none."""

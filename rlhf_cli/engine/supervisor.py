@@ -23,17 +23,17 @@ SUPERVISED = "RLHF_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def supervise(command: str, args: list[str], num_ranks: int) -> int:
-    """Run `command` on `num_ranks` ranks of this machine; return the exit code of the first rank that failed, or 0.
+def supervise(verb: list[str], args: list[str], num_ranks: int) -> int:
+    """Run `verb` on `num_ranks` ranks of this machine; return the exit code of the first rank that failed, or 0.
 
-    The options are composed once, here; the ranks read them from a file. When a rank fails the others are ended;
-    SIGTERM, SIGINT and SIGHUP reach all ranks at once, and the code is then 128 + the signal's number. Ranks do not
-    outlive this process, also when it is killed.
+    verb: a command, or `check` and a command. Its options are composed once, here; the ranks read them from a file.
+    When a rank fails the others are ended; SIGTERM, SIGINT and SIGHUP reach all ranks at once, and the code is then
+    128 + the signal's number. Ranks do not outlive this process, also when it is killed.
     """
     with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
         composed = Path(folder, "composed.yaml")
-        OmegaConf.save(compose_yaml(command, args), composed)
-        words = [sys.executable, "-m", "rlhf_cli", command, f"--composed={composed}", *args]
+        OmegaConf.save(compose_yaml(verb[-1], args), composed)
+        words = [sys.executable, "-m", "rlhf_cli", *verb, f"--composed={composed}", *args]
         ranks: list[subprocess.Popen[bytes]] = []
         received: list[int] = []
         _forward_signals(ranks, received)

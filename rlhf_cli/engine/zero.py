@@ -37,6 +37,12 @@ class FrozenEngine:
         self._engine = initialize(model=module, config=config)[0]
         self._engine.eval()
 
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module; under ZeRO-3 its parameters are empty outside a forward pass."""
+        module: nn.Module = self._engine.module
+        return module
+
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
@@ -152,6 +158,12 @@ class TrainEngine:
                 like = state[name]
                 averaged[name] = flat[: like.numel()].view(like.shape).to(like.dtype).cpu()  # the last shard is padded
         return averaged
+
+    def largest_difference(self, other: TrainEngine) -> float:
+        """Return the largest difference between weights of the same name; what only one has (a head) is left out."""
+        theirs = dict(other._master_shards())
+        shared = [(shard, theirs[name]) for name, shard in self._master_shards() if name in theirs]
+        return max(float((ours - shard).abs().max()) for ours, shard in shared)
 
     def _master_shards(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.module.named_parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlhf_cli.engine.distributed import peak_memory_gib
+from rlhf_cli.report.checks import Check, table
 from rlhf_cli.report.run_dir import RunDir
 
+_PIPED_WIDTH = 160  # where nobody says how wide it is
 logger = logging.getLogger("rlhf")
 
 
@@ -22,7 +25,7 @@ class Reporter:
     """One run's voice; silent unless `speaks`, which is rank 0. It has no folder until the input has proved good."""
 
     def __init__(self, speaks: bool) -> None:
-        self.console = Console(quiet=not speaks, soft_wrap=True)
+        self.console = Console(quiet=not speaks, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
         self.speaks = speaks
         self.run_dir: RunDir | None = None
         self._num_steps = 0
@@ -78,6 +81,13 @@ class Reporter:
             logger.info("%s", text)
         else:
             self._said.append(text)
+
+    def checks(self, checks: Sequence[Check], seconds: float) -> None:
+        """Show the checks of the set-up as a table, and write each to the log."""
+        self.console.print(
+            table(checks, f"Checks of the set-up ({seconds:.1f} s)", self.console.width), soft_wrap=False
+        )
+        self._said += [str(check) for check in checks]
 
     def samples(self, records: list[dict[str, Any]]) -> None:
         """Write answers to samples.jsonl."""

@@ -234,6 +234,16 @@ class PPOTrainer:
             total += loss.detach()
         return {_PRETRAIN: float(distributed.global_sum(total))}
 
+    def response_logits(self, sequences: list[Sequence]) -> Tensor:
+        """Return the policy's logits [B, T, V] that predict the response tokens, as scoring and update see them."""
+        return self._logits(self.models.policy, self._collate(sequences))
+
+    def response_logprobs(self, sequences: list[Sequence]) -> list[Tensor]:
+        """Return the policy's logprobs of each response, [its length] on the CPU, as the update sees them."""
+        ids = self._collate(sequences).response_ids
+        logprobs = token_logprobs(self.response_logits(sequences), ids, self.config.rollout.temperature).cpu()
+        return [row[: len(sequence.response_ids)] for row, sequence in zip(logprobs, sequences, strict=True)]
+
     def _collate(self, sequences: list[Sequence]) -> TokenBatch:
         return collate(sequences, self.sampler.pad_id, self.device)
 

@@ -187,6 +187,16 @@ class RewardTrainer:
         self.report.log_eval(self.step, figures)
         return head[None], figures
 
+    @torch.no_grad()
+    def scores(self, rows: list[Ranking]) -> Tensor:
+        """Return the scores of all answers of some rows, [N] on the CPU, read in one batch on this rank."""
+        return self._scores(rows).cpu()
+
+    @torch.no_grad()
+    def mean_loss(self, rows: list[Ranking]) -> float:
+        """Return the preference loss of some rows, the mean over them."""
+        return float(self._pairs(rows).loss(self._scores(rows))) / len(rows)
+
     def _pairs(self, rows: list[Ranking], device: torch.device | None = None) -> Pairs:
         return Pairs.of(rows, self.config.train.label_smoothing, device or distributed.device())
 

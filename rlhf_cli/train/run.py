@@ -43,6 +43,7 @@ from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir, run_folder
 from rlhf_cli.train.answers import AnswerBook, compare
 from rlhf_cli.train.build import build_ppo, pad_id
+from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer, num_steps
 
@@ -52,8 +53,11 @@ RM_HEADLINE = ("loss", "accuracy", "margin", "lr")
 PPO_HEADLINE = ("score", "kl", "reward", "response_length", "eos_rate", "clipfrac/policy")
 
 
-def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -> int:
-    """Run one training command on this rank and return its exit code; rank 0's options count on every rank."""
+def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig, check_only: bool) -> int:
+    """Run one command on this rank and return its exit code; rank 0's options count on every rank.
+
+    check_only: build and check everything, and leave it at that.
+    """
     end_with_supervisor()
     quieten_libraries()
     _share_cores()
@@ -64,7 +68,7 @@ def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig) -
         random.seed(config.run.seed)
         np.random.seed(config.run.seed)
         torch.manual_seed(config.run.seed)
-        start = Start(command, args, Reporter(speaks=distributed.rank() == 0))
+        start = Start(command, args, Reporter(speaks=distributed.rank() == 0), check_only)
         if isinstance(config, TrainRMConfig):
             train_rm(config, start)
         else:
@@ -100,6 +104,7 @@ class Start:
     command: str
     args: list[str]
     report: Reporter
+    check_only: bool
 
     def open(self, config: TrainRMConfig | TrainPPOConfig, num_steps: int, headline: tuple[str, ...]) -> Path:
         """Make the run folder, on rank 0, once the input has proved good; return its path."""
@@ -123,10 +128,14 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
     longest = max(row.num_tokens for row in (*data.train, *data.eval))
     check_length(classifier, longest, "model", "data.max_tokens")
-    folder = start.open(config, steps, RM_HEADLINE)
     engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
-    checkpoints = Checkpoints(folder / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
+    checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), checkpoints, report)
+    if config.check.num_prompts:
+        report_checks(lambda: check_rm(trainer, tokenizer, bounds_of(config.model)), config.check, report)
+    if start.check_only:
+        return
+    folder = start.open(config, steps, RM_HEADLINE)
     if state := _resume(config, checkpoints, report):
         trainer.step = state["step"]
     before = trainer.evaluate() if trainer.step == 0 and config.train.eval_every_steps else {}
@@ -147,11 +156,17 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     """Build the four models, check the set-up, run PPO, export policy and value model."""
     report = start.report
     built = build_ppo(config, report)
-    folder = start.open(config, config.ppo.num_steps, PPO_HEADLINE)
     engines, sampler = built.engines, built.sampler
     trained = {"policy": engines.policy, "value_model": engines.value_model}
-    checkpoints = Checkpoints(folder / "checkpoints", trained, config.checkpoint.keep_last)
+    checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last)
     trainer = PPOTrainer(config, engines, sampler, PPOData(built.prompts.train, built.texts), checkpoints, report)
+    if config.check.num_prompts:
+        texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
+        bounds = bounds_of(config.model, config.reward_model)
+        report_checks(lambda: check_ppo(trainer, built.prompts.train, texts, bounds), config.check, report)
+    if start.check_only:
+        return
+    folder = start.open(config, config.ppo.num_steps, PPO_HEADLINE)
     held_out = built.prompts.eval[: config.eval.num_prompts]
     book = AnswerBook(held_out, sampler, engines.reward_model, built.renderer, config.run.seed)
     report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")

@@ -291,15 +291,18 @@ def rm_rows(name: str) -> list[Ranking]:
     return rows
 
 
-def check_rm_case(name: str, plain: bool, architecture: str = "gpt2") -> None:
-    """Three updates of the real reward-model trainer against one answer at a time in float64."""
-    config = TrainRMConfig(
+def rm_config(name: str) -> TrainRMConfig:
+    return TrainRMConfig(
         run=RunConfig(name=name, seed=5),
         train=replace(RM_BASE, **RM_CASES[name]),
         optim=replace(OPTIM, max_grad_norm=0.3),
         checkpoint=CheckpointConfig(every_steps=0),
     )
-    rows = rm_rows(name)
+
+
+def check_rm_case(name: str, plain: bool, architecture: str = "gpt2") -> None:
+    """Three updates of the real reward-model trainer against one answer at a time in float64."""
+    config, rows = rm_config(name), rm_rows(name)
     model = load_sequence_classifier(tiny_config(architecture), "model", TOKENIZER, 1, new_head=True)
     wrapped = TokenScorer(copy.deepcopy(model))
     engine: Any = (

@@ -58,6 +58,11 @@ class PlainTrain:
     def gathered(self) -> Iterator[nn.Module]:
         yield self.module
 
+    def largest_difference(self, other: PlainTrain) -> float:
+        theirs = dict(other.module.named_parameters())
+        shared = [(p, theirs[name]) for name, p in self.module.named_parameters() if name in theirs]
+        return max(float((ours - p).detach().abs().max()) for ours, p in shared)
+
     def full_state_dict(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.module.named_parameters()}
 
