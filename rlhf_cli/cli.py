@@ -35,14 +35,14 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not _is_launcher_flag(arg)]
-    from rlhf_cli.config.errors import InputError
+    from rlhf_cli.config.errors import InputError, TrainingError
 
     try:
         return _dispatch(args)
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"rlhf: error: {error}", file=sys.stderr)
-        return EXIT_INPUT
+        return EXIT_INPUT if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `rlhf list | head -1`

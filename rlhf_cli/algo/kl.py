@@ -24,6 +24,14 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return torch.expm1(-k1) + k1
 
 
+def clearly_negative(kl: Tensor) -> bool:
+    """Say whether the mean of kl [B], k1 summed over each response, lies more than four standard errors below 0.
+
+    Its expectation is the KL, which is not negative, where the responses were drawn from the policy that is scored.
+    """
+    return bool(kl.mean() + 4 * kl.std() / len(kl) ** 0.5 < 0)
+
+
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_responses: int, horizon: int) -> float:
     """Return the coefficient for the next step: kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon).
 

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message is one line: what, got, wanted, how to mend. Exit code 2."""
 
 
+class TrainingError(RuntimeError):
+    """A run cannot go on; the message is one line: what, since when, what to try. Exit code 1."""
+
+
 def require(ok: bool, key: str, got: object, wanted: str) -> None:
     if not ok:
         raise InputError(f"{key} must be {wanted}, got {got}")

@@ -38,6 +38,9 @@ class RewardConfig:
     micro_batch_size: int = 8
     """Rows per forward pass of one rank; gradients are accumulated up to `batch_size`."""
 
+    micro_batch_tokens: int | None = None
+    """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens with their padding."""
+
     label_smoothing: float = 0.0
     """Probability that a preference is the wrong way round; `data.confidence_column` gives one for each row instead."""
 
@@ -59,6 +62,8 @@ class RewardConfig:
         require(self.micro_batch_size >= 1, "train.micro_batch_size", self.micro_batch_size, "1 or more")
         require(self.eval_micro_batch_size >= 1, "train.eval_micro_batch_size", self.eval_micro_batch_size, "1 or more")
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, "1 or more")
+        tokens = self.micro_batch_tokens
+        require(tokens is None or tokens >= 1, "train.micro_batch_tokens", tokens, "1 or more, or null")
         require(0 <= self.label_smoothing < 0.5, "train.label_smoothing", self.label_smoothing, "in [0, 0.5)")
         require_finite_range("train.centering_coef", self.centering_coef, 0.0, 100.0)
         require(self.eval_every_steps >= 0, "train.eval_every_steps", self.eval_every_steps, "0 or more")
@@ -88,6 +93,9 @@ class PPOConfig:
 
     micro_batch_size: int = 4
     """Responses per forward pass of one rank; gradients are accumulated up to `minibatch_size`."""
+
+    micro_batch_tokens: int | None = None
+    """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens with their padding."""
 
     value_warmup_steps: int = 0
     """First steps that train the value model alone and leave the policy as it is."""
@@ -165,7 +173,7 @@ class PPOConfig:
         for key in ("gamma", "lam"):
             require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 1.0)
         require(0 < self.cliprange < 1, "ppo.cliprange", self.cliprange, "in (0, 1)")
-        for key in ("cliprange_high", "cliprange_value", "target_kl", "kl_target", "reward_clip"):
+        for key in ("cliprange_high", "cliprange_value", "target_kl", "kl_target", "reward_clip", "micro_batch_tokens"):
             value = getattr(self, key)
             require(value is None or value > 0, f"ppo.{key}", value, "positive or null")
         require(self.dual_clip is None or self.dual_clip > 1, "ppo.dual_clip", self.dual_clip, "over 1 or null")

@@ -196,6 +196,9 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Global norm to which gradients are clipped; 0 turns clipping off."""
 
+    max_skipped_updates: int = 10
+    """Stop the run once so many updates in a row were skipped because a gradient was not finite; 0: never."""
+
     def check(self, section: str) -> None:
         """Raise InputError for a value out of range; `section` (optim, value_optim) names the place in the message."""
         require_finite_range(f"{section}.learning_rate", self.learning_rate, 0.0, 1.0)
@@ -205,6 +208,8 @@ class OptimConfig:
         require(self.eps > 0, f"{section}.eps", self.eps, "positive")
         require_finite_range(f"{section}.min_lr_ratio", self.min_lr_ratio, 0.0, 1.0)
         require_finite_range(f"{section}.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        skipped = self.max_skipped_updates
+        require(skipped >= 0, f"{section}.max_skipped_updates", skipped, "0 or more")
         require(self.max_grad_norm >= 0, f"{section}.max_grad_norm", self.max_grad_norm, "0 or more")
 
 

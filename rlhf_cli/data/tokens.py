@@ -81,6 +81,55 @@ def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> Tok
     )
 
 
+@dataclass(frozen=True)
+class Size:
+    """The room that a row takes in a batch: so many sequences, padded to the longest prompt and response."""
+
+    num_sequences: int
+    prompt: int
+    response: int
+
+    @staticmethod
+    def of(sequence: Sequence) -> Size:
+        """Measure one sequence with its prompt apart."""
+        return Size(1, len(sequence.prompt_ids), len(sequence.response_ids))
+
+    def joined(self, other: Size) -> Size:
+        """Measure the batch of both."""
+        return Size(
+            self.num_sequences + other.num_sequences,
+            max(self.prompt, other.prompt),
+            max(self.response, other.response),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the padded batch."""
+        return self.num_sequences * (self.prompt + self.response)
+
+
+def micro_batches(sizes: list[Size], num_rows: int, num_tokens: int | None) -> list[list[int]]:
+    """Group the places 0 .. len(sizes)-1 into forward passes.
+
+    Runs of num_rows, in order; or, with num_tokens, rows of like length, as many as fit in so many tokens once padded
+    (a row that is larger has a pass of its own).
+    """
+    if num_tokens is None:
+        return chunks(list(range(len(sizes))), num_rows)
+    order = sorted(range(len(sizes)), key=lambda place: (sizes[place].prompt + sizes[place].response, place))
+    groups: list[list[int]] = []
+    room = Size(0, 0, 0)
+    for place in order:
+        joined = room.joined(sizes[place])
+        if groups and joined.num_tokens <= num_tokens:
+            groups[-1].append(place)
+            room = joined
+        else:
+            groups.append([place])
+            room = sizes[place]
+    return groups
+
+
 def chunks(items: list[Item], size: int) -> list[list[Item]]:
     """Split a list into runs of `size`, the last one shorter if it must be."""
     return [items[start : start + size] for start in range(0, len(items), size)]

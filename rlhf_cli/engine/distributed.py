@@ -99,6 +99,15 @@ def share(items: list[Item]) -> list[Item]:
     return items[rank() * size :][:size]
 
 
+def evened(parts: list[Item]) -> list[tuple[Item, bool]]:
+    """Mark each part as real, and repeat the first one, not real, until every rank has as many.
+
+    Under ZeRO-3 a forward pass is a collective: all ranks must make the same number of them.
+    """
+    longest = max(gather_all(len(parts)))
+    return [(part, True) for part in parts] + [(parts[0], False)] * (longest - len(parts))
+
+
 def pad_to_ranks(items: list[Item]) -> list[Item]:
     """Repeat the first item until the length is a multiple of the number of ranks."""
     return items + items[:1] * (-len(items) % world_size())

@@ -16,6 +16,7 @@ from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
 
 from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
+from rlhf_cli.config.errors import TrainingError
 from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 
@@ -81,6 +82,7 @@ class TrainEngine:
         self._engine = initialize(model=module, optimizer=optimizer, config=config)[0]
         self._engine.train()
         self._optim, self._num_updates, self._ema_decay = optim, num_updates, ema_decay
+        self._num_skipped = 0  # in a row
         self._ema = {} if ema_decay is None else {name: shard.clone() for name, shard in self._master_shards()}
 
     @property
@@ -107,17 +109,27 @@ class TrainEngine:
     def step(self, update: int) -> StepResult:
         """Reduce and clip the accumulated gradients and update the weights; all ranks together.
 
-        update: the number of the update in the run, from 0, which alone sets the learning rate.
+        update: the number of the update in the run, from 0, which alone sets the learning rate. Raises TrainingError
+        once max_skipped_updates in a row were not finite.
         """
         rate = learning_rate(self._optim, update, self._num_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
         applied = self._engine.was_step_applied()
+        self._count_skipped(applied)
         if applied and self._ema_decay is not None:
             for name, shard in self._master_shards():
                 self._ema[name].lerp_(shard, 1 - self._ema_decay)
         return StepResult(float(self._engine.get_global_grad_norm()), not applied, rate)
+
+    def _count_skipped(self, applied: bool) -> None:
+        self._num_skipped = 0 if applied else self._num_skipped + 1
+        if self._num_skipped == self._optim.max_skipped_updates > 0:
+            raise TrainingError(
+                f"{self._num_skipped} updates in a row had gradients that are not finite; the weights are those before "
+                "them and the last checkpoint is intact: look for broken data or lower the learning rate"
+            )
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:

@@ -31,6 +31,7 @@ class Reporter:
         self._num_steps = 0
         self._headline: Sequence[str] = ()
         self._said: list[str] = []
+        self._warned: set[str] = set()
         self._seconds: dict[str, float] = {}
         self._progress: Progress | None = None
 
@@ -81,6 +82,12 @@ class Reporter:
             logger.info("%s", text)
         else:
             self._said.append(text)
+
+    def warn_once(self, text: str) -> None:
+        """Warn of something that later steps will see again."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.say(f"warning: {text}")
 
     def checks(self, checks: Sequence[Check], seconds: float) -> None:
         """Show the checks of the set-up as a table, and write each to the log."""

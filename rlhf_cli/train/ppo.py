@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rlhf_cli.algo.advantages import gae, min_length_scores, missing_eos_scores, token_rewards
-from rlhf_cli.algo.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k3
+from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
 from rlhf_cli.algo.logprobs import token_entropy, token_logprobs
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
 from rlhf_cli.algo.masking import masked_mean, masked_sum, masked_whiten
@@ -18,7 +18,7 @@ from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import Sequence, TokenBatch, chunks, collate, flatten
+from rlhf_cli.data.tokens import Sequence, Size, TokenBatch, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.zero import FrozenEngine, StepResult, TrainEngine
@@ -89,12 +89,18 @@ class PPOTrainer:
             with self.report.time("update"):
                 batch = self.estimate(rollout)
                 losses = self.update(batch)
+            self._look_for_negative_kl(rollout)
             metrics = {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
             self.state = self._next_state(metrics["kl"])
             self.report.log(self.state.step, metrics, num_tokens=int(rollout.response_mask.sum()))
             if every and self.state.step % every == 0:
                 with self.report.time("checkpoint"):
                     self.checkpoints.save(asdict(self.state))
+
+    def _look_for_negative_kl(self, rollout: Rollout) -> None:
+        k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
+        if clearly_negative(torch.where(rollout.response_mask, k1, torch.zeros_like(k1)).sum(dim=1)):
+            self.report.warn_once("the KL is clearly negative: responses are not drawn from the policy that is scored")
 
     def _next_state(self, kl: float) -> PPOState:
         ppo, kl_coef = self.config.ppo, self.state.kl_coef
@@ -114,8 +120,9 @@ class PPOTrainer:
     def score(self, sequences: list[Sequence]) -> Rollout:
         """Compute what the four models say of this rank's responses, and gather those of all ranks."""
         temperature = self.config.rollout.temperature
-        episodes = []
-        for part in chunks(sequences, self.config.ppo.micro_batch_size):
+        episodes: dict[int, Episode] = {}
+        for places, _ in self._micro_batches(sequences):
+            part = [sequences[place] for place in places]
             batch = self._collate(part)
             logits = self._logits(self.models.policy, batch)
             logprobs = token_logprobs(logits, batch.response_ids, temperature)
@@ -124,13 +131,13 @@ class PPOTrainer:
             ref_logprobs = token_logprobs(ref_logits, batch.response_ids, temperature)
             values = self._values(batch)
             scores = self.models.reward_model.score(part)
-            for row, sequence in enumerate(part):
+            for row, (place, sequence) in enumerate(zip(places, part, strict=True)):
                 length = len(sequence.response_ids)
                 per_token = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values, "entropy": entropy}
                 own = {name: tensor[row, :length].cpu() for name, tensor in per_token.items()}
                 ended = self.sampler.ended(sequence)
-                episodes.append(Episode(sequence=sequence, ended=ended, score=float(scores[row]), **own))
-        return Rollout.of(flatten(distributed.gather_all(episodes)))
+                episodes[place] = Episode(sequence=sequence, ended=ended, score=float(scores[row]), **own)
+        return Rollout.of(flatten(distributed.gather_all([episodes[place] for place in range(len(sequences))])))
 
     def estimate(self, rollout: Rollout) -> PPOBatch:
         """Turn a scored rollout into rewards, advantages and returns, all [B, T]."""
@@ -177,8 +184,12 @@ class PPOTrainer:
     def _accumulate(self, batch: PPOBatch, minibatch: list[int], num_tokens: int, learns: bool) -> dict[str, float]:
         """Add the gradients of a minibatch; return the sums of the statistics over its tokens, of all ranks."""
         sums: dict[str, Tensor] = {}
-        for rows in chunks(distributed.share(minibatch), self.config.ppo.micro_batch_size):
+        share = distributed.share(minibatch)
+        for places, real in self._micro_batches([batch.rollout.sequences[row] for row in share]):
+            rows = [share[place] for place in places]
             tokens = self._collate([batch.rollout.sequences[row] for row in rows])
+            if not real:
+                tokens = replace(tokens, response_mask=torch.zeros_like(tokens.response_mask))
             part = batch.rows(rows, tokens.response_mask.shape[1], self.device)
             own = self._value_backward(part, tokens, num_tokens)
             if learns:
@@ -243,6 +254,12 @@ class PPOTrainer:
         ids = self._collate(sequences).response_ids
         logprobs = token_logprobs(self.response_logits(sequences), ids, self.config.rollout.temperature).cpu()
         return [row[: len(sequence.response_ids)] for row, sequence in zip(logprobs, sequences, strict=True)]
+
+    def _micro_batches(self, sequences: list[Sequence]) -> list[tuple[list[int], bool]]:
+        """Group this rank's sequences into forward passes, as many as on every other rank; False: for company only."""
+        ppo = self.config.ppo
+        groups = micro_batches([Size.of(one) for one in sequences], ppo.micro_batch_size, ppo.micro_batch_tokens)
+        return [(group, True) for group in groups] if ppo.micro_batch_tokens is None else distributed.evened(groups)
 
     def _collate(self, sequences: list[Sequence]) -> TokenBatch:
         return collate(sequences, self.sampler.pad_id, self.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from rlhf_cli.algo.normalise import normalised_head
 from rlhf_cli.config.schema import TrainRMConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.tokens import Sequence, chunks, collate, flatten
+from rlhf_cli.data.tokens import Sequence, Size, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.zero import TrainEngine
@@ -114,8 +114,8 @@ class RewardTrainer:
         share = sorted(
             distributed.share([self.rows[index] for index in indices]), key=lambda row: row.num_tokens
         )  # less padding
-        for part in chunks(share, train.micro_batch_size):
-            totals += self._accumulate(part)
+        for part, real in self._micro_batches(share):
+            totals += self._accumulate(part, real)
         result = self.model.step(self.step)
         sums = distributed.global_sum(totals).tolist()
         loss, centering, correct, margin = (total / train.batch_size for total in sums[:4])
@@ -129,16 +129,29 @@ class RewardTrainer:
         }
         return metrics, round(sums[4])
 
-    def _accumulate(self, rows: list[Ranking]) -> Tensor:
-        """Add the gradients of some rows to the update; return the sums of loss, centering, correct, margin, tokens."""
+    def _micro_batches(self, rows: list[Ranking]) -> list[tuple[list[Ranking], bool]]:
+        """Group this rank's rows into forward passes, as many as on every other rank; False: for company only."""
+        train = self.config.train
+        sizes = [Size(len(row.answers), 0, row.num_tokens) for row in rows]
+        groups = micro_batches(sizes, train.micro_batch_size, train.micro_batch_tokens)
+        parts = [[rows[place] for place in group] for group in groups]
+        return [(part, True) for part in parts] if train.micro_batch_tokens is None else distributed.evened(parts)
+
+    def _accumulate(self, rows: list[Ranking], real: bool) -> Tensor:
+        """Add the gradients of some rows to the update; return the sums of loss, centering, correct, margin, tokens.
+
+        Rows that are not real have no weight: they keep other ranks company in their forward passes.
+        """
         train = self.config.train
         pairs = self._pairs(rows)
+        if not real:
+            pairs = replace(pairs, weight=torch.zeros_like(pairs.weight))
         scores, _ = self._forward(rows)
         loss, centering = pairs.loss(scores), pairs.centering(scores)
         objective = loss + train.centering_coef * centering if train.centering_coef else loss
         self.model.backward(objective / train.batch_size)
         with torch.no_grad():
-            num_tokens = sum(len(answer) for row in rows for answer in row.answers)
+            num_tokens = sum(len(answer) for row in rows for answer in row.answers) * real
             margin = (pairs.weight * pairs.margins(scores)).sum()
             tokens = torch.tensor(float(num_tokens), device=loss.device)
             return torch.stack([loss, centering, pairs.correct(scores), margin, tokens])

@@ -24,6 +24,14 @@ def test_gradient_checkpointing_changes_nothing(on_ranks):
     on_ranks("checkpointing")
 
 
+def test_updates_that_are_not_finite_are_skipped_and_stop_the_run(on_ranks):
+    on_ranks("skipping")
+
+
+def test_frozen_models_stay_bit_identical_through_training(on_ranks):
+    on_ranks("frozen_through_training")
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_trainers_agree_with_the_oracle(on_ranks, num_ranks):
     on_ranks("oracle", num_ranks)

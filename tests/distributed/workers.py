@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.masking import masked_sum
+from rlhf_cli.config.errors import TrainingError
 from rlhf_cli.config.sections import OptimConfig, RolloutConfig, Schedule
 from rlhf_cli.data.tokens import Sequence, collate
 from rlhf_cli.engine import distributed
@@ -23,7 +26,16 @@ from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.logs import quieten_libraries
 from rlhf_cli.rollout.embedded import EmbeddedSampler
-from tests.oracle.cases import PPO_CASES, RM_CASES, check_ppo_case, check_rm_case
+from tests.oracle.cases import (
+    PPO_CASES,
+    RM_CASES,
+    Record,
+    check_ppo_case,
+    check_rm_case,
+    ppo_config,
+    ppo_models,
+    ppo_trainer,
+)
 from tests.unit.models.tiny import tiny_config
 
 ZERO3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
@@ -100,10 +112,10 @@ def offloaded_updates(folder: Path) -> None:
     updates(folder, OFFLOAD)
 
 
-def shards(engine: TrainEngine) -> str:
+def shards(engine: TrainEngine | FrozenEngine) -> str:
     digest = hashlib.sha256()
     for parameter in engine.module.parameters():
-        digest.update(parameter.ds_tensor.detach().numpy().tobytes())  # type: ignore[attr-defined]
+        digest.update(parameter.ds_tensor.detach().float().numpy().tobytes())  # type: ignore[attr-defined]
     return digest.hexdigest()
 
 
@@ -181,6 +193,41 @@ def bfloat16(_: Path) -> None:
         assert state["model.lm_head.weight"].dtype is torch.bfloat16
         moved = (state["model.lm_head.weight"].float() - before).abs().mean().item()
         assert 2e-4 < moved < 2e-3, moved  # 100 steps of 1e-5 are 1e-3 where the gradient keeps its sign
+
+
+def skipping(_: Path) -> None:
+    """A gradient that is not finite on one rank skips the update on all; three in a row stop the run."""
+    for dtype in (torch.float32, torch.bfloat16):
+        optim = replace(OPTIM, max_skipped_updates=3)
+        engine = TrainEngine(policy().to(dtype), dtype, optim, 9, ZERO3)
+        broken = float("nan") if distributed.rank() == 0 else 1.0
+        before = shards(engine)
+        for update in range(2):
+            engine.backward(token_loss(engine, SEQUENCES[:2]) * broken)
+            assert engine.step(update).skipped
+        assert shards(engine) == before
+        engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)
+        assert not engine.step(2).skipped
+        after = shards(engine)
+        assert after != before
+        for update in range(3, 6):
+            engine.backward(token_loss(engine, SEQUENCES[:2]) * broken)
+            if update < 5:
+                assert engine.step(update).skipped
+        with pytest.raises(TrainingError, match="^3 updates in a row had gradients that are not finite"):
+            engine.step(5)
+        assert shards(engine) == after
+
+
+def frozen_through_training(_: Path) -> None:
+    """Reference and reward model are bit-identical before and after a run; what generation gathers is given back."""
+    config, record = ppo_config("base"), Record()
+    trainer = ppo_trainer(config, ppo_models(), plain=False, record=record)
+    engines = (trainer.models.reference, trainer.models.reward_model.engine)
+    before, learnt = [shards(engine) for engine in engines], shards(trainer.models.policy)
+    trainer.fit()
+    assert [shards(engine) for engine in engines] == before
+    assert shards(trainer.models.policy) != learnt
 
 
 def oracle(_: Path) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, child_environment
+from tests.e2e.series import assert_same_series, metrics
 
-NOT_COMPARED = ("time/", "tokens_per_s", "memory/")
 STEP_METRICS = {
     *(
         "score",
@@ -30,21 +30,9 @@ STEP_METRICS = {
         "eos_rate",
     ),
     *("loss/policy", "loss/value", "approx_kl", "clipfrac/policy", "clipfrac/value"),
-    *("grad_norm/policy", "grad_norm/value", "lr/policy", "lr/value", "skipped_updates"),
+    *("grad_norm/policy", "grad_norm/value", "lr/policy", "lr/value", "skipped_updates", "num_updates", "kl_coef"),
     *("time/rollout", "time/score", "time/update", "time/step", "tokens_per_s", "memory/peak_gib"),
 }
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(NOT_COMPARED)} for line in lines]
-
-
-def assert_same_series(left: Path, right: Path, rtol: float = 1e-5) -> None:
-    first, second = metrics(left), metrics(right)
-    assert len(first) == len(second) > 0
-    for a, b in zip(first, second, strict=True):
-        assert a == pytest.approx(b, rel=rtol, abs=1e-6)
 
 
 def under_launcher(folder: Path, launcher: str, *words: str) -> None:
@@ -187,7 +175,10 @@ def test_reward_model_on_two_ranks_under_torchrun(run_rlhf, tmp_path):
 
 def test_a_resumed_run_goes_on_bit_for_bit(run_rlhf, tmp_path):
     """Four steps at once, and two, then two more from the checkpoint: equal metrics to the last digit."""
-    args = ["train-ppo", "conf=tiny", "launch.num_gpus=2"]
+    (tmp_path / "text.txt").write_text("Some text that the policy should not forget. " * 20)
+    options = ["ppo.kl_target=0.3", "ppo.kl_horizon=50", "ppo.ema_decay=0.7", "ppo.value_warmup_steps=1"]
+    text = ["pretrain.path=text.txt", "pretrain.max_tokens=40", "pretrain.batch_size=4"]
+    args = ["train-ppo", "conf=tiny", "launch.num_gpus=2", *options, *text]
     assert run_rlhf(*args, "run.name=whole").returncode == 0
     assert run_rlhf(*args, "run.name=cut").returncode == 0
     cut, whole = tmp_path / "outputs/cut", tmp_path / "outputs/whole"
@@ -195,7 +186,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(run_rlhf, tmp_path):
     assert (again.returncode, again.stdout) == (0, "outputs/cut is finished; nothing to do\n")
     for name in ("checkpoints/step-4", "final", "summary.json"):
         subprocess.run(["rm", "-r", str(cut / name)], check=True)
-    other = run_rlhf("train-ppo", "conf=tiny", "run.name=cut", "run.resume=true")
+    other = run_rlhf("train-ppo", "conf=tiny", *options, "run.name=cut", "run.resume=true")
     assert other.returncode == 2
     assert "was written by 2 ranks, this run has 1; resume with 2" in other.stderr
     done = run_rlhf(*args, "run.name=cut", "run.resume=true")
@@ -203,8 +194,16 @@ def test_a_resumed_run_goes_on_bit_for_bit(run_rlhf, tmp_path):
     assert "resumed after step 2" in done.stdout
     assert metrics(cut) == metrics(whole)
     assert (cut / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    assert len({record["kl_coef"] for record in metrics(cut)}) == 3  # the first step learns nothing of the policy
+    for name in ("policy", "policy_ema", "value_model"):
+        assert (cut / f"final/{name}/model.safetensors").read_bytes() == (
+            whole / f"final/{name}/model.safetensors"
+        ).read_bytes()
+    assert (cut / "final/policy_ema/model.safetensors").read_bytes() != (
+        cut / "final/policy/model.safetensors"
+    ).read_bytes()
     command = json.loads((cut / "run.json").read_text())["command"]
-    assert command == "rlhf train-ppo conf=tiny launch.num_gpus=2 run.name=cut"
+    assert command == " ".join(["rlhf", *args, "run.name=cut"])
 
 
 def test_a_second_run_of_the_same_name_is_refused_and_nothing_is_lost(run_rlhf, tmp_path):

@@ -88,9 +88,13 @@ class Record:
     metrics: list[dict[str, float]] = field(default_factory=list)
     batches: list[PPOBatch] = field(default_factory=list)
     minibatches: list[list[list[int]]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def log(self, step: int, metrics: dict[str, float], num_tokens: int) -> None:
         self.metrics.append(metrics)
+
+    def warn_once(self, text: str) -> None:
+        self.warnings.append(text)
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics.append(metrics)
@@ -134,7 +138,9 @@ def _moved(model: nn.Module, seed: int) -> nn.Module:
     return other
 
 
-def ppo_trainer(config: TrainPPOConfig, models: dict[str, nn.Module], plain: bool, record: Record) -> PPOTrainer:
+def ppo_trainer(
+    config: TrainPPOConfig, models: dict[str, nn.Module], plain: bool, record: Record, pad_id: int = 0
+) -> PPOTrainer:
     """The real trainer around copies of the models, with plain engines or with DeepSpeed's."""
     own = {name: copy.deepcopy(model) for name, model in models.items()}
     ppo = config.ppo
@@ -157,8 +163,8 @@ def ppo_trainer(config: TrainPPOConfig, models: dict[str, nn.Module], plain: boo
         value = TrainEngine(wrapped["value_model"], float32, config.value_optim, updates * per_step, ZERO3)
         reference = FrozenEngine(wrapped["reference"], float32, ZERO3)
         scorer = FrozenEngine(wrapped["reward_model"], float32, ZERO3)
-    sampler = EmbeddedSampler(policy, config.rollout, END_IDS, 0, CPU)
-    reward_model = RewardModel(scorer, EOS, END_IDS, 0, CPU)
+    sampler = EmbeddedSampler(policy, config.rollout, END_IDS, pad_id, CPU)
+    reward_model = RewardModel(scorer, EOS, END_IDS, pad_id, CPU)
     data = PPOData(PROMPTS, TEXTS if config.pretrain.path else [])
     recorder: Any = record
     trainer = PPOTrainer(config, Models(policy, reference, reward_model, value), sampler, data, recorder, recorder)
@@ -200,10 +206,12 @@ def _blocks(config: TrainPPOConfig, step: int, num_updates: int) -> list[list[li
     return [[[*TEXTS[i].prompt_ids, *TEXTS[i].response_ids] for i in indices] for indices in taken]
 
 
-def run_plain(config: TrainPPOConfig) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+def run_plain(
+    config: TrainPPOConfig, architecture: str = "gpt2", pad_id: int = 0
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Run the real trainer on plain torch; return all weights it leaves, averages included, and its metrics."""
     record = Record()
-    trainer = ppo_trainer(config, ppo_models(), True, record)
+    trainer = ppo_trainer(config, ppo_models(architecture), True, record, pad_id)
     trainer.fit()
     policy, value = trainer.models.policy, trainer.models.value_model
     weights = {"policy": policy.full_state_dict(), "value_model": value.full_state_dict()}

@@ -43,6 +43,13 @@ def test_gae_by_hand():
     assert returns.tolist() == [[2.75, 3.0]]
 
 
+def test_gae_of_a_single_token():
+    """Nothing follows: A = 3 - 1."""
+    advantages, returns = gae(torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.ones(1, 1), 0.9, 0.9)
+    assert advantages.tolist() == [[2.0]]
+    assert returns.tolist() == [[3.0]]
+
+
 def test_the_score_stands_on_the_last_token_and_kl_on_every_one():
     mask = length_mask(torch.tensor([3, 1]), 3)
     kl = torch.tensor([[0.1, -0.2, 0.3], [0.5, math.nan, 99.0]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k3
+from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
 
 P = torch.log(torch.tensor([0.5, 0.2]))
 Q = torch.log(torch.tensor([0.25, 0.4]))
@@ -51,3 +51,11 @@ def test_the_controller_moves_the_coefficient_towards_the_target(kl, factor):
     assert adapted_kl_coef(0.05, kl, target=6.0, num_responses=64, horizon=1000) == pytest.approx(
         0.05 * factor, rel=1e-12
     )
+
+
+def test_four_standard_errors_make_a_mean_clearly_negative():
+    """-3 and -1: mean -2, deviation sqrt(2), standard error 1: four of them reach above 0. -5 and -4.9 do not."""
+    assert not clearly_negative(torch.tensor([-3.0, -1.0]))
+    assert clearly_negative(torch.tensor([-5.0, -4.9]))
+    assert not clearly_negative(torch.tensor([5.0, 4.9]))
+    assert not clearly_negative(torch.tensor([-1.0, -0.5, 0.5, 1.0]))

@@ -148,6 +148,7 @@ def test_confidence_mixes_both_orders():
 def test_centering_is_the_squared_sum():
     got = centering_loss(torch.tensor([1.0, 2.0]), torch.tensor([2.0, -2.0]))
     assert got.tolist() == [9.0, 0.0]
+    assert centering_loss(torch.tensor([2.0]), torch.tensor([3.0])).item() == 25.0  # adding 1 to both is not free
 
 
 def test_ties_count_half():

@@ -18,6 +18,10 @@ def test_masked_sum_and_mean_ignore_what_is_masked_nan_included():
     assert_close(masked_mean(values, mask), torch.tensor(7.0 / 3))
 
 
+def test_the_mean_of_one_token_is_that_token():
+    assert masked_mean(torch.tensor([7.0, 9.0]), torch.tensor([1, 0])).item() == 7.0
+
+
 def test_masked_sum_gives_no_gradient_to_masked_places():
     values = torch.tensor([1.0, 2.0], requires_grad=True)
     masked_sum(values, torch.tensor([1, 0])).backward()

@@ -13,6 +13,18 @@ def test_a_uniform_number_picks_the_token_whose_slice_holds_it():
     assert draw(logits, uniforms, 1.0, 1.0).tolist() == [0, 0, 1, 1, 3, 3]
 
 
+def test_a_slice_holds_its_lower_end_and_a_token_without_probability_is_never_drawn():
+    """Slices: none, [0, 0.5), [0.5, 1); all three numbers are exact in float32."""
+    logits = torch.tensor([-torch.inf, 0.0, 0.0]).expand(2, 3)
+    assert draw(logits, torch.tensor([0.0, 0.5]), 1.0, 1.0).tolist() == [1, 2]
+
+
+def test_slices_are_shares_of_what_the_probabilities_sum_to():
+    """In float32 a third is 1/3 + 1e-8, so that three sum to 1 + 3e-8; the slices still end at 2/3."""
+    uniforms = torch.tensor([2 / 3 - 1e-12, 2 / 3 + 1e-12], dtype=torch.float64)
+    assert draw(torch.zeros(2, 3), uniforms, 1.0, 1.0).tolist() == [1, 2]
+
+
 def test_draws_follow_the_distribution_at_the_temperature():
     """At temperature 0.5 the probabilities are squared and renormalised."""
     uniforms = (torch.arange(10_000) + 0.5) / 10_000
@@ -33,3 +45,12 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert_close(top_p_filter(probs, 0.5), torch.tensor([[0.0, 1.0, 0.0]]))
     assert_close(top_p_filter(probs, 0.7), torch.tensor([[0.0, 2 / 3, 1 / 3]]))
     assert_close(top_p_filter(probs, 1.0), probs)
+
+
+def test_a_token_that_reaches_top_p_exactly_is_the_last_one_kept():
+    assert top_p_filter(torch.tensor([[0.25, 0.5, 0.25]]), 0.5).tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_top_p_1_does_nothing_at_all():
+    """Not even a renormalisation: these sum to 0.75."""
+    assert top_p_filter(torch.tensor([[0.5, 0.25]]), 1.0).tolist() == [[0.5, 0.25]]

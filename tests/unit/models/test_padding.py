@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.algo.logprobs import token_logprobs
+from rlhf_cli.algo.masking import masked_sum
 from rlhf_cli.data.tokens import Sequence, collate
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
@@ -37,6 +38,27 @@ def test_logprobs_do_not_depend_on_padding_or_neighbours(policy, pad_id):
 
     alone = logprobs([SHORT])
     assert_close(logprobs([LONG, SHORT])[1:, :3], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_pads", [1, 9, 60])
+@pytest.mark.parametrize("side", ["prompt", "response"])
+@torch.no_grad()
+def test_any_number_of_pads_on_either_side_changes_nothing(policy, scorer, side, num_pads):
+    """A neighbour whose prompt (or response) is longer by num_pads sets how much padding the other gets."""
+    longer = tuple(range(30, 30 + 3 + num_pads))
+    neighbour = Sequence(longer, (20, 21, EOS)) if side == "prompt" else Sequence((10, 11, 12), longer)
+
+    def read(sequences):
+        batch = collate(sequences, EOS, CPU)
+        logits = policy(**batch.model_inputs(), num_response=batch.response_ids.shape[1])
+        logprobs = token_logprobs(logits, batch.response_ids, 1.0)
+        scores = scorer(**batch.model_inputs())[0]
+        loss = -masked_sum(logprobs[-1:], batch.response_mask[-1:])
+        values = batch.before_each_response_token(scores)
+        return logprobs[-1, :3], values[-1, :3], batch.at_last_token(scores)[-1], loss
+
+    for got, expected in zip(read([neighbour, SHORT]), read([SHORT]), strict=True):
+        assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
