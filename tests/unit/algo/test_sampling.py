@@ -25,6 +25,11 @@ def test_slices_are_shares_of_what_the_probabilities_sum_to():
     assert draw(torch.zeros(2, 3), uniforms, 1.0, 1.0).tolist() == [1, 2]
 
 
+def test_a_draw_from_logits_that_are_not_numbers_is_still_a_token():
+    """Of a model that has diverged: an id beyond the vocabulary would end the process on a GPU."""
+    assert draw(torch.full((2, 3), torch.nan), torch.tensor([0.0, 0.5]), 1.0, 1.0).tolist() == [2, 2]
+
+
 def test_draws_follow_the_distribution_at_the_temperature():
     """At temperature 0.5 the probabilities are squared and renormalised."""
     uniforms = (torch.arange(10_000) + 0.5) / 10_000

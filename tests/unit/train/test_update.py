@@ -1,0 +1,588 @@
+"""The trainers' bookkeeping with stand-ins for engines and models: what is summed, divided and handed on, by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig
+from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
+from rlhf_cli.config.sections import CheckpointConfig, RolloutConfig, RunConfig
+from rlhf_cli.data.order import batch_indices
+from rlhf_cli.data.preferences import Ranking
+from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.zero import StepResult
+from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
+from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, shaped_scores, summary
+from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps
+from tests.oracle.cases import CPU, Record
+
+LOG2, LOG3 = math.log(2), math.log(3)
+
+
+class Engine:
+    """Stands in for a model in training: gives back one tensor, keeps gradients, notes the numbers of its updates."""
+
+    def __init__(self, output=None, skips=()):
+        self.output, self.skips, self.updates, self.inputs = output, skips, [], []
+
+    def __call__(self, **inputs):
+        self.inputs.append(inputs)
+        return self.output
+
+    def backward(self, loss):
+        loss.backward()
+
+    def step(self, update):
+        self.updates.append(update)
+        return StepResult(0.5, len(self.updates) in self.skips, 0.25)
+
+
+def config_of(seed=7, pretrain=None, temperature=1.0, **options):
+    """Four responses a step, two a minibatch, two epochs."""
+    ppo = {"num_steps": 3, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 2, "num_epochs": 2, **options}
+    return TrainPPOConfig(
+        run=RunConfig(name="x", seed=seed),
+        rollout=RolloutConfig(temperature=temperature),
+        ppo=PPOConfig(**ppo),
+        pretrain=pretrain or PretrainConfig(),
+        checkpoint=CheckpointConfig(every_steps=0),
+    )
+
+
+def trainer_of(config, policy=None, value_model=None, texts=(), prompts=()):
+    models = SimpleNamespace(policy=policy or Engine(), value_model=value_model or Engine())
+    return PPOTrainer(config, models, SimpleNamespace(pad_id=0), PPOData(list(prompts), list(texts)), None, None)
+
+
+def sequence(length, prompt=1):
+    return Sequence((1,) * prompt, tuple(range(2, 2 + length)))
+
+
+def batch_of(lengths):
+    """A rollout of zeros, for tests that look at its lengths alone."""
+    row = [torch.zeros(length) for length in lengths]
+    episodes = [Episode(sequence(n), True, z, z, z, z, 0.0) for n, z in zip(lengths, row, strict=True)]
+    rollout = Rollout.of(episodes)
+    return PPOBatch(rollout, *[torch.zeros_like(rollout.values)] * 3)
+
+
+def updated(config, sums, state=None, skips=((), ())):
+    """Run `update` on minibatches of 3 and 6 tokens, twice each, that report `sums`; also what they were told."""
+    policy, value_model = Engine(skips=skips[0]), Engine(skips=skips[1])
+    trainer = trainer_of(config, policy, value_model)
+    trainer.state = state or PPOState(0.1)
+    told = []
+    trainer._minibatches = lambda: iter([[0, 1], [2, 3]] * 2)
+    trainer._accumulate = lambda batch, rows, tokens, learns: (told.append((rows, tokens, learns)), dict(sums))[1]
+    return trainer.update(batch_of([1, 2, 2, 4])), told, (policy.updates, value_model.updates)
+
+
+def test_an_update_divides_by_the_tokens_of_all_its_minibatches(one_rank):
+    """Sums of 9 in each of four minibatches of 3, 6, 3 and 6 tokens: 36 / 18."""
+    metrics, told, updates = updated(config_of(), {"loss/value": 9.0})
+    assert told == [([0, 1], 3, True), ([2, 3], 6, True)] * 2
+    assert updates == ([0, 1, 2, 3], [0, 1, 2, 3])
+    assert metrics == {
+        "loss/value": 2.0,
+        "grad_norm/value": 0.5,
+        "grad_norm/policy": 0.5,
+        "lr/value": 0.25,
+        "lr/policy": 0.25,
+        "num_updates": 4.0,
+        "skipped_updates": 0.0,
+    }
+
+
+def test_updates_are_numbered_over_the_run_and_the_policys_from_the_end_of_its_warmup(one_rank):
+    """Step 2 of four updates each, of which the first step trained the value model alone."""
+    _, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step=2))
+    assert updates == ([4, 5, 6, 7], [8, 9, 10, 11])
+    assert all(learns for *_, learns in told)
+
+
+def test_the_policy_learns_from_the_first_step_after_the_warmup(one_rank):
+    for step, learns in ((0, False), (1, True)):
+        metrics, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step))
+        assert [said for *_, said in told] == [learns] * 4
+        assert updates == ([0, 1, 2, 3] if learns else [], [4 * step + n for n in range(4)])
+        assert ("lr/policy" in metrics) is learns
+
+
+def test_skipped_updates_of_both_models_count(one_rank):
+    """The policy skips its first and third update, the value model its third."""
+    metrics, *_ = updated(config_of(), {"loss/value": 0.0}, skips=((1, 3), (3,)))
+    assert metrics["skipped_updates"] == 3.0
+
+
+@pytest.mark.parametrize(("target", "num_updates"), [(0.5, 4), (0.49, 1), (0.24, 1), (2.0, 4)])
+def test_the_updates_of_a_step_end_once_the_mean_kl_is_above_its_target(target, num_updates, one_rank):
+    """1.5 nats over the 3 tokens of the first minibatch: 0.5; the target itself is not above the target."""
+    metrics, *_ = updated(config_of(target_kl=target), {"approx_kl": 1.5})
+    assert metrics["num_updates"] == num_updates
+
+
+def test_a_value_warmup_has_no_kl_to_end_it(one_rank):
+    config = config_of(target_kl=1e-6, value_warmup_steps=1)
+    metrics, *_ = updated(config, {"loss/value": 0.0})
+    assert metrics["num_updates"] == 4.0
+
+
+@pytest.mark.parametrize(("step", "kl_coef"), [(0, 0.1), (1, 0.12), (2, 0.12)])
+def test_the_controller_starts_after_the_value_warmup(step, kl_coef, one_rank):
+    """A KL of 12 against a target of 4, cut to a fifth: 0.1 * (1 + 0.2 * 4 responses / 4)."""
+    trainer = trainer_of(config_of(value_warmup_steps=1, kl_target=4.0, kl_horizon=4))
+    trainer.state = PPOState(0.1, step)
+    assert trainer._next_state(12.0) == PPOState(pytest.approx(kl_coef), step + 1)
+
+
+def test_without_a_target_the_coefficient_stays(one_rank):
+    trainer = trainer_of(config_of(kl_coef=0.3))
+    assert trainer._next_state(12.0) == PPOState(0.3, 1)
+
+
+def test_two_steps_take_every_prompt_once_with_keys_of_seed_step_and_place(one_rank):
+    """Eight prompts, four a step; the seed is no step, nor the step a batch size."""
+    prompts = [Prompt("", (n,), str(n)) for n in range(8)]
+    trainer = trainer_of(config_of(seed=6), prompts=prompts)
+    asked = []
+    trainer.sampler.sample = lambda ids, keys: asked.append((ids, keys))
+    trainer.collect()
+    trainer.state = PPOState(0.1, 1)
+    trainer.collect()
+    assert sorted(ids for step in asked for ids in step[0]) == [(n,) for n in range(8)]
+    assert [step[1] for step in asked] == [["6/0/0", "6/0/1", "6/0/2", "6/0/3"], ["6/1/0", "6/1/1", "6/1/2", "6/1/3"]]
+    assert asked[1][0] == [(n,) for n in batch_indices(8, 4, step=1, seed=6)]
+
+
+JUNK = 50.0  # what stands in the padding below
+
+
+def policy_case(**options):
+    """Two responses of 2 and 1 tokens over a vocabulary of 2 whose logits are 0: every logprob is -log 2.
+
+    Old logprobs: ratios 2, 1 and 1/2, advantages 3, -1 and -5. The padding is junk all over.
+    """
+    logits = torch.zeros(2, 2, 2)
+    logits[1, 1] = torch.tensor([JUNK, -JUNK])
+    logits.requires_grad_()
+    part = PPOTargets(
+        logprobs=torch.tensor([[-2 * LOG2, -LOG2], [0.0, JUNK]]),
+        ref_logprobs=torch.tensor([[-LOG2 - 1, -LOG2], [-LOG2 + 3, JUNK]]),
+        values=torch.zeros(2, 2),
+        advantages=torch.tensor([[3.0, -1.0], [-5.0, -JUNK]]),
+        returns=torch.zeros(2, 2),
+    )
+    trainer = trainer_of(config_of(**options), policy=Engine(logits))
+    tokens = trainer._collate([Sequence((1,), (0, 1)), Sequence((1,), (1,))])
+    return trainer._policy_backward(part, tokens, num_tokens=10), logits.grad
+
+
+def test_the_policys_gradients_and_sums_leave_the_padding_out(one_rank):
+    """Losses: -min(2 * 3, 1.2 * 3) = -3.6, clipped; 1 * 1; -min(-2.5, 0.8 * -5) = 4, clipped. Sum 1.4.
+
+    approx_kl: 1 - log 2, 0 and log 2 - 1/2. Only the middle token has a gradient: its loss is -ratio * A, so that
+    d/dlogits = -A * (one_hot - p) / 10 = (one_hot - 0.5) / 10, at token 1.
+    """
+    sums, gradient = policy_case()
+    assert {name: float(value) for name, value in sums.items()} == pytest.approx(
+        {"loss/policy": 1.4, "approx_kl": 0.5, "clipfrac/policy": 2.0}, abs=1e-6
+    )
+    expected = torch.zeros(2, 2, 2)
+    expected[0, 1] = torch.tensor([-0.05, 0.05])
+    assert_close(gradient, expected, atol=1e-7, rtol=0)
+
+
+def test_the_kl_and_the_entropy_in_the_loss_leave_the_padding_out(one_rank):
+    """k2 of log-ratios 1, 0 and -3: (1 + 0 + 9) / 2. Its gradient is k1 * (one_hot - p) * 0.4 / 10, at tokens 0, 1, 1.
+
+    At equal logits the entropy has none.
+    """
+    sums, gradient = policy_case(kl_loss_coef=0.4, entropy_coef=0.2)
+    assert float(sums["loss/kl"]) == pytest.approx(5.0, abs=1e-5)
+    expected = torch.zeros(2, 2, 2)
+    expected[0, 0] = torch.tensor([0.02, -0.02])
+    expected[0, 1] = torch.tensor([-0.05, 0.05])
+    expected[1, 0] = torch.tensor([0.06, -0.06])
+    assert_close(gradient, expected, atol=1e-6, rtol=0)
+
+
+def test_the_entropy_pulls_the_likelier_token_down_and_no_padding(one_rank):
+    """Probabilities 1/4 and 3/4: d(entropy)/d(logit 1) = -p0 p1 log 3 = -3/16 log 3, and its negative at logit 0."""
+    logits = torch.tensor([[[0.0, LOG3], [0.0, LOG3]]], requires_grad=True)
+    trainer = trainer_of(config_of(entropy_coef=0.5), policy=Engine(logits))
+    tokens = trainer._collate([Sequence((1,), (1, 1))])
+    tokens = replace(tokens, response_mask=torch.tensor([[True, False]]))
+    zero = torch.zeros(1, 2)
+    trainer._policy_backward(PPOTargets(zero, zero, zero, zero, zero), tokens, num_tokens=10)
+    slope = 0.5 * 3 / 16 * LOG3 / 10
+    assert_close(logits.grad, torch.tensor([[[-slope, slope], [0.0, 0.0]]]), atol=1e-7, rtol=0)
+
+
+def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
+    """Values 1, 1 and 3 before the tokens; old ones 0, 1, 3; returns 0.9, 2, 1. Errors: the clipped value 0.2 is 0.7
+    off, the value itself 0.1, so 0.245 without gradient; 1 / 2; 4 / 2. Gradients: V - R by 10 tokens.
+    """
+    values = torch.tensor([[1.0, 1.0, JUNK], [3.0, JUNK, JUNK]], requires_grad=True)
+    old = torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+    part = PPOTargets(*[torch.zeros(2, 2)] * 2, old, torch.zeros(2, 2), torch.tensor([[0.9, 2.0], [1.0, JUNK - 1]]))
+    trainer = trainer_of(config_of(), value_model=Engine((values, None)))
+    sums = trainer._value_backward(part, trainer._collate([sequence(2), sequence(1)]), num_tokens=10)
+    assert {name: float(value) for name, value in sums.items()} == pytest.approx(
+        {"loss/value": 2.745, "clipfrac/value": 1.0}, abs=1e-5
+    )
+    assert_close(values.grad, torch.tensor([[0.0, -0.1, 0.0], [0.2, 0.0, 0.0]]), atol=1e-6, rtol=0)
+
+
+def test_the_text_loss_is_a_mean_over_the_tokens_of_all_blocks(one_rank):
+    """Two blocks of 3 and 1 tokens, every logprob -log 2 (at the sampling temperature it would still be): the mean is
+    log 2. Gradient: coef * (p - one_hot) / 4 at each token, none in the padding.
+    """
+    logits = torch.zeros(2, 3, 2)
+    logits[1, 1:] = torch.tensor([JUNK, -JUNK])
+    logits.requires_grad_()
+    pretrain = PretrainConfig(path="x", coef=0.5, batch_size=2, micro_batch_size=2)
+    texts = [Sequence((1,), (1, 1, 1)), Sequence((1,), (1,))]
+    trainer = trainer_of(config_of(pretrain=pretrain, temperature=0.5), policy=Engine(logits), texts=texts)
+    trainer._collate = lambda blocks: PPOTrainer._collate(trainer, sorted(blocks, key=len, reverse=True))
+    assert trainer._pretrain(0) == {"loss/pretrain": pytest.approx(LOG2, abs=1e-6)}
+    expected = torch.tensor([0.0625, -0.0625]).expand(2, 3, 2).clone()
+    expected[1, 1:] = 0
+    assert_close(logits.grad, expected, atol=1e-7, rtol=0)
+
+
+def test_the_text_loss_takes_the_blocks_of_its_update(one_rank):
+    """Four blocks, two an update: two updates of a pass take each once."""
+    pretrain = PretrainConfig(path="x", batch_size=2, micro_batch_size=2)
+    logits = torch.zeros(2, 1, 60, requires_grad=True)
+    trainer = trainer_of(
+        config_of(pretrain=pretrain), Engine(logits), texts=[Sequence((1,), (50 + n,)) for n in range(4)]
+    )
+    for update in (2, 3):
+        trainer._pretrain(update)
+    seen = [inputs["input_ids"][:, 1].tolist() for inputs in trainer.models.policy.inputs]
+    assert sorted(seen[0] + seen[1]) == [50, 51, 52, 53]
+    assert seen == [[50 + n for n in batch_indices(4, 2, step, seed=7)] for step in (2, 3)]
+
+
+def test_without_texts_there_is_no_text_loss(one_rank):
+    assert trainer_of(config_of())._pretrain(0) == {}
+
+
+def masks_seen(trainer, parts, lengths=(2, 1, 3, 1)):
+    """Run `_accumulate` on the four rows of a batch in some forward passes; what each pass counts as real."""
+    masks = []
+    trainer._micro_batches = lambda sequences: parts
+    trainer._value_backward = lambda part, tokens, n: (masks.append(tokens.response_mask), {"v": torch.tensor(1.0)})[1]
+    trainer._policy_backward = lambda part, tokens, n: {"p": torch.tensor(3.0)}
+    sums = trainer._accumulate(batch_of(lengths), [3, 2, 1, 0], 7, learns=True)
+    return [mask.tolist() for mask in masks], sums
+
+
+def test_forward_passes_add_up_and_one_for_company_has_no_real_token(one_rank):
+    """Rows come as the minibatch has them: 3, 2, 1, 0 of lengths 1, 3, 1, 2."""
+    masks, sums = masks_seen(trainer_of(config_of()), [([0, 1], True), ([2, 3], True), ([2, 3], False)])
+    assert masks == [
+        [[True, False, False], [True, True, True]],
+        [[True, False], [True, True]],
+        [[False, False], [False, False]],
+    ]
+    assert sums == {"v": 3.0, "p": 9.0}
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(None, [([0], True)]), (99, [([0], True), ([0], False)])])
+def test_ranks_make_as_many_forward_passes_as_the_busiest_when_sizes_vary(tokens, expected, one_rank, monkeypatch):
+    """Another rank has two passes. With a fixed number of rows all have as many, and nothing is exchanged."""
+    monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 2])
+    trainer = trainer_of(config_of(micro_batch_tokens=tokens))
+    assert trainer._micro_batches([sequence(1)]) == expected
+
+
+def test_micro_batches_count_prompt_and_response_tokens(one_rank):
+    """Two rows of 2 + 3 are 10 tokens."""
+    rows = [sequence(3, prompt=2), sequence(3, prompt=2)]
+    for tokens, expected in ((10, [([0, 1], True)]), (9, [([0], True), ([1], True)])):
+        assert trainer_of(config_of(micro_batch_tokens=tokens))._micro_batches(rows) == expected
+
+
+def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(one_rank):
+    """Each row's logits, values and score are those of its own sequence, though the longer ones are scored apart."""
+
+    class ByLength:
+        """The logit of token 1 is the row's number of real tokens; so is the value."""
+
+        def __call__(self, attention_mask, num_response=None, **_):
+            real = attention_mask.sum(dim=1).float()
+            if num_response is None:
+                return real[:, None].expand(attention_mask.shape), None
+            logits = torch.zeros(len(real), num_response, 2)
+            logits[:, :, 1] = real[:, None]
+            return logits
+
+    rows = [Sequence((1,), (1,) * length) for length in (3, 1, 2, 1)]
+    trainer = trainer_of(config_of(micro_batch_tokens=6), policy=ByLength(), value_model=ByLength())
+    trainer.models.reference = ByLength()
+    trainer.models.reward_model = SimpleNamespace(score=lambda part: torch.tensor([10.0 + len(one) for one in part]))
+    trainer.sampler.ended = lambda one: len(one.response_ids) < 3
+    rollout = trainer.score(rows)
+    lengths = [4.0, 2.0, 3.0, 2.0]
+    assert rollout.sequences == rows
+    assert rollout.scores.tolist() == [14.0, 12.0, 13.0, 12.0]
+    assert rollout.ended.tolist() == [False, True, True, True]
+    assert rollout.values.tolist() == [[4.0, 4.0, 4.0], [2.0, 0.0, 0.0], [3.0, 3.0, 0.0], [2.0, 0.0, 0.0]]
+    expected = torch.tensor([-math.log1p(math.exp(-n)) for n in lengths])  # log softmax of (0, n) at 1
+    assert_close(rollout.logprobs[:, 0], expected, atol=1e-6, rtol=0)
+    assert_close(rollout.ref_logprobs[:, 0], expected, atol=1e-6, rtol=0)
+    assert not rollout.entropy[1, 1:].any()
+
+
+def test_the_targets_of_some_rows_keep_their_names(one_rank):
+    batch = batch_of([2, 3])
+    rollout = replace(
+        batch.rollout,
+        logprobs=torch.full((2, 3), 1.0),
+        ref_logprobs=torch.full((2, 3), 2.0),
+        values=torch.full((2, 3), 3.0),
+    )
+    part = PPOBatch(
+        rollout, torch.zeros(2, 3), torch.full((2, 3), 4.0), torch.tensor([[5.0, 6.0, 7.0], [8.0, 9.0, 10.0]])
+    )
+    rows = part.rows([1], 2, CPU)
+    found = (rows.logprobs, rows.ref_logprobs, rows.values, rows.advantages, rows.returns)
+    assert [tensor.tolist() for tensor in found] == [[[1.0] * 2], [[2.0] * 2], [[3.0] * 2], [[4.0] * 2], [[8.0, 9.0]]]
+
+
+def test_the_summary_reads_no_padding():
+    """Two tokens and one; k1 is 1, 1 and 4; the padding holds junk in every tensor."""
+    batch = batch_of([2, 1])
+    rollout = replace(
+        batch.rollout,
+        logprobs=torch.tensor([[1.0, 1.0], [1.0, JUNK]]),
+        ref_logprobs=torch.tensor([[0.0, 0.0], [-3.0, -JUNK]]),
+        values=torch.tensor([[1.0, 2.0], [3.0, JUNK]]),
+        entropy=torch.tensor([[0.5, 1.0], [3.0, JUNK]]),
+        scores=torch.tensor([1.0, 3.0]),
+        ended=torch.tensor([True, False]),
+    )
+    got = summary(PPOBatch(rollout, torch.tensor([[1.0, 2.0], [4.0, 0.0]]), rollout.values, rollout.values * 2))
+    assert got == pytest.approx(
+        {
+            "score": 2.0,
+            "score_std": 1.0,
+            "kl": 3.0,
+            "kl_per_token": 2.0,
+            "reward": 3.5,
+            "return": 4.0,
+            "value": 2.0,
+            "entropy": 1.5,
+            "response_length": 1.5,
+            "eos_rate": 0.5,
+        }
+    )
+
+
+def test_a_missing_eos_penalty_of_zero_that_is_subtracted_leaves_the_scores_alone():
+    rollout = replace(batch_of([1, 1]).rollout, scores=torch.tensor([1.0, 2.0]), ended=torch.tensor([False, True]))
+    assert shaped_scores(rollout, PPOConfig()).tolist() == [1.0, 2.0]
+
+
+# the reward model: the score of an answer is its last id, and the head reads (last id, number of tokens - 1)
+
+
+class LastId:
+    def __init__(self):
+        self.scale = torch.ones((), requires_grad=True)
+        self.updates, self.widths = [], []
+
+    def __call__(self, input_ids, attention_mask, position_ids):
+        self.widths.append(tuple(input_ids.shape))
+        hidden = torch.stack([input_ids.float(), position_ids.float()], dim=2)
+        return self.scale * input_ids.float(), hidden
+
+    def backward(self, loss):
+        loss.backward()
+
+    def step(self, update):
+        self.updates.append(update)
+        return StepResult(0.5, True, 0.25)
+
+
+def ranking(*last, prompt=2, longer_wins=0.5, **more):
+    """Answers that end in these ids; each is one token longer than the one before."""
+    answers = tuple(Sequence((1,) * prompt, (*(9,) * place, id)) for place, id in enumerate(last))
+    return Ranking(answers, longer_wins, "", **more)
+
+
+def reward_trainer(rows=(), eval_rows=(), **train):
+    options = {"batch_size": 2, "micro_batch_size": 2, **train}
+    config = TrainRMConfig(
+        run=RunConfig(name="x", seed=7),
+        train=RewardConfig(**options),
+        checkpoint=CheckpointConfig(every_steps=0),
+    )
+    record = Record()
+    return RewardTrainer(config, LastId(), list(rows), list(eval_rows), 0, record, record), record
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+PAIR, TRIPLE = ranking(3, 1, longer_wins=1.0), ranking(2, 5, 2, longer_wins=0.25)
+
+
+def test_the_steps_of_a_run():
+    """Two passes over ten rows in batches of four: five steps; over eleven: six."""
+    config = TrainRMConfig(run=RunConfig(name="x"), train=RewardConfig(num_epochs=2, batch_size=4))
+    assert num_steps(config, 10) == 5
+    assert num_steps(config, 11) == 6
+    assert num_steps(replace(config, train=RewardConfig(num_epochs=2, batch_size=4, num_steps=3)), 10) == 3
+
+
+def test_the_pairs_of_a_pair_and_of_three_ranked_answers():
+    """Answers 0 and 1, then 2, 3 and 4, whose three pairs weigh a third each."""
+    rows = [ranking(3, 1, margin=0.5), ranking(2, 5, 2, confidence=0.75)]
+    pairs = Pairs.of(rows, 0.1, CPU)
+    assert pairs.better.tolist() == [0, 2, 2, 3]
+    assert pairs.worse.tolist() == [1, 3, 4, 4]
+    assert_close(pairs.weight, torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3]))
+    assert pairs.margin.tolist() == [0.5, 0.0, 0.0, 0.0]
+    assert_close(pairs.confidence, torch.tensor([0.9, 0.75, 0.75, 0.75]))
+
+
+def test_the_sums_of_pairs_by_hand():
+    """Scores 3, 1 | 2, 5, 2: differences 2 | -3, 0, 3; sums 4 | 7, 4, 7."""
+    pairs, scores = Pairs.of([PAIR, TRIPLE], 0.0, CPU), torch.tensor([3.0, 1.0, 2.0, 5.0, 2.0])
+    assert pairs.margins(scores).tolist() == [2.0, -3.0, 0.0, 3.0]
+    assert pairs.loss(scores).item() == pytest.approx(softplus(-2) + (softplus(3) + LOG2 + softplus(-3)) / 3, rel=1e-6)
+    assert pairs.centering(scores).item() == pytest.approx(16 + (49 + 16 + 49) / 3, rel=1e-6)
+    assert pairs.correct(scores).item() == pytest.approx(1 + (0 + 0.5 + 1) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("centering_coef", [0.0, 0.25])
+def test_an_update_of_the_reward_model_by_hand(centering_coef, one_rank):
+    """Means over two rankings of the sums above; with a prompt of 2, answers of 3, 4 | 3, 4, 5 tokens.
+
+    d(loss)/d(scale) is the sum of -weight * x * sigmoid(-x) over the differences x, by 2; that of the centering term,
+    which is quadratic in the scores, is twice the term.
+    """
+    trainer, _ = reward_trainer([PAIR, TRIPLE], centering_coef=centering_coef)
+    metrics, num_tokens = trainer.update()
+    assert num_tokens == 3 + 4 + 3 + 4 + 5
+    assert trainer.model.updates == [0]
+    expected = {
+        "loss": (softplus(-2) + (softplus(3) + LOG2 + softplus(-3)) / 3) / 2,
+        "accuracy": 0.75,
+        "margin": 1.0,
+        "grad_norm": 0.5,
+        "lr": 0.25,
+        "skipped_updates": 1.0,
+    }
+    if centering_coef:
+        expected["centering"] = 27.0
+    assert metrics == pytest.approx(expected, rel=1e-6)
+    slope = sum(-w * x / (1 + math.exp(x)) for w, x in ((1, 2), (1 / 3, -3), (1 / 3, 3))) / 2
+    assert trainer.model.scale.grad.item() == pytest.approx(slope + centering_coef * 54, rel=1e-5)
+
+
+def test_every_micro_batch_of_the_reward_model_counts(one_rank):
+    trainer, _ = reward_trainer([PAIR, TRIPLE], micro_batch_size=1)
+    metrics, num_tokens = trainer.update()
+    assert (metrics["accuracy"], metrics["margin"], num_tokens) == (pytest.approx(0.75), pytest.approx(1.0), 19)
+    assert trainer.model.widths == [(2, 4), (3, 5)]
+
+
+def test_a_row_for_company_has_no_weight(one_rank):
+    trainer, _ = reward_trainer(centering_coef=1.0)
+    assert trainer._accumulate([PAIR], False).tolist() == [0.0] * 5
+    assert trainer.model.scale.grad.item() == 0.0
+    assert trainer._accumulate([PAIR], True).tolist() == pytest.approx([softplus(-2), 16.0, 1.0, 2.0, 7.0])
+
+
+def test_the_reward_models_micro_batches_count_whole_answers(one_rank, monkeypatch):
+    """Two pairs whose longer answers have 4 tokens, prompt included: 2 * 2 * 4 = 16 tokens."""
+    for tokens, expected in ((16, [([PAIR, PAIR], True)]), (15, [([PAIR], True), ([PAIR], True)])):
+        assert reward_trainer(micro_batch_tokens=tokens)[0]._micro_batches([PAIR, PAIR]) == expected
+    monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 2])
+    assert reward_trainer(micro_batch_tokens=99)[0]._micro_batches([PAIR]) == [([PAIR], True), ([PAIR], False)]
+    assert reward_trainer()[0]._micro_batches([PAIR]) == [([PAIR], True)]
+
+
+def test_two_updates_take_every_row_once(one_rank):
+    rows = [ranking(20 + n, 1, prompt=n) for n in range(4)]
+    trainer, _ = reward_trainer(rows)
+    tokens = []
+    for step in range(2):
+        trainer.step = step
+        tokens.append(trainer.update()[1])
+    widths = [sum(row.num_tokens * 2 - 1 for row in (rows[i] for i in batch_indices(4, 2, s, seed=7))) for s in (0, 1)]
+    assert tokens == widths
+    assert sum(tokens) == sum(2 * n + 3 for n in range(4))
+
+
+@pytest.mark.parametrize("micro", [1, 16])
+def test_the_evaluation_by_hand(micro, one_rank):
+    """Scores as above, by the model's own head; the head (0, 1) reads the number of the last token: 2, 3 | 2, 3, 4."""
+    trainer, record = reward_trainer(eval_rows=[TRIPLE, PAIR], eval_micro_batch_size=micro)
+    figures = {
+        "eval/accuracy": 0.75,
+        "eval/longer_wins_accuracy": 0.625,
+        "eval/margin": 1.0,
+        "eval/loss": (softplus(-2) + (softplus(3) + LOG2 + softplus(-3)) / 3) / 2,
+    }
+    assert trainer.evaluate() == pytest.approx(figures, rel=1e-6)
+    by_length = trainer.evaluate(torch.tensor([[0.0, 1.0]]))
+    assert by_length["eval/accuracy"] == 0.0
+    assert by_length["eval/margin"] == pytest.approx((-1 - 4 / 3) / 2, rel=1e-6)
+    assert record.metrics == [pytest.approx(figures, rel=1e-6), by_length]
+
+
+def test_without_held_out_rows_there_is_no_evaluation(one_rank):
+    trainer, record = reward_trainer()
+    assert trainer.evaluate() == {}
+    assert record.metrics == []
+
+
+def test_the_calibration_by_hand(one_rank):
+    """Ids 8, 4 | 4, 8 are read as (8, 2), (4, 3) | (4, 2), (8, 3): mean (6, 2.5), deviations 2 and 1/2, uncorrelated.
+
+    In two dimensions the new head can only be orthogonal to the mean: along (5, -12), with the scores 16, -16 | -4, 4,
+    whose variance is 136. The pairs' differences, 4 and -4, become 32 and -8.
+    """
+    trainer, record = reward_trainer([ranking(8, 4), ranking(4, 8)])
+    head, figures = trainer.calibrate(torch.tensor([[1.0, 0.0]]))
+    assert_close(head, torch.tensor([[5.0, -12.0]]) / math.sqrt(136), atol=1e-5, rtol=0)
+    assert figures == {
+        "calibration/mean": pytest.approx(0.0, abs=1e-6),
+        "calibration/std": pytest.approx(1.0, abs=1e-6),
+        "calibration/same_order": 1.0,
+    }
+    assert record.metrics == [figures]
+
+
+def test_a_calibration_that_turns_a_pair_round_says_so(one_rank):
+    """As above, but the weight reads lengths, and the new head is along (-5, 12): -1 and -1 become -32 and 8."""
+    trainer, _ = reward_trainer([ranking(8, 4), ranking(4, 8)])
+    _, figures = trainer.calibrate(torch.tensor([[0.0, 1.0]]))
+    assert figures["calibration/same_order"] == 0.5
+
+
+def test_the_calibration_reads_so_many_rows_and_no_more(one_rank):
+    rows = [ranking(8, 4), ranking(4, 8), ranking(5, 6), ranking(6, 5)]
+    trainer, _ = reward_trainer(rows, num_calibration_pairs=3, eval_micro_batch_size=16)
+    trainer.calibrate(torch.tensor([[1.0, 0.0]]))
+    assert trainer.model.widths == [(6, 4)]
+
+
+def test_pairs_stand_on_the_rank_s_device_unless_told_otherwise(one_rank, monkeypatch):
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("meta"))
+    trainer, _ = reward_trainer()
+    assert trainer._pairs([PAIR]).weight.device.type == "meta"
+    assert trainer._pairs([PAIR], CPU).weight.device.type == "cpu"
