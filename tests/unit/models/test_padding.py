@@ -42,14 +42,15 @@ def test_logprobs_do_not_depend_on_padding_or_neighbours(policy, pad_id):
 
 @pytest.mark.parametrize("num_pads", [1, 9, 60])
 @pytest.mark.parametrize("side", ["prompt", "response"])
+@pytest.mark.parametrize("pad_id", [0, EOS])
 @torch.no_grad()
-def test_any_number_of_pads_on_either_side_changes_nothing(policy, scorer, side, num_pads):
+def test_any_number_of_pads_on_either_side_changes_nothing(policy, scorer, pad_id, side, num_pads):
     """A neighbour whose prompt (or response) is longer by num_pads sets how much padding the other gets."""
     longer = tuple(range(30, 30 + 3 + num_pads))
     neighbour = Sequence(longer, (20, 21, EOS)) if side == "prompt" else Sequence((10, 11, 12), longer)
 
     def read(sequences):
-        batch = collate(sequences, EOS, CPU)
+        batch = collate(sequences, pad_id, CPU)
         logits = policy(**batch.model_inputs(), num_response=batch.response_ids.shape[1])
         logprobs = token_logprobs(logits, batch.response_ids, 1.0)
         scores = scorer(**batch.model_inputs())[0]
