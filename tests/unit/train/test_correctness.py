@@ -17,6 +17,7 @@ from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import load_sequence_classifier
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
+from rlhf_cli.train.build import pad_id
 from rlhf_cli.train.ppo import summary
 from rlhf_cli.train.reward import RewardTrainer
 from tests.oracle.cases import (
@@ -54,6 +55,13 @@ def test_a_run_does_not_depend_on_which_token_pads(architecture, one_rank):
             assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
         for name, tensor in weights.items():
             assert_close(tensor, runs[0][0][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_eos():
+    tokenizer = byte_tokenizer()
+    assert pad_id(tokenizer) == tokenizer.pad_token_id != EOS
+    tokenizer.pad_token = None
+    assert pad_id(tokenizer) == EOS
 
 
 def test_two_runs_with_one_seed_are_identical_and_with_another_are_not(one_rank):
