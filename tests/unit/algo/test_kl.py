@@ -59,3 +59,12 @@ def test_four_standard_errors_make_a_mean_clearly_negative():
     assert clearly_negative(torch.tensor([-5.0, -4.9]))
     assert not clearly_negative(torch.tensor([5.0, 4.9]))
     assert not clearly_negative(torch.tensor([-1.0, -0.5, 0.5, 1.0]))
+    assert not clearly_negative(torch.tensor([-9.0]))
+
+
+def test_the_bound_of_a_clearly_negative_mean_by_hand():
+    """Four numbers, 1 above and below their mean: a variance of 4/3, a standard error of sqrt(1/3); four are 2.309."""
+    spread = torch.tensor([-1.0, 1.0, -1.0, 1.0])
+    assert clearly_negative(spread - 2.32)
+    assert not clearly_negative(spread - 2.30)
+    assert not clearly_negative(torch.zeros(4))

@@ -46,6 +46,11 @@ def test_micro_batches_of_a_number_of_tokens_hold_rows_of_like_length():
     assert micro_batches(SIZES, 2, 1) == [[1], [3], [2], [0], [4]]
 
 
+def test_a_later_micro_batch_takes_more_than_one_row_too():
+    """Widths 3, 3, 10, 10: a third row would make it 3 x 10."""
+    assert micro_batches([Size(1, width - 2, 2) for width in (3, 3, 10, 10)], 2, 20) == [[0, 1], [2, 3]]
+
+
 def test_the_padded_size_counts_the_longest_prompt_and_the_longest_response():
     """A prompt of 9 with a response of 1, and the other way round, make two rows of 18."""
     both = Size.of(Sequence((1,) * 9, (1,))).joined(Size.of(Sequence((1,), (1,) * 9)))

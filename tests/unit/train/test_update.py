@@ -246,7 +246,7 @@ def test_the_text_loss_is_a_mean_over_the_tokens_of_all_blocks(one_rank):
     log 2. Gradient: coef * (p - one_hot) / 4 at each token, none in the padding.
     """
     logits = torch.zeros(2, 3, 2)
-    logits[1, 1:] = torch.tensor([JUNK, -JUNK])
+    logits[1, 1:] = torch.tensor([-JUNK, JUNK])  # the padding's ids are 0
     logits.requires_grad_()
     pretrain = PretrainConfig(path="x", coef=0.5, batch_size=2, micro_batch_size=2)
     texts = [Sequence((1,), (1, 1, 1)), Sequence((1,), (1,))]
@@ -388,6 +388,27 @@ def test_the_summary_reads_no_padding():
     )
 
 
+@pytest.mark.parametrize(
+    ("logprobs", "warned"),
+    [
+        ([[-5.0, 4.0]] * 3, 1),  # -1 nat each, without any spread, though the places differ by far more
+        ([[-1.0, JUNK]] * 3, 1),
+        ([[1.0, -JUNK]] * 3, 0),
+        ([[-9.0, 0.0], [7.0, 0.0], [-9.0, 0.0]], 0),  # -11 / 3, with a standard error of 16 / 3
+    ],
+)
+def test_the_kl_is_judged_response_by_response_without_its_padding(logprobs, warned):
+    """The reference's logprobs are 0; where the second place holds junk, the responses have one token."""
+    batch = batch_of([1 if abs(row[1]) == JUNK else 2 for row in logprobs])
+    mask = torch.tensor([[True, abs(row[1]) != JUNK] for row in logprobs])
+    rollout = replace(
+        batch.rollout, logprobs=torch.tensor(logprobs), ref_logprobs=torch.zeros(3, 2), response_mask=mask
+    )
+    record = Record()
+    PPOTrainer._look_for_negative_kl(SimpleNamespace(report=record), rollout)
+    assert len(record.warnings) == warned
+
+
 def test_a_missing_eos_penalty_of_zero_that_is_subtracted_leaves_the_scores_alone():
     rollout = replace(batch_of([1, 1]).rollout, scores=torch.tensor([1.0, 2.0]), ended=torch.tensor([False, True]))
     assert shaped_scores(rollout, PPOConfig()).tolist() == [1.0, 2.0]
@@ -446,15 +467,15 @@ def test_the_steps_of_a_run():
     assert num_steps(replace(config, train=RewardConfig(num_epochs=2, batch_size=4, num_steps=3)), 10) == 3
 
 
-def test_the_pairs_of_a_pair_and_of_three_ranked_answers():
-    """Answers 0 and 1, then 2, 3 and 4, whose three pairs weigh a third each."""
-    rows = [ranking(3, 1, margin=0.5), ranking(2, 5, 2, confidence=0.75)]
+def test_the_pairs_of_two_and_of_three_ranked_answers():
+    """Answers 0 and 1, then 2, 3 and 4, whose three pairs weigh a third each, then 5 and 6."""
+    rows = [ranking(3, 1, margin=0.5), ranking(2, 5, 2, confidence=0.75), ranking(1, 2)]
     pairs = Pairs.of(rows, 0.1, CPU)
-    assert pairs.better.tolist() == [0, 2, 2, 3]
-    assert pairs.worse.tolist() == [1, 3, 4, 4]
-    assert_close(pairs.weight, torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3]))
-    assert pairs.margin.tolist() == [0.5, 0.0, 0.0, 0.0]
-    assert_close(pairs.confidence, torch.tensor([0.9, 0.75, 0.75, 0.75]))
+    assert pairs.better.tolist() == [0, 2, 2, 3, 5]
+    assert pairs.worse.tolist() == [1, 3, 4, 4, 6]
+    assert_close(pairs.weight, torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3, 1.0]))
+    assert pairs.margin.tolist() == [0.5, 0.0, 0.0, 0.0, 0.0]
+    assert_close(pairs.confidence, torch.tensor([0.9, 0.75, 0.75, 0.75, 0.9]))
 
 
 def test_the_sums_of_pairs_by_hand():
@@ -565,6 +586,19 @@ def test_the_calibration_by_hand(one_rank):
         "calibration/same_order": 1.0,
     }
     assert record.metrics == [figures]
+
+
+def test_the_calibration_is_measured_on_the_rounded_head(one_rank):
+    """Prompts one token longer: mean (6, 3.5), so that the head is along (7, -12), of variance 49 * 4 + 144 / 4 = 232.
+
+    (7, -12) / sqrt(232) is (235 / 512, -202 / 256) in bfloat16: its mean is 6 * 235 / 512 - 3.5 * 202 / 256 = -1 / 128.
+    """
+    trainer, _ = reward_trainer([ranking(8, 4, prompt=3), ranking(4, 8, prompt=3)])
+    head, figures = trainer.calibrate(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16))
+    assert head.dtype is torch.bfloat16
+    assert head.tolist() == [[235 / 512, -202 / 256]]
+    assert figures["calibration/mean"] == -1 / 128
+    assert figures["calibration/std"] == pytest.approx(math.sqrt(4 * (235 / 512) ** 2 + (202 / 256) ** 2 / 4), rel=1e-6)
 
 
 def test_a_calibration_that_turns_a_pair_round_says_so(one_rank):
