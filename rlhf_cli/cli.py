@@ -141,6 +141,7 @@ def _check(args: list[str]) -> int:
 
 
 def _train(command: str, args: list[str], check_only: bool = False) -> int:
+    from rlhf_cli.config.errors import InputError
     from rlhf_cli.config.load import load, load_composed
     from rlhf_cli.config.paths import check_paths
     from rlhf_cli.report.run_dir import check_folder, is_finished, run_folder
@@ -151,6 +152,8 @@ def _train(command: str, args: list[str], check_only: bool = False) -> int:
     launched = "RANK" in os.environ
     num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if launched else config.launch.num_gpus
     config.check_ranks(num_ranks)
+    if check_only and not config.check.num_prompts:
+        raise InputError("check.num_prompts must be 1 or more for rlhf check, got 0")
     check_paths(config)
     if os.environ.get("RANK", "0") == "0" and not check_only:
         check_folder(config.run, num_ranks)

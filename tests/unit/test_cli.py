@@ -40,6 +40,13 @@ def test_list_and_show_config(capsys):
         (["train-ppo", "conf=tiny", "ppo.cliprang=1"], "did you mean ppo.cliprange?"),
         (["train-ppo", "conf=tiny", "launch.num_gpus=3"], "got 8 = 2.67 x 3 ranks"),
         (["show-config"], "show-config wants a command"),
+        (["check"], "check wants a command: train-rm or train-ppo, got none"),
+        (["check", "train-ppo", "conf=tiny", "ppo.cliprang=1"], "did you mean ppo.cliprange?"),
+        (
+            ["check", "train-rm", "conf=tiny", "check.num_prompts=0"],
+            "check.num_prompts must be 1 or more for rlhf check",
+        ),
+        (["train-ppo", "conf=tiny", "pretrain.path=no.txt"], "pretrain.path=no.txt: no such file, wanted a text file"),
         (["list", "x"], "list takes no arguments, got x"),
         (["train-ppo", "--local_rank=0", "conf=tiny", "data.train=./no.jsonl"], "data.train=./no.jsonl: no such file"),
     ],
@@ -67,7 +74,10 @@ HEAVY = {"torch", "transformers", "deepspeed", "datasets"}
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["list"], ["train-ppo", "--help"], ["show-config", "train-rm"], ["train-ppo", "conf=tiny", "ppo.x=1"]],
+    [
+        *(["--help"], ["list"], ["train-ppo", "--help"], ["check", "train-rm", "--help"], ["show-config", "train-rm"]),
+        *(["train-ppo", "conf=tiny", "ppo.x=1"], ["check", "train-ppo", "conf=tiny", "ppo.x=1"]),
+    ],
 )
 def test_these_answer_without_torch(args):
     code = f"import sys; from rlhf_cli.cli import main; main({args!r})\nprint()\nprint(*sys.modules)"
