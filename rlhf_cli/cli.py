@@ -153,7 +153,7 @@ def _train(command: str, args: list[str], check_only: bool = False) -> int:
     num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if launched else config.launch.num_gpus
     config.check_ranks(num_ranks)
     if check_only and not config.check.num_prompts:
-        raise InputError("check.num_prompts must be 1 or more for rlhf check, got 0")
+        raise InputError("check.num_prompts must be 2 or more for rlhf check, got 0")
     check_paths(config)
     if os.environ.get("RANK", "0") == "0" and not check_only:
         check_folder(config.run, num_ranks)

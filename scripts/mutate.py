@@ -60,7 +60,16 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rlhf_cli/train/ppo.py": (
         (
             *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_micro_batches"),
-            *("_policy_backward", "_value_backward", "_pretrain", "_logits", "_values", "summary", "shaped_scores"),
+            *(
+                "_policy_backward",
+                "policy_objective",
+                "_value_backward",
+                "_pretrain",
+                "_logits",
+                "_values",
+                "summary",
+                "shaped_scores",
+            ),
             "_look_for_negative_kl",
         ),
         TRAIN,

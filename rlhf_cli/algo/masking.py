@@ -10,7 +10,10 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `values` where `mask` is 1, a scalar; what stands under a 0 may be anything, NaN included."""
+    """Sum of `values` where `mask` is 1, a scalar; what stands under a 0 may be anything, NaN included.
+
+    Its gradient there is 0 times the derivative of what made it, so that one must be finite.
+    """
     return torch.where(mask.bool(), values, torch.zeros_like(values)).sum()
 
 

@@ -110,7 +110,7 @@ class PPOConfig:
     """KL in nats a response to which `kl_coef` is adapted after every step (arXiv:1909.08593); unset: it is fixed."""
 
     kl_horizon: int = 10000
-    """Responses over which the adapted `kl_coef` changes by at most a fifth."""
+    """Responses over which the adapted `kl_coef` changes by at most a fifth; at least `batch_size`."""
 
     kl_loss_coef: float = 0.0
     """Weight of the KL to the reference in the policy's loss, beside or instead of the one in the reward."""
@@ -188,8 +188,14 @@ class PPOConfig:
             f"{self.batch_size} = {self.batch_size / self.minibatch_size:.2f} x minibatch_size {self.minibatch_size}",
             "a multiple of ppo.minibatch_size",
         )
+        horizon, adapts = self.kl_horizon, self.kl_target is not None
+        require(not adapts or horizon >= self.batch_size, "ppo.kl_horizon", horizon, "at least ppo.batch_size")
         adapts_zero = self.kl_target is not None and self.kl_coef == 0
         require(not adapts_zero, "ppo.kl_coef", self.kl_coef, "positive where ppo.kl_target adapts it")
+        free = self.missing_eos is MissingEOS.replace and not self.missing_eos_penalty
+        require(not free, "ppo.missing_eos_penalty", 0, "positive with ppo.missing_eos=replace: it becomes the score")
+        both = bool(self.min_length) == bool(self.min_length_penalty)
+        require(both, "ppo.min_length_penalty", self.min_length_penalty, "set together with ppo.min_length, or neither")
         warmup = self.value_warmup_steps
         require(warmup < self.num_steps, "ppo.value_warmup_steps", warmup, f"below ppo.num_steps {self.num_steps}")
 

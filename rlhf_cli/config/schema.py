@@ -80,6 +80,8 @@ class TrainPPOConfig:
         self.optim.check("optim")
         self.value_optim.check("value_optim")
         _check_deepspeed(self.deepspeed)
+        shortest, longest = self.ppo.min_length, self.rollout.max_new_tokens
+        require(shortest <= longest, "ppo.min_length", shortest, f"at most rollout.max_new_tokens {longest}")
 
     def check_ranks(self, num_ranks: int) -> None:
         """Raise InputError, with the arithmetic, where a batch does not divide by the number of ranks."""

@@ -269,7 +269,8 @@ class CheckConfig:
     """Prompts, or rows of preferences, that the checks before the first update look at; 0: no checks."""
 
     def __post_init__(self) -> None:
-        require(self.num_prompts >= 0, "check.num_prompts", self.num_prompts, "0 or more")
+        wanted = "2 or more (one has no neighbour to be padded with), or 0"
+        require(self.num_prompts == 0 or self.num_prompts >= 2, "check.num_prompts", self.num_prompts, wanted)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DataConfig
 
 Message = dict[str, str]
+_ANSWER = "ANSWER"
 
 
 class Renderer:
@@ -46,6 +47,17 @@ class Renderer:
         """Return the text of response ids, special tokens left out."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def after_answer(self) -> tuple[int, ...]:
+        """Return the ids that the template writes after an answer; none without one, or where it refuses to."""
+        if not self.use_template:
+            return ()
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            text: str = self.tokenizer.apply_chat_template(self._with_system(chat), tokenize=False)
+        except TemplateError:
+            return ()
+        return tuple(self.tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"])
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         if self.system_prompt is None or messages[0]["role"] == "system":

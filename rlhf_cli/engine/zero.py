@@ -16,7 +16,7 @@ from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
 
 from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
-from rlhf_cli.config.errors import TrainingError
+from rlhf_cli.config.errors import InputError, TrainingError
 from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 
@@ -83,7 +83,9 @@ class TrainEngine:
         self._engine.train()
         self._optim, self._num_updates, self._ema_decay = optim, num_updates, ema_decay
         self._num_skipped = 0  # in a row
-        self._ema = {} if ema_decay is None else {name: shard.clone() for name, shard in self._master_shards()}
+        offloaded = "offload_optimizer" in config["zero_optimization"]
+        self._ema_device = torch.device("cpu") if offloaded else distributed.device()
+        self._ema = {} if ema_decay is None else dict(self._averaged_from_weights())
 
     @property
     def module(self) -> nn.Module:
@@ -119,8 +121,8 @@ class TrainEngine:
         applied = self._engine.was_step_applied()
         self._count_skipped(applied)
         if applied and self._ema_decay is not None:
-            for name, shard in self._master_shards():
-                self._ema[name].lerp_(shard, 1 - self._ema_decay)
+            for name, parameter in self.module.named_parameters():
+                self._ema[name].lerp_(_master_shard(parameter).to(self._ema_device), 1 - self._ema_decay)
         return StepResult(float(self._engine.get_global_grad_norm()), not applied, rate)
 
     def _count_skipped(self, applied: bool) -> None:
@@ -165,7 +167,7 @@ class TrainEngine:
         """Return `state`, which full_state_dict gave, with the averaged weights; {} on ranks but the first."""
         averaged = dict(state)
         for name, _ in self.module.named_parameters():
-            flat = torch.cat(distributed.gather_tensors(self._ema[name]))
+            flat = torch.cat(distributed.gather_tensors(self._ema[name].to(distributed.device())))
             if state:
                 like = state[name]
                 averaged[name] = flat[: like.numel()].view(like.shape).to(like.dtype).cpu()  # the last shard is padded
@@ -173,13 +175,14 @@ class TrainEngine:
 
     def largest_difference(self, other: TrainEngine) -> float:
         """Return the largest difference between weights of the same name; what only one has (a head) is left out."""
-        theirs = dict(other._master_shards())
-        shared = [(shard, theirs[name]) for name, shard in self._master_shards() if name in theirs]
-        return max(float((ours - shard).abs().max()) for ours, shard in shared)
+        theirs = dict(other.module.named_parameters())
+        shared = [(ours, theirs[name]) for name, ours in self.module.named_parameters() if name in theirs]
+        each = [(_master_shard(ours) - _master_shard(parameter)).abs().max() for ours, parameter in shared]
+        return float(torch.stack(each).max())
 
-    def _master_shards(self) -> Iterator[tuple[str, Tensor]]:
+    def _averaged_from_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.module.named_parameters():
-            yield name, safe_get_local_fp32_param(parameter)
+            yield name, _master_shard(parameter).to(self._ema_device, copy=True)
 
     def save(self, folder: str, tag: str) -> None:
         """Write weights, optimizer and moving average below folder/tag; all ranks together."""
@@ -193,7 +196,9 @@ class TrainEngine:
         if path is None:
             raise FileNotFoundError(f"{folder}/{tag}: no checkpoint of this engine")
         if self._ema:
-            saved = torch.load(_ema_file(folder, tag), map_location=distributed.device(), weights_only=True)
+            if not _ema_file(folder, tag).exists():
+                raise InputError(f"{folder} was written without ppo.ema_decay; leave it out to resume")
+            saved = torch.load(_ema_file(folder, tag), map_location=self._ema_device, weights_only=True)
             self._ema = {name: saved[name] for name in self._ema}
 
 
@@ -219,6 +224,12 @@ def learning_rate(optim: OptimConfig, update: int, num_updates: int) -> float:
         case Schedule.constant:
             pass
     return optim.learning_rate * factor
+
+
+def _master_shard(parameter: nn.Parameter) -> Tensor:
+    """This rank's part of a parameter's float32 weights, on the device."""
+    shard: Tensor = safe_get_local_fp32_param(parameter)
+    return shard
 
 
 def _ema_file(folder: str, tag: str) -> Path:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_cli.algo.losses import policy_clipped
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.sections import CheckConfig, DataConfig, DType, ModelConfig
@@ -36,7 +35,6 @@ from rlhf_cli.train.ppo import PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer
 
 Item = TypeVar("Item")
-_MARK = "ANSWER"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Bounds:
     padded: float  # another batch around the same text: nats, mean over tokens
     score: float  # another batch around the same text: score, relative to scores above 1
     drawn: float  # probability between a draw and its token's interval, mean over tokens
-    clipped: float  # share of tokens
+    clipped: float  # share of tokens clipped in the update
 
 
 # float32 rounds at 6e-8; a few hundred additions a layer and some dozen layers stay below 1e-4. bfloat16 rounds at
@@ -97,14 +95,16 @@ def check_ppo(trainer: PPOTrainer, prompts: list[Prompt], texts: TextSide, bound
     """Check the four models, the sampler and the texts of a run that has made no update; all ranks together."""
     probes = spread(prompts, [len(prompt.ids) for prompt in prompts], trainer.config.check.num_prompts)
     keys = [f"{trainer.config.run.seed}/check/{place}" for place in range(len(probes))]
-    sequences = trainer.sampler.sample([probe.ids for probe in probes], keys)
+    # ranks could part where rounding decides between two tokens; from here all look at the same ones
+    sequences = distributed.broadcast(trainer.sampler.sample([probe.ids for probe in probes], keys))
     rollout, again = trainer.score(sequences), trainer.score(sequences)
     checks = [
         *_start_checks(trainer, rollout, again, sequences, bounds),
-        *_padding_checks(trainer, rollout, sequences, bounds),
+        *_padding_checks(trainer, sequences, bounds),
+        *_update_checks(trainer, rollout, sequences, bounds),
         _sampling_check(trainer, sequences, keys, bounds),
         _text_check(probes, sequences, texts),
-        *_end_checks(trainer, sequences, texts.tokenizer),
+        *_end_checks(trainer, sequences, Renderer(texts.tokenizer, texts.data)),
     ]
     return _largest_of_all_ranks(checks)
 
@@ -113,9 +113,8 @@ def _start_checks(
     trainer: PPOTrainer, rollout: Rollout, again: Rollout, sequences: list[TokenSequence], bounds: Bounds
 ) -> list[Check]:
     models = trainer.models
-    repeated = max(
-        _largest(getattr(rollout, name) - getattr(again, name))
-        for name in ("logprobs", "ref_logprobs", "values", "scores")
+    repeated = _largest(
+        *(getattr(rollout, name) - getattr(again, name) for name in ("logprobs", "ref_logprobs", "values", "scores"))
     )
     frozen = _num_unfrozen(models.reference) + _num_unfrozen(models.reward_model.engine)
     return [
@@ -145,57 +144,64 @@ def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bo
             0,
             "the weights of policy and value model differ beyond their heads",
         )
-    largest = 0.0
+    differences = []
     for part in chunks(sequences, trainer.config.ppo.micro_batch_size):
         batch = collate(part, trainer.sampler.pad_id, trainer.device)
         values = models.value_model(**batch.model_inputs())[0]
         scores = models.reward_model.engine(**batch.model_inputs())[0]
-        largest = max(largest, _largest((values - scores)[batch.attention_mask.bool()]))
+        differences.append((values - scores)[batch.attention_mask.bool()])
     advice = "the reward model's head must be copied with its backbone, in the same dtype"
-    return Check("the value model starts as the reward model", largest, bounds.same, advice)
+    return Check("the value model starts as the reward model", _largest(*differences), bounds.same, advice)
 
 
-def _padding_checks(
-    trainer: PPOTrainer, rollout: Rollout, sequences: list[TokenSequence], bounds: Bounds
-) -> list[Check]:
-    size = max(1, min(trainer.config.ppo.micro_batch_size, len(sequences) // 2))  # other neighbours than in scoring
-    alone = [trainer.response_logprobs([sequence])[0] for sequence in sequences]
-    differences = torch.cat([(_row(rollout, place) - row).abs() for place, row in enumerate(alone)])
-    scores = torch.cat([trainer.models.reward_model.score([sequence]).cpu() for sequence in sequences])
-    ratios, clipped = [], []
-    for places in chunks(list(range(len(sequences)))[::-1], size):
-        rows = trainer.response_logprobs([sequences[place] for place in places])
-        for place, row in zip(places, rows, strict=True):
-            old = _row(rollout, place)
-            ratios.append((row - old).exp() - 1)
-            ones = torch.ones_like(row)
-            clipped += [policy_clipped(row, old, advantages, *_clips(trainer)) for advantages in (ones, -ones)]
+def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bounds) -> list[Check]:
+    """Read every text alone, and in a batch in which prompts and responses are of different lengths."""
+    mixed = [_cut(sequence) if place % 2 else sequence for place, sequence in enumerate(sequences)]
+    parts = chunks(mixed, max(2, trainer.config.ppo.micro_batch_size))
+    together = torch.cat([row for part in parts for row in trainer.response_logprobs(part)])
+    alone = torch.cat([trainer.response_logprobs([sequence])[0] for sequence in mixed])
+    score = trainer.models.reward_model.score
+    scores = torch.cat([score(part).cpu() for part in parts])
+    alone_scores = torch.cat([score([sequence]).cpu() for sequence in mixed])
     return [
         Check(
             "logprobs do not change with padding and neighbours",
-            float(differences.mean()),
+            float((together - alone).abs().mean()),
             bounds.padded,
             "masks or positions are wrong, or the model mixes rows; see the model's attention implementation",
         ),
         Check(
             "scores do not change with padding and neighbours",
-            _relative(rollout.scores[: len(scores)], scores),
+            _relative(scores, alone_scores),
             bounds.score,
             "the reward model's masks, positions or last token are wrong",
         ),
-        Check(
-            "the ratio of the first minibatch is 1",
-            float(torch.cat(ratios).abs().mean()),
-            bounds.padded,
-            "the update's forward pass is not that of the scoring",
-        ),
-        Check(
-            "nothing is clipped on the first minibatch",
-            float(torch.cat(clipped).mean()),
-            bounds.clipped,
-            "the update's forward pass is not that of the scoring, or ppo.cliprange is within rounding",
-        ),
     ]
+
+
+def _update_checks(
+    trainer: PPOTrainer, rollout: Rollout, sequences: list[TokenSequence], bounds: Bounds
+) -> list[Check]:
+    """Run the update's own objective on the probes, in other micro-batches than the scoring's."""
+    batch = trainer.estimate(rollout)
+    size = max(1, min(trainer.config.ppo.micro_batch_size, len(sequences) // 2))
+    num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
+    kl = clipped = 0.0
+    for places in chunks(list(range(len(sequences)))[::-1], size):
+        tokens = collate([sequences[place] for place in places], trainer.sampler.pad_id, trainer.device)
+        part = batch.rows(places, tokens.response_mask.shape[1], trainer.device)
+        _, sums = trainer.policy_objective(part, tokens)
+        kl, clipped = kl + float(sums["approx_kl"]), clipped + float(sums["clipfrac/policy"])
+    advice = "the update computes other logprobs than the scoring: look at temperature, masks, rows"
+    return [
+        Check("the ratio of the first minibatch is 1", math.sqrt(2 * max(kl, 0.0) / num_tokens), bounds.padded, advice),
+        Check("nothing is clipped on the first minibatch", clipped / num_tokens, bounds.clipped, advice),
+    ]
+
+
+def _cut(sequence: TokenSequence) -> TokenSequence:
+    """The first half of a response, as if it had been cut off."""
+    return replace(sequence, response_ids=sequence.response_ids[: (len(sequence.response_ids) + 1) // 2])
 
 
 def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: list[str], bounds: Bounds) -> Check:
@@ -234,37 +240,34 @@ def _text_check(probes: list[Prompt], sequences: list[TokenSequence], texts: Tex
     return Check("policy and reward model read the same text", num_different, 0, advice)
 
 
-def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], tokenizer: PreTrainedTokenizerBase) -> list[Check]:
+def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: Renderer) -> list[Check]:
     ends, longest = trainer.sampler.end_ids, trainer.config.rollout.max_new_tokens
     num_wrong = sum(
         any(token in ends for token in sequence.response_ids[:-1])
         or (len(sequence.response_ids) < longest and not trainer.sampler.ended(sequence))
         for sequence in sequences
     )
+    tokenizer = renderer.tokenizer
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    turn_ends = [token for token in renderer.after_answer() if token in special][:1]
     return [
         Check("responses end at their first EOS", num_wrong, 0, "the sampler goes on after EOS, or stops without one"),
-        _template_check(tokenizer, ends),
+        Check(
+            "the chat template's end of turn ends a response",
+            int(bool(turn_ends) and turn_ends[0] not in ends),
+            0,
+            "add the template's end-of-turn token to the model's generation config as an eos_token_id",
+            warns=True,
+        ),
     ]
-
-
-def _template_check(tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> Check:
-    """The special token that the chat template writes after an answer should end a response."""
-    wrong = 0
-    if tokenizer.chat_template is not None:
-        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-        tail = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(_MARK)[2]
-        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-        found = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in special]
-        wrong = int(bool(found) and found[0] not in end_ids)
-    advice = "add the template's end-of-turn token to the model's generation config as an eos_token_id"
-    return Check("the chat template's end of turn ends a response", wrong, 0, advice, warns=True)
 
 
 @torch.no_grad()
 def check_rm(trainer: RewardTrainer, tokenizer: PreTrainedTokenizerBase, bounds: Bounds) -> list[Check]:
     """Check the model and the rows of a reward-model run that has made no update; all ranks together."""
     rows = spread(trainer.rows, [row.num_tokens for row in trainer.rows], trainer.config.check.num_prompts)
-    together, again = trainer.scores(rows), trainer.scores(rows)
+    parts = chunks(rows, max(2, trainer.config.train.eval_micro_batch_size))
+    together, again = (torch.cat([trainer.scores(part) for part in parts]) for _ in range(2))
     alone = torch.cat([trainer.scores([_lone(row, place)]) for row in rows for place in range(len(row.answers))])
     eos = tokenizer.eos_token_id
     num_open = sum(answer.response_ids[-1] != eos for row in rows for answer in row.answers)
@@ -284,10 +287,9 @@ def check_rm(trainer: RewardTrainer, tokenizer: PreTrainedTokenizerBase, bounds:
         ),
         Check("every answer ends in EOS", num_open, 0, "the score is read there, in training and in PPO"),
         Check("no answer holds another EOS", num_early, 0, "PPO's responses end at the first one", warns=True),
-        _template_check(tokenizer, frozenset({eos})),
         Check(
             "the loss does not start far above ln 2",
-            trainer.mean_loss(rows) - math.log(2),
+            trainer.mean_loss(parts[0]) - math.log(2),
             1.0,
             "a fresh head starts near 0.69; are better and worse swapped, or is the model a trained one?",
             warns=True,
@@ -300,17 +302,9 @@ def _lone(row: Ranking, place: int) -> Ranking:
     return replace(row, answers=(row.answers[place],))
 
 
-def _row(rollout: Rollout, place: int) -> Tensor:
-    return rollout.logprobs[place, : len(rollout.sequences[place].response_ids)]
-
-
-def _clips(trainer: PPOTrainer) -> tuple[float, float]:
-    ppo = trainer.config.ppo
-    return ppo.cliprange, ppo.cliprange if ppo.cliprange_high is None else ppo.cliprange_high
-
-
-def _largest(difference: Tensor) -> float:
-    return float(difference.abs().max())
+def _largest(*differences: Tensor) -> float:
+    """The largest absolute value; NaN where there is one, which Python's max would pass over."""
+    return float(torch.cat([difference.flatten() for difference in differences]).abs().max())
 
 
 def _relative(scores: Tensor, others: Tensor) -> float:

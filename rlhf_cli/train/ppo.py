@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -29,6 +29,7 @@ from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
 
 _KL = {KLEstimator.k1: kl_k1, KLEstimator.k2: kl_k2, KLEstimator.k3: kl_k3}
 _PRETRAIN = "loss/pretrain"
+_ENOUGH_RESPONSES = 200  # for a verdict on the sign of their mean KL
 
 
 @dataclass
@@ -77,6 +78,7 @@ class PPOTrainer:
         self.report = report
         self.device = distributed.device()
         self.state = PPOState(kl_coef=config.ppo.kl_coef)
+        self._recent_kl: deque[float] = deque(maxlen=4 * _ENOUGH_RESPONSES)
 
     def fit(self) -> None:
         """Run the loop from the step of `self.state` to ppo.num_steps."""
@@ -99,7 +101,8 @@ class PPOTrainer:
 
     def _look_for_negative_kl(self, rollout: Rollout) -> None:
         k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
-        if clearly_negative(torch.where(rollout.response_mask, k1, torch.zeros_like(k1)).sum(dim=1)):
+        self._recent_kl.extend(torch.where(rollout.response_mask, k1, torch.zeros_like(k1)).sum(dim=1).tolist())
+        if len(self._recent_kl) >= _ENOUGH_RESPONSES and clearly_negative(torch.tensor(self._recent_kl)):
             self.report.warn_once("the KL is clearly negative: responses are not drawn from the policy that is scored")
 
     def _next_state(self, kl: float) -> PPOState:
@@ -200,10 +203,18 @@ class PPOTrainer:
 
     def _policy_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
         """Add the policy's gradients of some rows; return sums over their tokens."""
+        loss, sums = self.policy_objective(part, tokens)
+        self.models.policy.backward(loss / num_tokens)
+        return sums
+
+    def policy_objective(self, part: PPOTargets, tokens: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the policy's loss on some rows and its statistics, all summed over their tokens."""
         ppo, mask, temperature = self.config.ppo, tokens.response_mask, self.config.rollout.temperature
         high = ppo.cliprange if ppo.cliprange_high is None else ppo.cliprange_high
         logits = self._logits(self.models.policy, tokens)
         logprobs = token_logprobs(logits, tokens.response_ids, temperature)
+        # a pad token can be so unlikely that an exp of it is infinite: 0 in the loss, but NaN in its gradient
+        logprobs = torch.where(mask, logprobs, part.logprobs)
         surrogate = (logprobs, part.logprobs, part.advantages, ppo.cliprange, high, ppo.dual_clip)
         loss = masked_sum(policy_loss(*surrogate), mask)
         sums = {"loss/policy": loss.detach()}
@@ -213,11 +224,10 @@ class PPOTrainer:
             sums["loss/kl"] = kl.detach()
         if ppo.entropy_coef:
             loss = loss - ppo.entropy_coef * masked_sum(token_entropy(logits, temperature), mask)
-        self.models.policy.backward(loss / num_tokens)
         with torch.no_grad():
             sums["approx_kl"] = masked_sum(approx_kl(logprobs, part.logprobs), mask)
             sums["clipfrac/policy"] = masked_sum(policy_clipped(*surrogate), mask)
-        return sums
+        return loss, sums
 
     def _value_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
         """Add the value model's gradients of some rows; return sums over their tokens."""

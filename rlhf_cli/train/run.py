@@ -172,7 +172,8 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
     before = book.ask("before")
     if state := _resume(config, checkpoints, report):
-        trainer.state = PPOState(kl_coef=state["kl_coef"], step=state["step"])
+        kl_coef = config.ppo.kl_coef if config.ppo.kl_target is None else state["kl_coef"]
+        trainer.state = PPOState(kl_coef=kl_coef, step=state["step"])
     if trainer.state.step == 0:
         report.samples([asdict(answer) for answer in before])
     with report.progress(trainer.state.step):

@@ -189,6 +189,12 @@ def test_a_resumed_run_goes_on_bit_for_bit(run_rlhf, tmp_path):
     other = run_rlhf("train-ppo", "conf=tiny", *options, "run.name=cut", "run.resume=true")
     assert other.returncode == 2
     assert "was written by 2 ranks, this run has 1; resume with 2" in other.stderr
+    (ema,) = (cut / "checkpoints/step-2/policy").glob("ema_rank0.pt")
+    ema.rename(tmp_path / "aside.pt")
+    done = run_rlhf(*args, "run.name=cut", "run.resume=true")
+    assert done.returncode == 2
+    assert "was written without ppo.ema_decay; leave it out to resume" in done.stderr
+    (tmp_path / "aside.pt").rename(ema)
     done = run_rlhf(*args, "run.name=cut", "run.resume=true")
     assert done.returncode == 0, done.stderr
     assert "resumed after step 2" in done.stdout

@@ -44,7 +44,7 @@ def test_list_and_show_config(capsys):
         (["check", "train-ppo", "conf=tiny", "ppo.cliprang=1"], "did you mean ppo.cliprange?"),
         (
             ["check", "train-rm", "conf=tiny", "check.num_prompts=0"],
-            "check.num_prompts must be 1 or more for rlhf check",
+            "check.num_prompts must be 2 or more for rlhf check",
         ),
         (["train-ppo", "conf=tiny", "pretrain.path=no.txt"], "pretrain.path=no.txt: no such file, wanted a text file"),
         (["list", "x"], "list takes no arguments, got x"),

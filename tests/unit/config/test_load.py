@@ -91,6 +91,13 @@ WRONG = {
     "ppo.ema_decay=1": "ppo.ema_decay must be in (0, 1) or null, got 1.0",
     "ppo.kl_target=0": "ppo.kl_target must be positive or null, got 0.0",
     "ppo.value_warmup_steps=4": "ppo.value_warmup_steps must be below ppo.num_steps 4, got 4",
+    "ppo.min_length=4": "ppo.min_length_penalty must be set together with ppo.min_length, or neither, got 0.0",
+    "ppo.missing_eos=replace": (
+        "ppo.missing_eos_penalty must be positive with ppo.missing_eos=replace: it becomes the score, got 0"
+    ),
+    "check.num_prompts=1": (
+        "check.num_prompts must be 2 or more (one has no neighbour to be padded with), or 0, got 1"
+    ),
     "pretrain.max_tokens=1": "pretrain.max_tokens must be 2 or more, got 1",
     "conf=tiny": "conf= was given twice; give it once and override single keys",
     "--resume": "unknown option --resume; options are written key=value, `rlhf train-ppo --help` lists them",
@@ -151,6 +158,12 @@ def test_batches_that_do_not_divide_by_the_ranks_are_refused_with_the_arithmetic
             "train-ppo",
             ["ppo.kl_target=6", "ppo.kl_coef=0"],
             "ppo.kl_coef must be positive where ppo.kl_target adapts it",
+        ),
+        ("train-ppo", ["ppo.kl_target=6", "ppo.kl_horizon=7"], "ppo.kl_horizon must be at least ppo.batch_size, got 7"),
+        (
+            "train-ppo",
+            ["ppo.min_length=17", "ppo.min_length_penalty=1"],
+            "ppo.min_length must be at most rollout.max_new_tokens 16, got 17",
         ),
         ("train-rm", ["train.label_smoothing=0.1", "data.confidence_column=c"], "train.label_smoothing must be 0 with"),
         ("train-rm", ["data.ranking_column=a", "data.margin_column=m"], "data.margin_column must be unset with"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -18,11 +19,12 @@ from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.rewards import reward_model
 from rlhf_cli.rollout import embedded
 from rlhf_cli.train import ppo, reward
 from rlhf_cli.train.checks import BFLOAT16, FLOAT32, TextSide, bounds_of, check_ppo, check_rm, report_checks, spread
 from rlhf_cli.train.reward import RewardTrainer
-from tests.oracle.cases import OPTIM, Record, ppo_config, ppo_trainer, rm_config, rm_rows
+from tests.oracle.cases import EOS, OPTIM, Record, ppo_config, ppo_trainer, rm_config, rm_rows
 from tests.oracle.engines import PlainTrain
 from tests.unit.models.tiny import tiny_config
 
@@ -33,12 +35,8 @@ TEXTS = ["Where is it?", "ABC", "Please tell me a long story about padding on th
 
 def prompts():
     renderer = Renderer(TOKENIZER, DATA)
-    return [
-        Prompt(
-            text, renderer.prompt_ids([{"role": "user", "content": text}]), f'[{{"role": "user", "content": "{text}"}}]'
-        )
-        for text in TEXTS
-    ]
+    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    return [Prompt(chat[0]["content"], renderer.prompt_ids(chat), json.dumps(chat)) for chat in chats]
 
 
 def models(architecture="gpt2"):
@@ -169,6 +167,54 @@ def test_prompts_padded_on_the_wrong_side_are_caught(one_rank):
 
     trainer.sampler._generate = wrong
     assert SAMPLING in check(trainer)
+
+
+def test_an_update_at_another_temperature_is_caught(one_rank, monkeypatch):
+    """The update's own code is run, not a copy of it."""
+    trainer = sound()
+    objective = trainer.policy_objective
+
+    def warmer(part, tokens):
+        trainer.config = replace(trainer.config, rollout=replace(trainer.config.rollout, temperature=1.5))
+        return objective(part, tokens)
+
+    trainer.policy_objective = warmer
+    assert "the ratio of the first minibatch is 1" in check(trainer)
+
+
+def test_a_value_model_that_says_nan_is_caught(one_rank):
+    trainer = sound()
+    with torch.no_grad():
+        trainer.models.value_model.module.model.score.weight.fill_(torch.nan)
+    assert {VALUE, SECOND_LOOK} <= check(trainer)
+
+
+def test_a_score_read_in_the_last_column_is_caught_though_all_responses_are_of_one_length(one_rank, monkeypatch):
+    trainer = sound()
+    trainer.sampler.end_ids = frozenset({EOS})  # a random model hardly ever ends
+    plain = reward_model.collate
+
+    def collate(*args):
+        batch = plain(*args)
+        return replace(batch, response_mask=torch.ones_like(batch.response_mask))
+
+    monkeypatch.setattr(reward_model, "collate", collate)
+    assert check(trainer) == {"scores do not change with padding and neighbours"}
+
+
+def test_a_template_that_wants_a_system_prompt_passes(one_rank):
+    strict = byte_tokenizer()
+    strict.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + strict.chat_template
+    )
+    data = replace(DATA, system_prompt="Be kind.")
+    renderer = Renderer(strict, data)
+    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    asked = [Prompt(chat[0]["content"], renderer.prompt_ids(chat), json.dumps(chat)) for chat in chats]
+    checks = check_ppo(sound(), asked, TextSide(strict, strict, data), FLOAT32)
+    assert {found.status for found in checks} == {"ok"}
+    assert Renderer(strict, DATA).after_answer() == ()  # refused, and nothing to compare
+    assert Renderer(strict, replace(DATA, apply_chat_template=False)).after_answer() == ()
 
 
 def test_top_k_sampling_is_caught(one_rank, monkeypatch):

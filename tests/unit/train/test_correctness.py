@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rlhf_cli.config.objectives import KLEstimator
 from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
@@ -17,6 +18,7 @@ from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import load_sequence_classifier
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
+from rlhf_cli.train import ppo
 from rlhf_cli.train.build import pad_id
 from rlhf_cli.train.ppo import summary
 from rlhf_cli.train.reward import RewardTrainer
@@ -85,6 +87,24 @@ def test_the_first_minibatch_has_ratio_one_and_nothing_clipped(one_rank):
     assert sums["clipfrac/policy"] == 0
 
 
+def test_a_pad_token_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank, monkeypatch):
+    """At -300 nats an exp of it is infinite: nothing in the masked loss, but 0 x infinity = NaN in its gradient."""
+    trainer, rollout = scored_rollout(kl_loss_coef=0.5, kl_loss_estimator=KLEstimator.k3)
+    batch, rows = trainer.estimate(rollout), [0, 1, 2, 3]
+    tokens = trainer._collate([rollout.sequences[row] for row in rows])
+    assert not tokens.response_mask.all()
+    plain = ppo.token_logprobs
+
+    def unlikely_pads(*args):
+        logprobs = plain(*args)
+        return torch.where(tokens.response_mask, logprobs, 0.0 * logprobs - 300)
+
+    monkeypatch.setattr(ppo, "token_logprobs", unlikely_pads)
+    loss, _ = trainer.policy_objective(batch.rows(rows, tokens.response_mask.shape[1], CPU), tokens)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in trainer.models.policy.module.parameters())
+
+
 @pytest.mark.parametrize("filler", [math.nan, 999.0, -math.inf])
 def test_what_stands_behind_a_response_changes_no_estimate_and_no_metric(filler, one_rank):
     trainer, rollout = scored_rollout()
@@ -140,14 +160,19 @@ def test_metrics_weigh_every_token_once_whatever_the_minibatches(shape, one_rank
 
 
 def test_a_clearly_negative_kl_is_warned_of(one_rank):
-    """Responses scored by a policy that did not draw them: here the reference likes them better."""
-    record = Record()
-    trainer = ppo_trainer(ppo_config("base"), ppo_models(), plain=True, record=record)
-    _, rollout = scored_rollout()
-    trainer._look_for_negative_kl(rollout)
-    assert record.warnings == []
-    trainer._look_for_negative_kl(replace(rollout, ref_logprobs=rollout.logprobs + 1.0))
-    assert record.warnings == ["the KL is clearly negative: responses are not drawn from the policy that is scored"]
+    """Responses scored by a policy that did not draw them: here the reference likes them better. 25 steps of 8."""
+    sound, rollout = scored_rollout()
+    other, _ = scored_rollout()
+    for _ in range(24):
+        sound._look_for_negative_kl(rollout)
+        other._look_for_negative_kl(replace(rollout, ref_logprobs=rollout.logprobs + 1.0))
+    assert other.report.warnings == []  # 192 responses are too few for a verdict
+    sound._look_for_negative_kl(rollout)
+    other._look_for_negative_kl(replace(rollout, ref_logprobs=rollout.logprobs + 1.0))
+    assert sound.report.warnings == []
+    assert other.report.warnings == [
+        "the KL is clearly negative: responses are not drawn from the policy that is scored"
+    ]
 
 
 def test_a_custom_end_token_ends_a_response_and_saves_it_the_penalty(one_rank):

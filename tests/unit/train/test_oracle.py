@@ -47,8 +47,6 @@ NEUTRAL = {
     "reward_clip": 1e9,
     "whiten_rewards": False,
     "missing_eos_penalty": 0.0,
-    "min_length": 0,
-    "min_length_penalty": 0.0,
     "ema_decay": 0.5,
 }
 

@@ -62,7 +62,6 @@ def test_whitened_rewards_keep_their_mean():
         ({"reward_clip": 0.5}, [0.5, -0.5]),
         ({"missing_eos_penalty": 0.75}, [1.0, -2.75]),
         ({"missing_eos_penalty": 0.75, "missing_eos": MissingEOS.replace}, [1.0, -0.75]),
-        ({"missing_eos": MissingEOS.replace}, [1.0, 0.0]),
         ({"reward_clip": 0.5, "missing_eos_penalty": 0.75}, [0.5, -1.25]),  # the penalty is not clipped
         ({"min_length": 2, "min_length_penalty": 0.25}, [1.0, -2.25]),
         ({"min_length": 3, "min_length_penalty": 0.25, "missing_eos_penalty": 0.5}, [0.75, -2.75]),

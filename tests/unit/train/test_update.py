@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.zero import StepResult
+from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, shaped_scores, summary
 from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps
@@ -397,7 +399,7 @@ def test_the_summary_reads_no_padding():
         ([[-9.0, 0.0], [7.0, 0.0], [-9.0, 0.0]], 0),  # -11 / 3, with a standard error of 16 / 3
     ],
 )
-def test_the_kl_is_judged_response_by_response_without_its_padding(logprobs, warned):
+def test_the_kl_is_judged_response_by_response_without_its_padding(logprobs, warned, monkeypatch):
     """The reference's logprobs are 0; where the second place holds junk, the responses have one token."""
     batch = batch_of([1 if abs(row[1]) == JUNK else 2 for row in logprobs])
     mask = torch.tensor([[True, abs(row[1]) != JUNK] for row in logprobs])
@@ -405,7 +407,11 @@ def test_the_kl_is_judged_response_by_response_without_its_padding(logprobs, war
         batch.rollout, logprobs=torch.tensor(logprobs), ref_logprobs=torch.zeros(3, 2), response_mask=mask
     )
     record = Record()
-    PPOTrainer._look_for_negative_kl(SimpleNamespace(report=record), rollout)
+    monkeypatch.setattr(ppo, "_ENOUGH_RESPONSES", 6)
+    trainer = SimpleNamespace(report=record, _recent_kl=deque())
+    PPOTrainer._look_for_negative_kl(trainer, rollout)
+    assert record.warnings == []  # three are too few
+    PPOTrainer._look_for_negative_kl(trainer, rollout)
     assert len(record.warnings) == warned
 
 
