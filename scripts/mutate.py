@@ -86,7 +86,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 ADVANTAGES, LOSSES, NORMALISE, SAMPLING = (
     f"rlhf_cli/algo/{name}.py" for name in ("advantages", "losses", "normalise", "sampling")
 )
-REWARD, TOKENS = "rlhf_cli/train/reward.py", "rlhf_cli/data/tokens.py"
+PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/tokens.py"
+SAME = "outside the mask both logprobs are the rollout's, and the ratio is 1"
 DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
 OPENED = "the first row opens a group, whatever the room"
 FLAT = "the tensors have two dimensions: the last is number 1"
@@ -110,6 +111,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         REWARD,
         "return (self.weight * preference_loss(better, self.margin, worse, self.confidence)).sum()",
     ): "both are subtracted from the better score",
+    (PPO, 'sums["approx_kl"] = masked_sum(approx_kl(logprobs, part.logprobs), torch.ones_like(mask))'): SAME,
+    (PPO, 'sums["clipfrac/policy"] = masked_sum(policy_clipped(*surrogate), torch.ones_like(mask))'): SAME,
     (REWARD, "return (self.weight * centering_loss(scores[self.worse], scores[self.better])).sum()"): (
         "a squared sum of the two"
     ),

@@ -309,9 +309,8 @@ def shaped_scores(rollout: Rollout, ppo: PPOConfig) -> Tensor:
     scores = rollout.scores
     if ppo.reward_clip is not None:
         scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
-    if ppo.missing_eos_penalty or ppo.missing_eos is MissingEOS.replace:
-        replace = ppo.missing_eos is MissingEOS.replace
-        scores = missing_eos_scores(scores, rollout.ended, ppo.missing_eos_penalty, replace)
+    replaces = ppo.missing_eos is MissingEOS.replace
+    scores = missing_eos_scores(scores, rollout.ended, ppo.missing_eos_penalty, replaces)
     return min_length_scores(scores, rollout.response_mask.sum(dim=1), ppo.min_length, ppo.min_length_penalty)
 
 

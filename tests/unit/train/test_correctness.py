@@ -105,6 +105,20 @@ def test_a_pad_token_that_is_next_to_impossible_leaves_the_gradient_finite(one_r
     assert all(torch.isfinite(p.grad).all() for p in trainer.models.policy.module.parameters())
 
 
+def test_rows_that_only_keep_other_ranks_company_add_nothing(one_rank):
+    """Their mask is 0 everywhere, though their logprobs, advantages and distance to the reference are real."""
+    trainer, rollout = scored_rollout(kl_loss_coef=0.5, entropy_coef=0.1)
+    tokens = trainer._collate(rollout.sequences[:2])
+    nothing = replace(tokens, response_mask=torch.zeros_like(tokens.response_mask))
+    part = trainer.estimate(rollout).rows([0, 1], tokens.response_mask.shape[1], CPU)
+    loss, sums = trainer.policy_objective(part, nothing)
+    loss.backward()
+    assert loss.item() == 0
+    assert set(sums) == {"loss/policy", "loss/kl", "approx_kl", "clipfrac/policy"}
+    assert not any(value.item() for value in sums.values())
+    assert not any(p.grad.any() for p in trainer.models.policy.module.parameters())
+
+
 @pytest.mark.parametrize("filler", [math.nan, 999.0, -math.inf])
 def test_what_stands_behind_a_response_changes_no_estimate_and_no_metric(filler, one_rank):
     trainer, rollout = scored_rollout()
