@@ -227,8 +227,8 @@ def learning_rate(optim: OptimConfig, update: int, num_updates: int) -> float:
 
 
 def _master_shard(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a parameter's float32 weights, on the device."""
-    shard: Tensor = safe_get_local_fp32_param(parameter)
+    """This rank's part of a parameter's float32 weights, on the device; the optimizer's own require a gradient."""
+    shard: Tensor = safe_get_local_fp32_param(parameter).detach()
     return shard
 
 
