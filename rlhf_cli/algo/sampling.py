@@ -23,3 +23,17 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> 
     cumulated = probs.double().cumsum(dim=-1)
     target = uniforms.double()[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def distance_from_slice(logits: Tensor, tokens: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """Return how far each uniform number lies outside the slice of probability of its token [T]; 0 inside.
+
+    logits: [T, V]; tokens, uniforms: [T]. Where `draw` picked the token from these very logits, with top_p 1, it is 0
+    up to rounding. Rows are taken one by one, so that no float64 copy of the whole [T, V] is held.
+    """
+    distances = []
+    for row, token, number in zip(logits, tokens.tolist(), uniforms.tolist(), strict=True):
+        probs = torch.softmax(row.float() / temperature, dim=0).double()
+        low, width = probs[:token].sum(), probs[token]
+        distances.append((low - number).clamp(min=0) + (number - low - width).clamp(min=0))
+    return torch.stack(distances)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_cli.algo.sampling import distance_from_slice
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.sections import CheckConfig, DataConfig, DType, ModelConfig
@@ -209,13 +210,9 @@ def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: l
     rollout = trainer.config.rollout
     distances = []
     for sequence, key in zip(sequences, keys, strict=True):
-        logits = trainer.response_logits([sequence])[0]
-        upper = torch.softmax(logits.float() / rollout.temperature, dim=-1).double().cumsum(dim=-1).cpu()
-        ids = torch.tensor(sequence.response_ids)[:, None]
-        high = upper.gather(1, ids).squeeze(1)
-        low = torch.where(ids.squeeze(1) > 0, upper.gather(1, (ids - 1).clamp(min=0)).squeeze(1), 0.0)
-        drawn = uniforms(key, rollout.max_new_tokens)[: len(sequence.response_ids)] * upper[:, -1]
-        distances.append((low - drawn).clamp(min=0) + (drawn - high).clamp(min=0))
+        logits, ids = trainer.response_logits([sequence])[0], torch.tensor(sequence.response_ids)
+        numbers = uniforms(key, rollout.max_new_tokens)[: len(ids)]
+        distances.append(distance_from_slice(logits, ids, numbers, rollout.temperature))
     neutral = rollout.top_p == 1
     advice = "sampling and scoring differ: look at temperature and masks"
     return Check(

@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.sampling import draw, top_p_filter
+from rlhf_cli.algo.sampling import distance_from_slice, draw, top_p_filter
 
 PROBS = torch.tensor([0.1, 0.6, 0.0, 0.3])
 
@@ -59,3 +59,20 @@ def test_a_token_that_reaches_top_p_exactly_is_the_last_one_kept():
 def test_top_p_1_does_nothing_at_all():
     """Not even a renormalisation: these sum to 0.75."""
     assert top_p_filter(torch.tensor([[0.5, 0.25]]), 1.0).tolist() == [[0.5, 0.25]]
+
+
+def test_the_distance_of_a_number_from_its_tokens_slice_by_hand():
+    """Probabilities 0.2, 0.5, 0.3 at temperature 2 (logits are twice their logarithms): token 1 holds [0.2, 0.7)."""
+    logits = 2 * torch.tensor([0.2, 0.5, 0.3]).log().expand(5, 3)
+    tokens, numbers = torch.tensor([1, 1, 1, 0, 2]), torch.tensor([0.5, 0.1, 0.9, 0.25, 0.6], dtype=torch.float64)
+    got = distance_from_slice(logits, tokens, numbers, temperature=2.0)
+    expected = torch.tensor([0.0, 0.1, 0.2, 0.05, 0.1], dtype=torch.float64)
+    assert torch.allclose(got, expected, atol=1e-6, rtol=0)
+
+
+def test_a_drawn_token_has_its_number_in_its_slice():
+    generator = torch.Generator().manual_seed(0)
+    logits, numbers = torch.randn(200, 50, generator=generator), torch.rand(200, generator=generator).double()
+    tokens = draw(logits, numbers, 0.7, 1.0)
+    assert distance_from_slice(logits, tokens, numbers, 0.7).max() < 1e-6
+    assert distance_from_slice(logits, tokens, numbers, 1.0).mean() > 1e-3

@@ -144,14 +144,18 @@ def test_positions_that_count_padding_are_caught(one_rank, monkeypatch):
     assert PADDING in check(sound())
 
 
+def unmasked(collate, name):
+    """A collate whose batches have 1 everywhere in one of their masks."""
+
+    def changed(*args):
+        batch = collate(*args)
+        return replace(batch, **{name: torch.ones_like(getattr(batch, name))})
+
+    return changed
+
+
 def test_attention_to_padding_is_caught(one_rank, monkeypatch):
-    plain = ppo.collate
-
-    def collate(*args):
-        batch = plain(*args)
-        return replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
-
-    monkeypatch.setattr(ppo, "collate", collate)
+    monkeypatch.setattr(ppo, "collate", unmasked(ppo.collate, "attention_mask"))
     assert PADDING in check(sound())
 
 
@@ -169,7 +173,7 @@ def test_prompts_padded_on_the_wrong_side_are_caught(one_rank):
     assert SAMPLING in check(trainer)
 
 
-def test_an_update_at_another_temperature_is_caught(one_rank, monkeypatch):
+def test_an_update_at_another_temperature_is_caught(one_rank):
     """The update's own code is run, not a copy of it."""
     trainer = sound()
     objective = trainer.policy_objective
@@ -192,13 +196,7 @@ def test_a_value_model_that_says_nan_is_caught(one_rank):
 def test_a_score_read_in_the_last_column_is_caught_though_all_responses_are_of_one_length(one_rank, monkeypatch):
     trainer = sound()
     trainer.sampler.end_ids = frozenset({EOS})  # a random model hardly ever ends
-    plain = reward_model.collate
-
-    def collate(*args):
-        batch = plain(*args)
-        return replace(batch, response_mask=torch.ones_like(batch.response_mask))
-
-    monkeypatch.setattr(reward_model, "collate", collate)
+    monkeypatch.setattr(reward_model, "collate", unmasked(reward_model.collate, "response_mask"))
     assert check(trainer) == {"scores do not change with padding and neighbours"}
 
 
@@ -296,13 +294,7 @@ def test_a_reward_model_with_dropout_is_caught(one_rank):
 
 def test_a_score_read_off_by_one_is_caught(one_rank, monkeypatch):
     """Read at the last column instead of the last real token."""
-    plain = reward.collate
-
-    def collate(*args):
-        batch = plain(*args)
-        return replace(batch, response_mask=torch.ones_like(batch.response_mask))
-
-    monkeypatch.setattr(reward, "collate", collate)
+    monkeypatch.setattr(reward, "collate", unmasked(reward.collate, "response_mask"))
     assert check_reward(reward_trainer()) == {"scores do not change with padding and neighbours"}
 
 
