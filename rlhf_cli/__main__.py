@@ -1,8 +1,6 @@
 """`python -m rlhf_cli`, which the deepspeed launcher and torchrun start."""
 
-import sys
-
-from rlhf_cli.cli import main
+from rlhf_cli.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import rlhf_cli
 
-EXIT_INPUT = 2
+if TYPE_CHECKING:
+    from rlhf_cli.config.load import Config
 
 USAGE = """\
 usage: rlhf COMMAND [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]
@@ -17,6 +20,7 @@ commands:
   train-rm      learn a reward model from preference pairs (prompt, chosen, rejected)
   train-ppo     tune a policy with PPO against a reward model
   check         what a run would prove of its models and data before it trains: rlhf check train-ppo conf=tiny
+  checkpoints   the checkpoints of a run, and whether they are whole: rlhf checkpoints outputs/tiny --verify
   show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
   list          the packaged experiments, each with its purpose
 
@@ -28,25 +32,36 @@ examples:
   rlhf train-rm conf=demo
   rlhf train-ppo conf=demo ppo.kl_coef=0.1
   rlhf train-ppo conf=my/run.yaml launch.num_gpus=4
+  rlhf train-ppo conf=my/run.yaml launch.num_gpus=4 run.resume=true
   deepspeed --num_gpus 4 --module rlhf_cli train-ppo conf=my/run.yaml
 """
 
 
+def entry() -> NoReturn:
+    """Run one command and end this process with its exit code."""
+    from rlhf_cli.engine.signals import leave
+
+    leave(main())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    """Run one command and return its exit code: 0 done, 2 bad input; docs/reliability.md has them all."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not _is_launcher_flag(arg)]
-    from rlhf_cli.config.errors import InputError, TrainingError
+    from rlhf_cli.config.errors import RunError
 
     try:
         return _dispatch(args)
-    except (InputError, TrainingError) as error:
+    except RunError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"rlhf: error: {error}", file=sys.stderr)
-        return EXIT_INPUT if isinstance(error, InputError) else 1
+        return error.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `rlhf list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
         return 1
 
 
@@ -65,12 +80,9 @@ def _dispatch(args: list[str]) -> int:
         print(f"rlhf {rlhf_cli.__version__}")
         return 0
     command, rest = args[0], args[1:]
-    if command == "list":
-        return _list(rest)
-    if command == "show-config":
-        return _show_config(rest)
-    if command == "check":
-        return _check(rest)
+    others = {"list": _list, "show-config": _show_config, "check": _check, "checkpoints": _checkpoints}
+    if command in others:
+        return others[command](rest)
     if command not in COMMANDS:
         raise InputError(_unknown_command(command))
     if "--help" in rest or "-h" in rest:
@@ -81,7 +93,7 @@ def _dispatch(args: list[str]) -> int:
 def _unknown_command(got: str) -> str:
     import difflib
 
-    known = ["train-rm", "train-ppo", "check", "show-config", "list"]
+    known = ["train-rm", "train-ppo", "check", "checkpoints", "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
     return f"unknown command '{got}'" + (
         f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
@@ -140,30 +152,59 @@ def _check(args: list[str]) -> int:
     return _train(args[0], args[1:], check_only=True)
 
 
+def _checkpoints(args: list[str]) -> int:
+    from rlhf_cli.report.checkpoints import show
+
+    return show(args)
+
+
 def _train(command: str, args: list[str], check_only: bool = False) -> int:
     from rlhf_cli.config.errors import InputError
-    from rlhf_cli.config.load import load, load_composed
+    from rlhf_cli.config.load import as_text, compose_yaml, read_composed, to_object
     from rlhf_cli.config.paths import check_paths
-    from rlhf_cli.report.run_dir import check_folder, is_finished, run_folder
+    from rlhf_cli.report.run_dir import run_folder
 
     composed = next((arg.partition("=")[2] for arg in args if arg.startswith("--composed=")), None)
     words = [arg for arg in args if not arg.startswith("--composed=")]
-    config = load_composed(command, composed) if composed else load(command, words)
+    cfg = read_composed(command, composed) if composed else compose_yaml(command, words)
+    config, text = to_object(cfg), as_text(cfg)
     launched = "RANK" in os.environ
     num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if launched else config.launch.num_gpus
     config.check_ranks(num_ranks)
     if check_only and not config.check.num_prompts:
         raise InputError("check.num_prompts must be 2 or more for rlhf check, got 0")
     check_paths(config)
-    if os.environ.get("RANK", "0") == "0" and not check_only:
-        check_folder(config.run, num_ranks)
-    if is_finished(config.run) and not check_only:
-        print(f"{run_folder(config.run)} is finished; nothing to do")
+    if not check_only and _nothing_to_do(command, config, text):
+        print(f"{run_folder(config.run)} is finished; nothing to do (give another run.name to run again)")
         return 0
     if config.launch.num_gpus > 1 and not launched:
         from rlhf_cli.engine.supervisor import supervise
 
-        return supervise(["check", command] if check_only else [command], words, num_ranks)
+        return supervise(["check", command] if check_only else [command], words, num_ranks, run_folder(config.run))
     from rlhf_cli.train.run import run
 
-    return run(command, words, config, check_only)
+    return run(command, words, config, text, check_only)
+
+
+def _nothing_to_do(command: str, config: Config, text: str) -> bool:
+    """Say whether the run is finished; raise InputError or CheckpointError where its folder forbids to start it."""
+    from rlhf_cli.config.compare import require_same
+    from rlhf_cli.config.errors import InputError
+    from rlhf_cli.engine.manifest import saved_config, to_resume
+    from rlhf_cli.report.run_dir import CONFIG, is_finished, require_unlocked, run_folder
+
+    folder = run_folder(config.run)
+    if is_finished(folder):
+        require_same(command, (folder / CONFIG).read_text("utf-8"), text, f"{folder} exists and is finished")
+        return True
+    is_first = os.environ.get("RANK", "0") == "0"  # it may already have made the folder when another rank looks
+    if config.run.resume is not False:
+        checkpoint, _ = to_resume(folder, config.run.resume)
+        require_same(command, saved_config(checkpoint), text, f"{checkpoint} was written")
+    if is_first and folder.exists():
+        require_unlocked(folder)
+        if config.run.resume is False:
+            raise InputError(
+                f"{folder} exists and is never overwritten; give another run.name, or run.resume=true to continue it"
+            )
+    return False

@@ -1,16 +1,64 @@
-"""What is said of wrong input, and the range checks of single options."""
+"""How a run can fail: one class and one exit code a kind, each message one line; and the range checks of options."""
 
 from __future__ import annotations
 
 import math
 
-
-class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line: what, got, wanted, how to mend. Exit code 2."""
+INTERRUPTED = 75  # sysexits.h: EX_TEMPFAIL, try again later
 
 
-class TrainingError(RuntimeError):
-    """A run cannot go on; the message is one line: what, since when, what to try. Exit code 1."""
+class RunError(Exception):
+    """A failure that we foresee; its message says what, and what to try. `code` is the exit code of the command."""
+
+    code = 1
+
+
+class InputError(RunError, ValueError):
+    """Something the user gave is wrong: what, got, wanted, how to mend."""
+
+    code = 2
+
+
+class CheckpointError(RunError):
+    """A checkpoint is not what was written, or does not belong to this run."""
+
+    code = 5
+
+
+class NonFiniteError(RunError):
+    """NaN or infinity, again and again."""
+
+    code = 6
+
+
+class OutOfMemoryError(RunError):
+    """The device's memory does not hold the run."""
+
+    code = 7
+
+
+class StalledError(RunError):
+    """A rank made no progress within launch.timeout_s."""
+
+    code = 8
+
+
+class DiskError(RunError):
+    """A file of the run cannot be written."""
+
+    code = 9
+
+
+class GuardError(RunError):
+    """A guard ended the run, after a checkpoint."""
+
+    code = 10
+
+
+class Interrupted(RunError):
+    """A signal ended the run between two steps, after a checkpoint."""
+
+    code = INTERRUPTED
 
 
 def require(ok: bool, key: str, got: object, wanted: str) -> None:

@@ -21,6 +21,7 @@ from rlhf_cli.config import schema
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 
+_SECRET = re.compile(r"(?i)(token|secret|password|passwd|api_?key|credentials?)$")  # max_tokens is none
 FROM_FILE = "from_file"  # reserved name: a file `conf=my/tiny.yaml` must not be shadowed by the packaged tiny
 Config = TrainRMConfig | TrainPPOConfig
 
@@ -42,11 +43,48 @@ def compose_yaml(command: str, args: list[str]) -> DictConfig:
     try:
         overrides = [_as_override(command, arg) for arg in args]
         with initialize_config_module("rlhf_cli.conf", version_base="1.3"):
-            return compose(command.replace("-", "_"), overrides)
+            return _without_targets(compose(command.replace("-", "_"), overrides))
     except InputError:
         raise
     except (HydraException, OmegaConfBaseException, OSError, YAMLError, ValueError) as error:
         raise InputError(_one_line(error, command, args)) from error
+
+
+def _without_targets(cfg: DictConfig) -> DictConfig:
+    """Refuse the key that Hydra would make an object of, wherever it stands: no option runs code."""
+    where = _target_in(OmegaConf.to_container(cfg, resolve=False), "")
+    if where is not None:
+        raise InputError(f"{where}: _target_ is refused; no option runs code")
+    return cfg
+
+
+def _target_in(node: Any, prefix: str) -> str | None:
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        where = f"{prefix}{key}"
+        found = where if key == "_target_" else _target_in(value, f"{where}.")
+        if found is not None:
+            return found
+    return None
+
+
+def as_text(cfg: DictConfig) -> str:
+    """Return composed options as YAML, interpolations unresolved, values of secret keys hidden."""
+    return OmegaConf.to_yaml(OmegaConf.create(_hidden(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))))
+
+
+def _hidden(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: "<hidden>" if is_secret(str(key)) and isinstance(value, str) and "${" not in value else _hidden(value)
+        for key, value in node.items()
+    }
+
+
+def is_secret(key: str) -> bool:
+    """Say whether an option's name says that its value is nobody's business."""
+    return _SECRET.search(key) is not None
 
 
 def to_object(cfg: DictConfig) -> Config:
@@ -62,11 +100,11 @@ def to_object(cfg: DictConfig) -> Config:
     return config
 
 
-def load_composed(command: str, path: str) -> Config:
+def read_composed(command: str, path: str) -> DictConfig:
     """Read what `compose_yaml` returned and a parent process wrote, so that every rank has the same options."""
     cfg = OmegaConf.merge(schema.structured(command), OmegaConf.load(path))
     assert isinstance(cfg, DictConfig)
-    return to_object(cfg)
+    return cfg
 
 
 def all_keys(command: str) -> list[str]:

@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import InputError, require
+from rlhf_cli.config.guards import GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueModelConfig
 from rlhf_cli.config.sections import (
     CheckConfig,
@@ -34,6 +35,7 @@ class TrainRMConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-5))
     train: RewardConfig = field(default_factory=RewardConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +46,11 @@ class TrainRMConfig:
         self.model.check("model")
         self.optim.check("optim")
         _check_deepspeed(self.deepspeed)
+        _check_best(self.checkpoint, RM_METRICS)
+        every, evaluates = self.checkpoint.every_steps, self.train.eval_every_steps
+        if (self.checkpoint.best_metric or "").startswith("eval/"):
+            fits = evaluates > 0 and every % evaluates == 0
+            require(fits, "checkpoint.every_steps", every, f"a multiple of train.eval_every_steps {evaluates}, over 0")
         twice = self.train.label_smoothing > 0 and self.data.confidence_column is not None
         require(not twice, "train.label_smoothing", self.train.label_smoothing, "0 with data.confidence_column")
 
@@ -68,6 +75,7 @@ class TrainPPOConfig:
     value_optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=5e-6))
     eval: EvalConfig = field(default_factory=EvalConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    guard: PPOGuardConfig = field(default_factory=PPOGuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +88,8 @@ class TrainPPOConfig:
         self.optim.check("optim")
         self.value_optim.check("value_optim")
         _check_deepspeed(self.deepspeed)
+        _check_best(self.checkpoint, PPO_METRICS)
+        self.guard.check(self.ppo)
         shortest, longest = self.ppo.min_length, self.rollout.max_new_tokens
         require(shortest <= longest, "ppo.min_length", shortest, f"at most rollout.max_new_tokens {longest}")
 
@@ -95,6 +105,10 @@ COMMANDS: dict[str, type[TrainRMConfig] | type[TrainPPOConfig]] = {
     "train-rm": TrainRMConfig,
     "train-ppo": TrainPPOConfig,
 }
+
+# What can name the best checkpoint; docs/metrics.md has their formulas.
+RM_METRICS = ("eval/accuracy", "eval/loss", "eval/margin", "accuracy", "loss", "margin")
+PPO_METRICS = ("score", "reward", "kl", "return", "entropy", "eos_rate", "response_length", "loss/value")
 
 _OWNED_BY_ENGINE = {
     "train_batch_size": "the batch sizes of train. and ppo.",
@@ -118,6 +132,15 @@ def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
     zero = deepspeed.get("zero_optimization", {})
     require(isinstance(zero, dict), "deepspeed.zero_optimization", zero, "a section of keys")
     require(zero.get("stage", 3) == 3, "deepspeed.zero_optimization.stage", zero.get("stage"), "3")
+    for key in ("offload_optimizer", "offload_param"):
+        device = zero.get(key, {}).get("device", "none")
+        known = device in ("none", "cpu")
+        require(known, f"deepspeed.zero_optimization.{key}.device", device, "cpu or none: checkpoints read no nvme")
+
+
+def _check_best(checkpoint: CheckpointConfig, metrics: tuple[str, ...]) -> None:
+    best = checkpoint.best_metric
+    require(best is None or best in metrics, "checkpoint.best_metric", best, f"one of {', '.join(metrics)}")
 
 
 def _check_divides(key: str, size: int, num_ranks: int) -> None:

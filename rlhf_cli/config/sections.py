@@ -42,8 +42,8 @@ class RunConfig:
     seed: int = 0
     """Seed of everything random: head initialisation, data order, sampling."""
 
-    resume: bool = False
-    """Continue the run of this name from its newest checkpoint instead of starting a new one."""
+    resume: bool | str = False
+    """Continue the run of this name from its newest checkpoint; or from the one whose folder this names."""
 
     def __post_init__(self) -> None:
         if self.name != MISSING:
@@ -219,7 +219,13 @@ class CheckpointConfig:
     """Save a checkpoint every so many steps; 0 saves none (the final models are exported all the same)."""
 
     keep_last: int = 2
-    """How many checkpoints to keep."""
+    """How many checkpoints to keep, beside the best one."""
+
+    best_metric: str | None = None
+    """Metric, logged at the step of a checkpoint, that names the best one, which is kept too; unset: none is."""
+
+    best_is_lowest: bool = False
+    """The best checkpoint is that with the lowest value of `best_metric`, such as `eval/loss`, not the highest."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "0 or more")

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DataConfig
+from rlhf_cli.data.rows import BadRow
 
 Message = dict[str, str]
 _ANSWER = "ANSWER"
@@ -35,7 +35,8 @@ class Renderer:
             text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             roles = [message["role"] for message in messages]
-            raise InputError(f"the chat template refuses the roles {roles}: {error}; see data.system_prompt") from error
+            reason = f"the chat template refuses the roles {roles}: {error}; see data.system_prompt"
+            raise BadRow("prompt", reason) from error
         return text
 
     def response_ids(self, text: str) -> tuple[int, ...]:
@@ -65,48 +66,50 @@ class Renderer:
         return [{"role": "system", "content": self.system_prompt}, *messages]
 
 
-def as_messages(value: Any, where: str) -> list[Message]:
-    """Return chat messages: a string becomes one user message. `where` names the row and column in errors."""
+def as_messages(value: Any, field: str) -> list[Message]:
+    """Return chat messages: a string becomes one user message. Raises BadRow; `field` names the column in it."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise InputError(f"{where}: got {type(value).__name__}, wanted a string or a list of messages")
+        raise BadRow(field, f"got {type(value).__name__}, wanted a string or a list of messages")
     messages = []
     for message in value:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
-            raise InputError(f"{where}: a message needs `role` and `content` strings, got {sorted(message)}")
+            raise BadRow(field, f"a message needs `role` and `content` strings, got {sorted(message)}")
         messages.append({"role": role, "content": content})
     return messages
 
 
-def split_answers(chosen: Any, rejected: Any, prompt: Any, where: str) -> tuple[list[Message], str, str]:
-    """Return (prompt messages, chosen text, rejected text) of one preference row.
+def split_answers(
+    prompt: Any, chosen: Any, rejected: Any, fields: tuple[str, str, str]
+) -> tuple[list[Message], str, str]:
+    """Return (prompt messages, chosen text, rejected text) of one preference row; `fields` names the three columns.
 
     Answers are strings, or message lists that hold the answer alone or the whole conversation; without a prompt
-    column the prompt is their common prefix. Raises InputError for a row of another form.
+    column the prompt is their common prefix. Raises BadRow for a row of another form.
     """
+    asked, better, worse = fields
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
-            raise InputError(f"{where}: answers are plain strings and there is no prompt; set data.prompt_column")
-        return as_messages(prompt, where), chosen, rejected
-    left, right = as_messages(chosen, where), as_messages(rejected, where)
+            raise BadRow(asked, "answers are plain strings and there is no prompt; set data.prompt_column")
+        return as_messages(prompt, asked), chosen, rejected
+    left, right = as_messages(chosen, better), as_messages(rejected, worse)
     if prompt is None:
         shared = 0
         while shared < min(len(left), len(right)) - 1 and left[shared] == right[shared]:
             shared += 1
         messages = left[:shared]
     else:
-        messages = as_messages(prompt, where)
-    return messages, _answer(left, messages, where), _answer(right, messages, where)
+        messages = as_messages(prompt, asked)
+    return messages, _answer(left, messages, better), _answer(right, messages, worse)
 
 
-def _answer(messages: list[Message], prompt: list[Message], where: str) -> str:
+def _answer(messages: list[Message], prompt: list[Message], field: str) -> str:
     rest = messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
     if not prompt or len(rest) != 1 or rest[0]["role"] != "assistant":
-        raise InputError(
-            f"{where}: wanted a prompt and then one assistant message, got {[m['role'] for m in messages]}"
-        )
+        roles = [message["role"] for message in messages]
+        raise BadRow(field, f"wanted a prompt and then one assistant message, got {roles}")
     return rest[0]["content"]
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.data.conversation import Message, Renderer, as_messages, is_empty, split_answers
-from rlhf_cli.data.sources import Row, RowCounter, Sides, column, load_sides
+from rlhf_cli.data.rows import BadRow, Row, column
+from rlhf_cli.data.sources import Sides, load_sides
 from rlhf_cli.data.tokens import Sequence
 
 
@@ -38,56 +38,64 @@ class Ranking:
 def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int) -> Sides[Ranking]:
     """Load, render, filter and split; raise InputError where no row is left to train on."""
 
-    def convert(row: Row, where: str, index: int, counter: RowCounter) -> Ranking | None:
-        found = _answers(row, where, config)
-        if found is None:
-            counter.reject(index, "empty", config.empty, "data.empty")
-            return None
-        messages, texts = found
+    def convert(row: Row) -> Ranking:
+        messages, answers = _answers(row, config)
+        empty = [field for field, text in answers if not text.strip()]
+        if empty or is_empty(messages):
+            raise _empty((empty or [config.prompt_column])[0], config)
+        texts = [text for _, text in answers]
         if len(set(texts)) < len(texts):
             what = "chosen == rejected" if config.ranking_column is None else "equal answers"
-            counter.reject(index, what, config.equal, "data.equal")
-            return None
+            raise BadRow(answers[-1][0], what, config.equal, "data.equal")
         prompt_ids = renderer.prompt_ids(messages)
         ranking = Ranking(
             answers=tuple(Sequence(prompt_ids, renderer.response_ids(text)) for text in texts),
             longer_wins=_longer_wins(texts),
             prompt_key=json.dumps(messages),
-            margin=_number(row, config.margin_column, where, "margin_column", 0.0, (-1e4, 1e4)),
-            confidence=_number(row, config.confidence_column, where, "confidence_column", 1.0, (0.5, 1.0)),
+            margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
+            confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
         )
         if ranking.num_tokens > config.max_tokens:
-            counter.reject(index, "too long", config.too_long, "data.too_long")
-            return None
+            raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
         return ranking
 
-    return load_sides(config, seed, convert)
+    return load_sides(config, seed, _wanted_columns(config), convert)
 
 
-def _answers(row: Row, where: str, config: PreferenceDataConfig) -> tuple[list[Message], list[str]] | None:
-    """Return prompt messages and the answers' texts, the best first; None where one of them is empty."""
+def _wanted_columns(config: PreferenceDataConfig) -> dict[str, str]:
+    """Return the columns that rows must have, each with its option; the prompt may stand inside the answers."""
+    names = ("ranking_column", "prompt_column") if config.ranking_column else ("chosen_column", "rejected_column")
+    columns = {name: getattr(config, name) for name in (*names, "margin_column", "confidence_column")}
+    return {column: f"data.{name}" for name, column in columns.items() if column is not None}
+
+
+def _answers(row: Row, config: PreferenceDataConfig) -> tuple[list[Message], list[tuple[str, str]]]:
+    """Return prompt messages and (column, text) of every answer, the best first."""
     if config.ranking_column is not None:
-        return _ranked(row, where, config, config.ranking_column)
-    chosen = column(row, config.chosen_column, where, "data.chosen_column")
-    rejected = column(row, config.rejected_column, where, "data.rejected_column")
-    null_prompt = config.prompt_column in row and row[config.prompt_column] is None and isinstance(chosen, str)
-    if not chosen or not rejected or null_prompt:
-        return None
-    messages, better, worse = split_answers(chosen, rejected, row.get(config.prompt_column), where)
-    return None if is_empty(messages) or not better.strip() or not worse.strip() else (messages, [better, worse])
+        return _ranked(row, config, config.ranking_column)
+    fields = config.prompt_column, config.chosen_column, config.rejected_column
+    prompt, chosen, rejected = row.get(fields[0]), column(row, fields[1]), column(row, fields[2])
+    for field, value in zip(fields[1:], (chosen, rejected), strict=True):
+        if value in (None, "", []):
+            raise _empty(field, config)
+    if prompt is None and config.prompt_column in row and isinstance(chosen, str):
+        raise _empty(config.prompt_column, config)
+    messages, better, worse = split_answers(prompt, chosen, rejected, fields)
+    return messages, [(fields[1], better), (fields[2], worse)]
 
 
-def _ranked(
-    row: Row, where: str, config: PreferenceDataConfig, ranking_column: str
-) -> tuple[list[Message], list[str]] | None:
-    texts = column(row, ranking_column, where, "data.ranking_column")
-    prompt = column(row, config.prompt_column, where, "data.prompt_column")
-    if prompt is None or not texts:
-        return None
+def _ranked(row: Row, config: PreferenceDataConfig, ranking_column: str) -> tuple[list[Message], list[tuple[str, str]]]:
+    texts, prompt = column(row, ranking_column), column(row, config.prompt_column)
+    for field, value in ((ranking_column, texts), (config.prompt_column, prompt)):
+        if value in (None, []):
+            raise _empty(field, config)
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where}: {ranking_column} must be a list of two or more strings, the best first")
-    messages = as_messages(prompt, where)
-    return None if is_empty(messages) or not all(text.strip() for text in texts) else (messages, texts)
+        raise BadRow(ranking_column, "wanted a list of two or more strings, the best first")
+    return as_messages(prompt, config.prompt_column), [(ranking_column, text) for text in texts]
+
+
+def _empty(field: str, config: PreferenceDataConfig) -> BadRow:
+    return BadRow(field, "empty", config.empty, "data.empty")
 
 
 def _longer_wins(texts: list[str]) -> float:
@@ -95,11 +103,11 @@ def _longer_wins(texts: list[str]) -> float:
     return sum(wins) / len(wins)
 
 
-def _number(row: Row, name: str | None, where: str, option: str, default: float, bounds: tuple[float, float]) -> float:
+def _number(row: Row, name: str | None, default: float, bounds: tuple[float, float]) -> float:
     if name is None:
         return default
-    value: Any = column(row, name, where, f"data.{option}")
+    value: Any = column(row, name)
     low, high = bounds
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{where}: {name} must be a number between {low:g} and {high:g}, got {value!r}")
+        raise BadRow(name, f"wanted a number between {low:g} and {high:g}, got {value!r}")
     return float(value)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.conversation import Renderer, as_messages, is_empty
-from rlhf_cli.data.sources import Row, RowCounter, Sides, column, load_sides
+from rlhf_cli.data.rows import BadRow, Row, column
+from rlhf_cli.data.sources import Sides, load_sides
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,14 @@ class Prompt:
 def load_prompts(config: PromptDataConfig, renderer: Renderer, seed: int) -> Sides[Prompt]:
     """Load, render, filter and split; raise InputError where no prompt is left to train on."""
 
-    def convert(row: Row, where: str, index: int, counter: RowCounter) -> Prompt | None:
-        value = column(row, config.prompt_column, where, "data.prompt_column")
-        messages = [] if value is None else as_messages(value, where)
+    def convert(row: Row) -> Prompt:
+        value = column(row, config.prompt_column)
+        messages = [] if value is None else as_messages(value, config.prompt_column)
         if is_empty(messages):
-            counter.reject(index, "empty", config.empty, "data.empty")
-            return None
+            raise BadRow(config.prompt_column, "empty", config.empty, "data.empty")
         ids = renderer.prompt_ids(messages)
         if len(ids) > config.max_prompt_tokens:
-            counter.reject(index, "too long", config.too_long, "data.too_long")
-            return None
+            raise BadRow(config.prompt_column, "too long", config.too_long, "data.too_long")
         return Prompt(messages[-1]["content"], ids, json.dumps(messages))
 
-    return load_sides(config, seed, convert)
+    return load_sides(config, seed, {config.prompt_column: "data.prompt_column"}, convert)

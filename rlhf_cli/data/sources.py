@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,72 +12,77 @@ import datasets
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
-from rlhf_cli.config.sections import DataConfig, RowPolicy
+from rlhf_cli.config.sections import DataConfig
+from rlhf_cli.data.json_rows import read_json, read_jsonl
+from rlhf_cli.data.rows import NUM_SHOWN, BadRow, Rejected, Row, check_columns
+from rlhf_cli.report.text import printable
 
-_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-Row = dict[str, Any]
+_LOADERS = {".csv": "csv", ".parquet": "parquet"}
+_READERS = {".jsonl": read_jsonl, ".json": read_json}
 
 
-def load_rows(path: str, split: str, key: str) -> list[Row]:
-    """Return the rows of one source; `key` (data.train, data.eval) names the option in error messages.
+def load_rows(path: str, split: str, key: str) -> list[tuple[str, Row | BadRow]]:
+    """Return (place, row) of every row of one source; `key` (data.train, data.eval) names the option in messages.
 
     path: a .jsonl, .json, .csv or .parquet file, a folder written by `save_to_disk`, `pkg://...`, or a Hub id.
-    split: which one of a DatasetDict or a Hub id; single files have none. Raises InputError.
+    split: which one of a DatasetDict or a Hub id; single files have none. Places count from 1: `pairs.jsonl:3` is a
+    line, `pairs.csv: row 3` a row. Raises InputError for a source that cannot be read at all.
     """
     source = resolve_path(path, key)
     datasets.disable_progress_bars()
     try:
-        dataset = _load(source, split)
+        rows = _load(source, path, split, key)
     except InputError:
         raise
     except Exception as error:  # datasets wraps parser, schema and network errors in classes of many modules
         cause = error.__cause__ or error
-        raise InputError(f"{key}={path}: cannot read rows: {_reason(cause)}") from error
-    if isinstance(dataset, datasets.DatasetDict):
-        if split not in dataset:
-            raise InputError(f"{key}={path}: no split '{split}'; there are: {', '.join(dataset)}; set {key}_split")
-        dataset = dataset[split]
-    rows: list[Row] = dataset.to_list()
+        raise InputError(f"{key}={path}: cannot read rows: {_reason(cause, source)}") from error
     if not rows:
         raise InputError(f"{key}={path}: no rows")
     return rows
 
 
-def _load(source: str, split: str) -> Any:
+def _load(source: str, name: str, split: str, key: str) -> list[tuple[str, Row | BadRow]]:
+    file = Path(source)
+    if file.is_file() and file.suffix in _READERS:
+        return _READERS[file.suffix](file, name)
+    dataset = _dataset(source, split)
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise InputError(f"{key}={name}: no split '{split}'; there are: {', '.join(dataset)}; set {key}_split")
+        dataset = dataset[split]
+    return [(f"{name}: row {number}", row) for number, row in enumerate(dataset.to_list(), 1)]
+
+
+def _dataset(source: str, split: str) -> Any:
     path = Path(source)
     if path.is_file():
         loader = _LOADERS.get(path.suffix)
         if loader is None:
-            raise InputError(f"{source}: unknown file type '{path.suffix}', wanted one of {', '.join(_LOADERS)}")
-        return datasets.load_dataset(loader, data_files=source, split="train")
+            known = ", ".join([*_READERS, *_LOADERS])
+            raise InputError(f"{source}: unknown file type '{path.suffix}', wanted one of {known}")
+        options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}  # "None", "NA" are texts
+        return datasets.load_dataset(loader, data_files=source, split="train", **options)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(source)
     return datasets.load_dataset(source, split=split)
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or f"the file is empty or not of its type ({type(error).__name__})"
+def _reason(error: BaseException, source: str) -> str:
+    if isinstance(error, UnicodeDecodeError) and source.endswith(".csv"):
+        with Path(source).open("rb") as file:
+            bad = [number for number, line in enumerate(file, 1) if not _is_utf8(line)]
+        return f"{len(bad)} lines are not UTF-8 text, the first of them {', '.join(map(str, bad[:NUM_SHOWN]))}"
+    reason = printable(" ".join(str(error).split())[:300])
+    return reason or f"the file is empty or not of its type ({type(error).__name__})"
 
 
-class RowCounter:
-    """Counts what was kept and what was left out, by reason; carries out the policy of each reason."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.counts: Counter[str] = Counter()
-
-    def reject(self, index: int, reason: str, policy: RowPolicy, option: str) -> None:
-        """Count a bad row, or raise InputError where the option's policy is `error`."""
-        if policy is RowPolicy.error:
-            raise InputError(f"{self.source}: row {index} is {reason} and {option}=error; mend it or set {option}=drop")
-        self.counts[reason] += 1
-
-    def summary(self, kept: int) -> str:
-        """One line: `pairs.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal)`."""
-        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
-        return (
-            f"{self.source}: {kept} rows kept, {sum(self.counts.values())} dropped{f' ({dropped})' if dropped else ''}"
-        )
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def split_by_prompt(prompts: list[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -95,13 +99,6 @@ def split_by_prompt(prompts: list[str], fraction: float, seed: int) -> tuple[lis
     for index, prompt in enumerate(prompts):
         sides[prompt in held_out].append(index)
     return sides
-
-
-def column(row: Row, name: str, key: str, option: str) -> Any:
-    """Return a column of a row; raise InputError that names the columns there are."""
-    if name not in row:
-        raise InputError(f"{key}: no column '{name}'; there are: {', '.join(row)}; set {option}")
-    return row[name]
 
 
 class HasPrompt(Protocol):
@@ -125,20 +122,21 @@ class Sides(Generic[Example]):
 
 
 def load_sides(
-    config: DataConfig, seed: int, convert: Callable[[Row, str, int, RowCounter], Example | None]
+    config: DataConfig, seed: int, wanted: dict[str, str], convert: Callable[[Row], Example]
 ) -> Sides[Example]:
     """Load `data.train`, and hold out `data.eval` or, where it is unset, a share of the prompts of `data.train`.
 
-    convert: makes an example of (row, where it stands, its index), or counts it as rejected and returns None.
-    Raises InputError where nothing is left to train on.
+    wanted: the columns that every row must have, each with the option that names it.
+    convert: makes an example of a row, or raises BadRow.
+    Raises InputError where rows are bad (the first 20, all counted) or nothing is left to train on.
     """
-    train, notes = _examples(config.train, config.train_split, "data.train", convert)
+    train, notes = _examples(config.train, config.train_split, "data.train", wanted, convert)
     if config.eval is None:
         kept, held_out = split_by_prompt([example.prompt_key for example in train], config.eval_fraction, seed)
         held, train = [train[index] for index in held_out], [train[index] for index in kept]
         notes = [*notes, f"held out: {len(held)} of them ({config.eval_fraction:g} of the prompts)"]
     else:
-        held, more = _examples(config.eval, config.eval_split, "data.eval", convert)
+        held, more = _examples(config.eval, config.eval_split, "data.eval", wanted, convert)
         notes = [*notes, *more]
     if not train:
         raise InputError(f"nothing is left to train on: {'; '.join(notes)}")
@@ -146,12 +144,17 @@ def load_sides(
 
 
 def _examples(
-    source: str, split: str, key: str, convert: Callable[[Row, str, int, RowCounter], Example | None]
+    path: str, split: str, key: str, wanted: dict[str, str], convert: Callable[[Row], Example]
 ) -> tuple[list[Example], list[str]]:
-    counter = RowCounter(source)
-    converted = [
-        convert(row, f"{key}={source}: row {index}", index, counter)
-        for index, row in enumerate(load_rows(source, split, key))
-    ]
-    examples = [example for example in converted if example is not None]
-    return examples, [counter.summary(len(examples))]
+    rows = load_rows(path, split, key)
+    check_columns([row for _, row in rows if not isinstance(row, BadRow)], wanted, f"{key}={path}")
+    rejected, examples = Rejected(), []
+    for place, row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            examples.append(convert(row))
+        except BadRow as bad:
+            rejected.add(place, bad)
+    rejected.raise_if_refused(f"{key}={path}", len(rows))
+    return examples, [rejected.summary(path, len(examples))]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import deepspeed
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.errors import InputError, RunError
 from rlhf_cli.engine.ports import free_port
 
 Item = TypeVar("Item")
@@ -76,6 +77,39 @@ def gather_all(item: Item) -> list[Item]:
     items: list[Any] = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def together(action: Callable[[], Item], only_first: bool = False) -> Item:
+    """Carry out an action on every rank and return what it gave this one; where one rank fails, all raise its error.
+
+    only_first: rank 0 alone acts, and its result is every rank's. An action must not be a collective itself.
+    """
+    result: Any = None
+    failure: Exception | None = None
+    if not only_first or rank() == 0:
+        try:
+            result = action()
+        except Exception as error:  # raised again below, on all ranks
+            failure = error
+    results = gather_all((result if only_first else None, _portable(failure)))
+    if failure is not None:
+        raise failure
+    for _, theirs in results:
+        if theirs is not None:
+            raise theirs
+    return cast(Item, results[0][0] if only_first else result)
+
+
+def _portable(error: Exception | None) -> RunError | None:
+    """An error that can be pickled for other ranks."""
+    if error is None or isinstance(error, RunError):
+        return error
+    return RunError(f"rank {rank()}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def any_rank(flag: bool) -> bool:
+    """Say whether the flag is set on at least one rank; all get the same answer."""
+    return bool(global_sum(torch.tensor(float(flag), device=device())) > 0)
 
 
 def gather_tensors(tensor: Tensor) -> list[Tensor]:

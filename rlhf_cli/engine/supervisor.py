@@ -2,49 +2,131 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from omegaconf import OmegaConf
 
+from rlhf_cli.config.errors import INTERRUPTED
 from rlhf_cli.config.load import compose_yaml
 from rlhf_cli.engine.ports import free_port
+from rlhf_cli.engine.signals import DOUBLE_S, STOPPING
+from rlhf_cli.engine.watchdog import FOLDER as WATCH_FOLDER
+from rlhf_cli.report.status import State, read_status, write_status
 
-GRACE_S = 30.0
+GRACE_S = 8.0  # for the others to end by themselves once one rank has failed: they look after each other
+SAVE_S = 600.0  # for the others once one rank has stopped with its checkpoint saved
 SUPERVISED = "RLHF_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def supervise(verb: list[str], args: list[str], num_ranks: int) -> int:
+def supervise(verb: list[str], args: list[str], num_ranks: int, run: Path) -> int:
     """Run `verb` on `num_ranks` ranks of this machine; return the exit code of the first rank that failed, or 0.
 
-    verb: a command, or `check` and a command. Its options are composed once, here; the ranks read them from a file.
-    When a rank fails the others are ended; SIGTERM, SIGINT and SIGHUP reach all ranks at once, and the code is then
-    128 + the signal's number. Ranks do not outlive this process, also when it is killed.
+    verb: a command, or `check` and a command; its options are composed once, here, and the ranks read them from a file.
+    run: the folder of the run, whose status.json this writes where no rank could. When a rank fails the others are
+    ended. SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach all ranks at once, and again later end them at once. Ranks do not
+    outlive this process, also when it is killed.
     """
     with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
         composed = Path(folder, "composed.yaml")
         OmegaConf.save(compose_yaml(verb[-1], args), composed)
         words = [sys.executable, "-m", "rlhf_cli", *verb, f"--composed={composed}", *args]
-        ranks: list[subprocess.Popen[bytes]] = []
-        received: list[int] = []
-        _forward_signals(ranks, received)
+        supervisor = _Supervisor()
+        supervisor.take_signals()
         port = free_port()
-        for rank in range(num_ranks):
-            ranks.append(subprocess.Popen(words, env=_rank_environment(rank, num_ranks, port), start_new_session=True))
         try:
-            code = _wait(ranks)
-            return 128 + received[0] if code and received else code
+            for rank in range(num_ranks):
+                environment = {**_rank_environment(rank, num_ranks, port), WATCH_FOLDER: folder}
+                supervisor.start(words, environment)
+            return _account_for(supervisor.wait(), run)
         finally:
-            _end(ranks)
+            supervisor.kill()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The first rank that ended otherwise than well, and its return code: negative where a signal killed it."""
+
+    rank: int
+    code: int
+    pid: int
+
+
+class _Supervisor:
+    def __init__(self) -> None:
+        self.ranks: list[subprocess.Popen[bytes]] = []
+        self._signalled_at: float | None = None
+
+    def take_signals(self) -> None:
+        """Send every signal that asks for an end on to all ranks."""
+        for number in STOPPING:
+            signal.signal(number, self._forward)
+
+    def start(self, words: list[str], environment: dict[str, str]) -> None:
+        """Start one rank, in a session of its own: a Ctrl-C reaches it through this process alone."""
+        self.ranks.append(subprocess.Popen(words, env=environment, start_new_session=True))
+
+    def wait(self) -> Ended | None:
+        """Wait for all ranks; once one has failed, no longer than the grace time. Return which was first."""
+        first: Ended | None = None
+        deadline = math.inf
+        while any(process.poll() is None for process in self.ranks) and time.monotonic() < deadline:
+            first = first or self._failed()
+            if first is not None and deadline == math.inf:
+                deadline = time.monotonic() + (SAVE_S if first.code == INTERRUPTED else GRACE_S)
+            time.sleep(0.05)
+        return first or self._failed()
+
+    def kill(self) -> None:
+        """End what still runs, with all it has started."""
+        for process in self.ranks:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _failed(self) -> Ended | None:
+        codes = [(rank, process.poll(), process.pid) for rank, process in enumerate(self.ranks)]
+        failed = [Ended(rank, code, pid) for rank, code, pid in codes if code]
+        return min(failed, key=lambda one: one.code, default=None)  # what was killed comes before who lost it
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signalled_at is not None and now - self._signalled_at > DOUBLE_S:
+            self.kill()
+            return
+        self._signalled_at = self._signalled_at or now
+        for process in self.ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+def _account_for(ended: Ended | None, run: Path) -> int:
+    """Say what no rank could say, and return the exit code: 128 + n where signal n killed a rank."""
+    if ended is None:
+        return 0
+    if ended.code > 0:
+        return ended.code
+    name = signal.Signals(-ended.code).name
+    reason = f"rank {ended.rank} (process {ended.pid}) was killed by {name}"
+    status = read_status(run)
+    if status.get("state") in (State.running.value, State.failed.value):
+        write_status(run, State.failed, status["step"], exit_code=128 - ended.code, reason=reason, rank=ended.rank)
+        print(f"rlhf: error: {reason}; go on from the last checkpoint with run.resume=true", file=sys.stderr)
+    else:
+        print(f"rlhf: error: {reason}", file=sys.stderr)
+    return 128 - ended.code
 
 
 def _rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
@@ -62,46 +144,12 @@ def _rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _forward_signals(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) -> None:
-    def forward(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
+def end_with_parent() -> None:
+    """In a rank: be ended by the kernel when what started it dies, however it dies (Linux).
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, forward)
-
-
-def end_with_supervisor() -> None:
-    """In a rank that `supervise` started: be ended by the kernel when the supervisor dies, however it dies (Linux)."""
-    if SUPERVISED in os.environ:
+    That is our supervisor, or the deepspeed launcher or torchrun, which would leave their ranks behind.
+    """
+    if "RANK" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(os.environ[SUPERVISED]):  # it died before the call
+        if SUPERVISED in os.environ and os.getppid() != int(os.environ[SUPERVISED]):  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """Wait until all ranks are done or one has failed; a rank killed by signal n counts as 128 + n."""
-    while True:
-        codes = [process.poll() for process in ranks]
-        failed = [code for code in codes if code]
-        if failed:
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
-        if all(code == 0 for code in codes):
-            return 0
-        time.sleep(0.1)
-
-
-def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """End what still runs: SIGTERM to all at once, SIGKILL to the process group after the grace time."""
-    running = [process for process in ranks if process.poll() is None]
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_S
-    for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()

@@ -12,13 +12,23 @@ from typing import Any
 import torch
 from deepspeed import initialize
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_local_fp32_param
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
 
 from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
-from rlhf_cli.config.errors import InputError, TrainingError
+from rlhf_cli.config.errors import NonFiniteError
 from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.shards import ShardReader, write_shards
+from rlhf_cli.engine.watchdog import PROGRESS
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAM_STEP = "adam_step"
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class FrozenEngine:
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        PROGRESS.tick()
         return self._engine(*args, **kwargs)
 
 
@@ -99,6 +110,7 @@ class TrainEngine:
         return self._ema_decay is not None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        PROGRESS.tick()
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
@@ -106,14 +118,16 @@ class TrainEngine:
 
         DeepSpeed averages gradients over the ranks, so the share is multiplied by their number.
         """
+        PROGRESS.tick()
         self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
     def step(self, update: int) -> StepResult:
         """Reduce and clip the accumulated gradients and update the weights; all ranks together.
 
-        update: the number of the update in the run, from 0, which alone sets the learning rate. Raises TrainingError
+        update: the number of the update in the run, from 0, which alone sets the learning rate. Raises NonFiniteError
         once max_skipped_updates in a row were not finite.
         """
+        PROGRESS.tick()
         rate = learning_rate(self._optim, update, self._num_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -128,7 +142,7 @@ class TrainEngine:
     def _count_skipped(self, applied: bool) -> None:
         self._num_skipped = 0 if applied else self._num_skipped + 1
         if self._num_skipped == self._optim.max_skipped_updates > 0:
-            raise TrainingError(
+            raise NonFiniteError(
                 f"{self._num_skipped} updates in a row had gradients that are not finite; the weights are those before "
                 "them and the last checkpoint is intact: look for broken data or lower the learning rate"
             )
@@ -184,22 +198,73 @@ class TrainEngine:
         for name, parameter in self.module.named_parameters():
             yield name, _master_shard(parameter).to(self._ema_device, copy=True)
 
-    def save(self, folder: str, tag: str) -> None:
-        """Write weights, optimizer and moving average below folder/tag; all ranks together."""
-        self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
-        if self._ema:
-            torch.save(self._ema, _ema_file(folder, tag))
+    @property
+    def num_skipped(self) -> int:
+        """Updates skipped in a row until now."""
+        return self._num_skipped
 
-    def load(self, folder: str, tag: str) -> None:
-        """Read back what `save` wrote, on the same number of ranks; all ranks together."""
-        path, _ = self._engine.load_checkpoint(folder, tag=tag)
-        if path is None:
-            raise FileNotFoundError(f"{folder}/{tag}: no checkpoint of this engine")
-        if self._ema:
-            if not _ema_file(folder, tag).exists():
-                raise InputError(f"{folder} was written without ppo.ema_decay; leave it out to resume")
-            saved = torch.load(_ema_file(folder, tag), map_location=self._ema_device, weights_only=True)
-            self._ema = {name: saved[name] for name in self._ema}
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that `save` writes, of all ranks together: float32 weights, AdamW's two means, the moving average."""
+        return 4 * (len(_MOMENTS) + 1 + self.has_ema) * self.num_weights
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the whole model."""
+        return sum(parameter.ds_numel for _, parameter in _parameters(self.module))
+
+    @property
+    def export_bytes(self) -> int:
+        """Bytes of the whole model in the training dtype, and of its average where there is one."""
+        each = max(parameter.element_size() for parameter in self.module.parameters())
+        return each * self.num_weights * (1 + self.has_ema)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's shards of weights, optimizer and moving average; no rank waits for another.
+
+        Raises NonFiniteError rather than write a weight that is not finite.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        write_shards(self._shards(), folder, distributed.rank())
+
+    def _shards(self) -> Iterator[tuple[str, Tensor]]:
+        adam = self._engine.optimizer.optimizer.state  # empty before the first update
+        for name, parameter in self.module.named_parameters():
+            master = _master_shard(parameter)
+            if not master.isfinite().all():
+                raise NonFiniteError(f"the weight {name} is not finite; no checkpoint of it is written")
+            yield f"master/{name}", master
+            for moment in _MOMENTS if adam else ():
+                yield f"{moment}/{name}", safe_get_local_optimizer_state(parameter, moment)
+            if self.has_ema:
+                yield f"ema/{name}", self._ema[name]
+        if adam:
+            yield _ADAM_STEP, next(iter(adam.values()))["step"].reshape(1)
+
+    def load(self, folder: Path, num_skipped: int) -> None:
+        """Read back what `save` wrote on any number of ranks; all ranks together."""
+        optimizer = self._engine.optimizer
+        optimizer.checkpoint_event_prologue()
+        with ShardReader(folder) as reader:
+            if _ADAM_STEP in reader:
+                for flat in optimizer.fp32_partitioned_groups_flat:
+                    zeros = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
+                    optimizer.optimizer.state[flat] = {
+                        "step": reader.read(_ADAM_STEP, 0, 1)[0].to(flat.device),
+                        **zeros,
+                    }
+            for name, parameter in _parameters(self.module):
+                size = parameter.ds_tensor.numel()
+                start = distributed.rank() * size
+                master = reader.read(f"master/{name}", start, size)
+                safe_set_local_fp32_param(parameter, master)
+                parameter.ds_tensor.data.copy_(master)  # in the training dtype
+                for moment in _MOMENTS if _ADAM_STEP in reader else ():
+                    safe_set_local_optimizer_state(parameter, reader.read(f"{moment}/{name}", start, size), moment)
+                if self.has_ema:
+                    self._ema[name] = reader.read(f"ema/{name}", start, size).to(self._ema_device)
+        optimizer.checkpoint_event_epilogue()
+        self._num_skipped = num_skipped
 
 
 def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -226,14 +291,20 @@ def learning_rate(optim: OptimConfig, update: int, num_updates: int) -> float:
     return optim.learning_rate * factor
 
 
+def _count(reader: ShardReader, device: torch.device) -> Tensor:
+    """AdamW's number of updates, of which each group of weights has a tensor of its own."""
+    return reader.read(_ADAM_STEP, 0, 1)[0].to(device)
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and parameters, which have DeepSpeed's ds_numel and ds_tensor."""
+    yield from module.named_parameters()
+
+
 def _master_shard(parameter: nn.Parameter) -> Tensor:
     """This rank's part of a parameter's float32 weights, on the device; the optimizer's own require a gradient."""
     shard: Tensor = safe_get_local_fp32_param(parameter).detach()
     return shard
-
-
-def _ema_file(folder: str, tag: str) -> Path:
-    return Path(folder, tag, f"ema_rank{distributed.rank()}.pt")
 
 
 def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

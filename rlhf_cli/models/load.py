@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,8 +27,15 @@ from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import Float32Head
-
-HEAD = "score.weight"
+from rlhf_cli.models.sound import (
+    HEAD,
+    check_config_json,
+    check_folder,
+    check_loaded,
+    check_one_label,
+    check_token_ids,
+    check_tokenizer,
+)
 
 
 def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
@@ -39,7 +47,9 @@ def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
         return byte_tokenizer()
     source = config.tokenizer or config.path
     assert source is not None  # ModelConfig.check
-    path = resolve_path(source, f"{key}.tokenizer" if config.tokenizer else f"{key}.path")
+    option = f"{key}.tokenizer" if config.tokenizer else f"{key}.path"
+    path = resolve_path(source, option)
+    check_config_json(Path(path), f"{option}={source}")
     with _outside_input(f"{key}: no tokenizer in {source}"):
         tokenizer = AutoTokenizer.from_pretrained(*_location(path), **_hub_options(config), **_gguf_file(path))
     if tokenizer.eos_token_id is None:
@@ -74,11 +84,13 @@ def load_causal_lm(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizer
         with torch.random.fork_rng(devices=[]), _outside_input(f"{key}.from_config"):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(
-                _random_config(config, tokenizer), dtype=torch_dtype(config), **_attention(config)
+                _random_config(config, key, tokenizer), dtype=torch_dtype(config), **_attention(config)
             )
     else:
         model, missing = _from_pretrained(AutoModelForCausalLM, config, key)
         _refuse_missing(missing, config, key)
+    rows = model.get_input_embeddings().weight.shape[0]
+    check_token_ids(model.generation_config.to_dict(), rows, f"{key}: generation_config.json")
     _make_savable(model.generation_config)
     return _prepared(model, config, key, tokenizer)
 
@@ -97,13 +109,17 @@ def load_sequence_classifier(
         if config.from_config is not None:
             with _outside_input(f"{key}.from_config"):
                 model = AutoModelForSequenceClassification.from_config(
-                    _random_config(config, tokenizer, num_labels=1), dtype=torch_dtype(config), **_attention(config)
+                    _random_config(config, key, tokenizer, num_labels=1),
+                    dtype=torch_dtype(config),
+                    **_attention(config),
                 )
             missing = [HEAD] if new_head else []
         elif config.path is not None and config.path.endswith(".gguf"):
             causal, missing = _from_pretrained(AutoModelForCausalLM, config, key)
             model, missing = _classifier_around(causal), [HEAD, *missing]
         else:
+            if not new_head:
+                check_one_label(_given_config(config, key), f"{key}.path={config.path}")
             model, missing = _from_pretrained(AutoModelForSequenceClassification, config, key, num_labels=1)
         _refuse_missing([name for name in missing if not (new_head and name == HEAD)], config, key)
         _check_head(model, key)
@@ -133,25 +149,38 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load weights; return the model and the names of the tensors that the files lack."""
     assert config.path is not None
-    path = resolve_path(config.path, f"{key}.path")
+    where, path = f"{key}.path={config.path}", resolve_path(config.path, f"{key}.path")
     gguf = _gguf_file(path)
     if gguf:
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
-        options["use_safetensors"] = True
+        given = _given_config(config, key)
+        check_token_ids(given, given.get("vocab_size"), f"{where}: config.json")
+        if Path(path).is_dir():
+            check_folder(Path(path), where)
+        options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # check_loaded names them
     options |= {"dtype": torch_dtype(config), "output_loading_info": True, **gguf}
-    with _outside_input(f"{key}.path={config.path}: cannot load the weights"), warnings.catch_warnings():
+    with _outside_input(f"{where}: cannot load the weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, info = auto_class.from_pretrained(
             *_location(path), **options, **_attention(config), **_hub_options(config)
         )
-    if info["mismatched_keys"]:
-        names = ", ".join(str(entry) for entry in sorted(info["mismatched_keys"])[:4])
-        raise InputError(f"{key}.path={config.path}: misshapen tensors: {names}")
+    check_loaded(model, info, where)
     return model, sorted(info["missing_keys"])
 
 
+def _given_config(config: ModelConfig, key: str) -> dict[str, Any]:
+    """Return config.json as it stands, without the defaults that transformers adds."""
+    assert config.path is not None
+    path = resolve_path(config.path, f"{key}.path")
+    check_config_json(Path(path), f"{key}.path={config.path}")
+    with _outside_input(f"{key}.path={config.path}: cannot read config.json"):
+        given: dict[str, Any] = PreTrainedConfig.get_config_dict(path, **_hub_options(config))[0]
+    return given
+
+
 def _refuse_missing(missing: list[str], config: ModelConfig, key: str) -> None:
+    """Raise InputError for tensors that transformers would fill with noise in silence."""
     if missing:
         names = ", ".join(missing[:4])
         raise InputError(f"{key}.path={config.path}: {len(missing)} tensors missing: {names}")
@@ -173,7 +202,7 @@ def _classifier_around(causal: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _random_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+def _random_config(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
     assert config.from_config is not None
     keys = {
         "vocab_size": len(tokenizer),
@@ -183,6 +212,7 @@ def _random_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, **op
         **config.from_config,
         **options,
     }
+    check_token_ids(keys, keys["vocab_size"], f"{key}.from_config")
     return AutoConfig.for_model(**keys)
 
 
@@ -190,8 +220,8 @@ def _prepared(
     model: PreTrainedModel, config: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise InputError(f"{key}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows")
+    check_tokenizer(tokenizer, rows, key)
+    check_token_ids(model.config.to_dict(), rows, key)
     model.exported_config = copy.deepcopy(model.config)  # with the dropout rates it came with
     _switch_dropout_off(model)
     if config.gradient_checkpointing:

@@ -14,8 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlhf_cli.engine.distributed import peak_memory_gib
+from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.checks import Check, table
 from rlhf_cli.report.run_dir import RunDir
+from rlhf_cli.report.status import State, write_status
 
 _PIPED_WIDTH = 160  # where nobody says how wide it is
 logger = logging.getLogger("rlhf")
@@ -45,6 +47,7 @@ class Reporter:
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
         """Add the seconds of the body to `time/<phase>` of the next logged step."""
+        PROGRESS.enter(phase)
         start = time.perf_counter()
         try:
             yield
@@ -61,6 +64,7 @@ class Reporter:
         if self.run_dir is None:
             return
         self.run_dir.append("metrics.jsonl", record)
+        write_status(self.run_dir.folder, State.running, step)
         line = "  ".join(f"{name} {record[name]:.4g}" for name in self._headline if name in record)
         logger.info("step %d/%d  %s  %.1f s", step, self._num_steps, line, seconds)
         if self._progress is None:
@@ -96,10 +100,11 @@ class Reporter:
         )
         self._said += [str(check) for check in checks]
 
-    def samples(self, records: list[dict[str, Any]]) -> None:
-        """Write answers to samples.jsonl."""
-        for record in records if self.run_dir is not None else []:
-            assert self.run_dir is not None
+    def samples_once(self, stage: str, records: list[dict[str, Any]]) -> None:
+        """Write the answers of a stage to samples.jsonl, unless an earlier start of the run has."""
+        if self.run_dir is None or any(one["stage"] == stage for one in self.run_dir.read_lines("samples.jsonl")):
+            return
+        for record in records:
             self.run_dir.append("samples.jsonl", record)
 
     @contextmanager

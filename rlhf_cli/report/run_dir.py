@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import platform
-import re
 import shlex
+import socket
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +17,13 @@ from typing import Any
 
 import rlhf_cli
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.load import is_secret
 from rlhf_cli.config.sections import RunConfig
+from rlhf_cli.engine.files import disk_errors, sync, write_durably
 
 SUMMARY = "summary.json"  # written last, so its presence means that the run is finished
-CHECKPOINT_STATE = "trainer.json"
+CONFIG = "config.yaml"
+LOCK = ".lock"
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "hydra-core", "omegaconf", "accelerate", "tokenizers")
 
 
@@ -27,61 +32,62 @@ def run_folder(run: RunConfig) -> Path:
     return Path(run.output_dir, run.name)
 
 
-def check_folder(run: RunConfig, num_ranks: int) -> None:
-    """Raise InputError when a new run's folder is there, or when a run to resume has nothing to resume from."""
-    folder = run_folder(run)
-    if run.resume:
-        if not is_finished(run):
-            newest_checkpoint(folder, num_ranks)
-    elif folder.exists():
-        raise InputError(
-            f"{folder} exists and is never overwritten; give another run.name, or run.resume=true to continue it"
-        )
+def is_finished(folder: Path) -> bool:
+    """Say whether the run in a folder has come to its end."""
+    return (folder / SUMMARY).exists()
 
 
-def is_finished(run: RunConfig) -> bool:
-    """Say whether a run that is to be resumed has already come to its end."""
-    return run.resume and (run_folder(run) / SUMMARY).exists()
+def lock(folder: Path) -> int:
+    """Make this process the only one that writes to a run's folder, until it ends or closes the returned descriptor.
 
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Return the steps of the published checkpoints in a run's `checkpoints/` folder, oldest first."""
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
-
-
-def newest_checkpoint(folder: Path, num_ranks: int) -> Path:
-    """Return the folder of a run's newest checkpoint.
-
-    Raises InputError where there is none, or where another number of ranks wrote it.
+    Raises InputError where another process has it.
     """
-    steps = checkpoint_steps(folder / "checkpoints")
-    if not steps:
-        raise InputError(f"run.resume=true, but {folder} has no checkpoint; leave run.resume out to start anew")
-    newest = folder / "checkpoints" / f"step-{steps[-1]}"
-    wanted = json.loads((newest / CHECKPOINT_STATE).read_text("utf-8"))["world_size"]
-    if wanted != num_ranks:
-        raise InputError(f"{newest} was written by {wanted} ranks, this run has {num_ranks}; resume with {wanted}")
-    return newest
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+        os.close(descriptor)
+        raise InputError(f"{folder} is being written by {owner}; wait for it, or give another run.name") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
+def require_unlocked(folder: Path) -> None:
+    """Raise InputError where a process writes to a run's folder."""
+    if (folder / LOCK).exists():
+        os.close(lock(folder))
+
+
+def hide_secrets(words: list[str]) -> list[str]:
+    """Hide the values of `key=value` words whose key says that they are secret; an interpolation stays."""
+    kept = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        kept.append(f"{key}=<hidden>" if equals and is_secret(key) and not value.startswith("${") else word)
+    return kept
 
 
 class RunDir:
     """Writes the text files of a run; made on rank 0 only."""
 
     def __init__(self, run: RunConfig, command: str, args: list[str], config_yaml: str, world_size: int) -> None:
-        """Create the folder (or open it, when resuming) and write down what is run.
+        """Create the folder (or open it, when resuming), lock it, and write down what is run.
 
-        Raises InputError where another process made the folder first.
+        config_yaml: the options with their interpolations unresolved. Raises InputError where another process made
+        the folder first, or writes to it.
         """
         self.folder = run_folder(run)
         try:
-            self.folder.mkdir(parents=True, exist_ok=run.resume)
+            self.folder.mkdir(parents=True, exist_ok=bool(run.resume))
         except FileExistsError as error:
             raise InputError(f"{self.folder} exists and is never overwritten; give another run.name") from error
         except OSError as error:
             raise InputError(f"{self.folder}: cannot create the run folder: {error.strerror}") from error
+        self._lock = lock(self.folder)
         record = {
-            "command": shlex.join(["rlhf", command, *args]),
+            "command": shlex.join(["rlhf", command, *hide_secrets(args)]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": run.seed,
             "world_size": world_size,
@@ -90,22 +96,36 @@ class RunDir:
         if run.resume:
             self.append("resumes.jsonl", record)
         else:
-            (self.folder / "config.yaml").write_text(config_yaml, "utf-8")
+            (self.folder / CONFIG).write_text(config_yaml, "utf-8")
             self.write_json("run.json", record)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one JSON line to a file of the run; NaN and infinity, which JSON lacks, become null."""
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _finite(value) for name, value in record.items()}, ensure_ascii=False) + "\n")
+        file = self.folder / name
+        line = json.dumps({name: _finite(value) for name, value in record.items()}, ensure_ascii=False) + "\n"
+        with disk_errors(file, len(line)), file.open("a", encoding="utf-8") as opened:
+            opened.write(line)
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
-        """Write a whole JSON file of the run."""
-        (self.folder / name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        """Write a whole JSON file of the run, on the disk when this returns."""
+        with disk_errors(self.folder / name, len(str(record))):
+            write_durably(self.folder / name, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the records of a JSON-lines file of the run; none if it is not there."""
+        """Return the records of a JSON-lines file of the run; none if it is not there.
+
+        A last line that a killed process left unfinished is no record.
+        """
         file = self.folder / name
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_bytes().decode("utf-8", "replace").split("\n")[:-1]]
+
+    def sync(self) -> None:
+        """Bring what was logged to the disk."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (self.folder / name).exists():
+                sync(self.folder / name)
 
     def forget_after(self, step: int) -> None:
         """Drop what a run resumed after `step` writes again: metrics of later steps, answers after training."""
@@ -113,10 +133,10 @@ class RunDir:
         self._keep("samples.jsonl", lambda record: record["stage"] != "after")
 
     def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        if not (self.folder / name).exists():
+            return
         kept = [record for record in self.read_lines(name) if wanted(record)]
-        temporary = self.folder / f"{name}.tmp"
-        temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), "utf-8")
-        temporary.replace(self.folder / name)
+        write_durably(self.folder / name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
 
 def _finite(value: Any) -> Any:

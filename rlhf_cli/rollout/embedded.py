@@ -18,6 +18,7 @@ from transformers import (
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.engine.zero import TrainEngine
 
 
@@ -52,6 +53,7 @@ class EmbeddedSampler:
             try:
                 for start in range(0, len(prompts), self.config.micro_batch_size):
                     part = slice(start, start + self.config.micro_batch_size)
+                    PROGRESS.tick()
                     sequences += self._generate(model, prompts[part], keys[part], greedy)
             finally:
                 model.train()

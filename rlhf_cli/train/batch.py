@@ -57,6 +57,15 @@ class Rollout:
             scores=torch.tensor([episode.score for episode in episodes]),
         )
 
+    def not_finite(self) -> dict[int, str]:
+        """Return what is NaN or infinite, by row: {3: "score"}; {} in a sound rollout."""
+        found: dict[int, str] = {}
+        for name in ("scores", "logprobs", "ref_logprobs", "values"):
+            finite = getattr(self, name).reshape(len(self.sequences), -1).isfinite().all(dim=1)
+            for row in (~finite).nonzero().flatten().tolist():
+                found.setdefault(row, name.removesuffix("s"))
+        return dict(sorted(found.items()))
+
 
 @dataclass(frozen=True)
 class PPOTargets:

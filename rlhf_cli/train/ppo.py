@@ -20,12 +20,12 @@ from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import Sequence, Size, TokenBatch, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.zero import FrozenEngine, StepResult, TrainEngine
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
+from rlhf_cli.train.boundary import Boundary
 
 _KL = {KLEstimator.k1: kl_k1, KLEstimator.k2: kl_k2, KLEstimator.k3: kl_k3}
 _PRETRAIN = "loss/pretrain"
@@ -67,14 +67,14 @@ class PPOTrainer:
         models: Models,
         sampler: EmbeddedSampler,
         data: PPOData,
-        checkpoints: Checkpoints,
+        boundary: Boundary,
         report: Reporter,
     ) -> None:
         self.config = config
         self.models = models
         self.sampler = sampler
         self.data = data
-        self.checkpoints = checkpoints
+        self.boundary = boundary
         self.report = report
         self.device = distributed.device()
         self.state = PPOState(kl_coef=config.ppo.kl_coef)
@@ -82,22 +82,38 @@ class PPOTrainer:
 
     def fit(self) -> None:
         """Run the loop from the step of `self.state` to ppo.num_steps."""
-        every = self.config.checkpoint.every_steps
         while self.state.step < self.config.ppo.num_steps:
+            self.boundary.before_step(asdict(self.state))
             with self.report.time("rollout"):
                 sequences = self.collect()
             with self.report.time("score"):
                 rollout = self.score(sequences)
             with self.report.time("update"):
-                batch = self.estimate(rollout)
-                losses = self.update(batch)
-            self._look_for_negative_kl(rollout)
-            metrics = {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
-            self.state = self._next_state(metrics["kl"])
+                metrics = self.learn(rollout)
+            self.state = self._next_state(metrics.get("kl"))
             self.report.log(self.state.step, metrics, num_tokens=int(rollout.response_mask.sum()))
-            if every and self.state.step % every == 0:
-                with self.report.time("checkpoint"):
-                    self.checkpoints.save(asdict(self.state))
+            self.state.kl_coef *= self.boundary.look(self.state.step, metrics)
+            self.boundary.after_step(asdict(self.state), metrics)
+
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        """Estimate advantages and update both models; return the step's metrics.
+
+        A rollout with a score, a logprob or a value that is not finite would spoil every advantage of the step: it is
+        told and counted, and nothing is learnt from it.
+        """
+        broken = rollout.not_finite()
+        if broken:
+            indices = self._prompt_indices()
+            of = ", ".join(f"{indices[place]} ({what})" for place, what in list(broken.items())[:8])
+            self.report.say(f"warning: step {self.state.step + 1} is skipped: not finite for prompts {of}")
+            return {
+                "nonfinite_responses": float(len(broken)),
+                "skipped_updates": float(2 * self.config.ppo.updates_per_step),
+            }
+        batch = self.estimate(rollout)
+        losses = self.update(batch)
+        self._look_for_negative_kl(rollout)
+        return {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
 
     def _look_for_negative_kl(self, rollout: Rollout) -> None:
         k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
@@ -105,19 +121,23 @@ class PPOTrainer:
         if len(self._recent_kl) >= _ENOUGH_RESPONSES and clearly_negative(torch.tensor(self._recent_kl)):
             self.report.warn_once("the KL is clearly negative: responses are not drawn from the policy that is scored")
 
-    def _next_state(self, kl: float) -> PPOState:
+    def _next_state(self, kl: float | None) -> PPOState:
         ppo, kl_coef = self.config.ppo, self.state.kl_coef
-        if ppo.kl_target is not None and self.state.step >= ppo.value_warmup_steps:
+        if kl is not None and ppo.kl_target is not None and self.state.step >= ppo.value_warmup_steps:
             kl_coef = adapted_kl_coef(kl_coef, kl, ppo.kl_target, ppo.batch_size, ppo.kl_horizon)
         return PPOState(kl_coef, self.state.step + 1)
 
     def collect(self) -> list[Sequence]:
         """Sample a response to each of this rank's prompts of the step."""
-        size = self.config.ppo.batch_size
-        indices = batch_indices(len(self.data.prompts), size, self.state.step, self.config.run.seed)
-        places = distributed.share(list(range(size)))
+        indices = self._prompt_indices()
+        places = distributed.share(list(range(len(indices))))
         keys = [f"{self.config.run.seed}/{self.state.step}/{place}" for place in places]
         return self.sampler.sample([self.data.prompts[indices[place]].ids for place in places], keys)
+
+    def _prompt_indices(self) -> list[int]:
+        """The prompts of the step, of all ranks."""
+        size, seed = self.config.ppo.batch_size, self.config.run.seed
+        return batch_indices(len(self.data.prompts), size, self.state.step, seed)
 
     @torch.no_grad()
     def score(self, sequences: list[Sequence]) -> Rollout:
@@ -289,6 +309,7 @@ def summary(batch: PPOBatch) -> dict[str, float]:
     mask = rollout.response_mask
     k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
     num_responses = len(rollout.sequences)
+    raw = batch.returns - rollout.values  # advantages before they were whitened
     metrics = {
         "score": rollout.scores.mean(),
         "score_std": rollout.scores.std(correction=0),
@@ -297,6 +318,7 @@ def summary(batch: PPOBatch) -> dict[str, float]:
         "reward": batch.rewards.sum() / num_responses,
         "return": masked_mean(batch.returns, mask),
         "value": masked_mean(rollout.values, mask),
+        "advantage_std": masked_mean((raw - masked_mean(raw, mask)).square(), mask).sqrt(),
         "entropy": masked_mean(rollout.entropy, mask),
         "response_length": mask.sum() / num_responses,
         "eos_rate": rollout.ended.float().mean(),

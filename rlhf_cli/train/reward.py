@@ -16,9 +16,9 @@ from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.tokens import Sequence, Size, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.zero import TrainEngine
 from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.train.boundary import Boundary
 
 
 def num_steps(config: TrainRMConfig, num_rows: int) -> int:
@@ -79,7 +79,7 @@ class RewardTrainer:
         rows: list[Ranking],
         eval_rows: list[Ranking],
         pad_id: int,
-        checkpoints: Checkpoints,
+        boundary: Boundary,
         report: Reporter,
     ) -> None:
         self.config = config
@@ -87,24 +87,24 @@ class RewardTrainer:
         self.rows = rows
         self.eval_rows = sorted(eval_rows, key=lambda row: row.num_tokens)  # less padding
         self.pad_id = pad_id
-        self.checkpoints = checkpoints
+        self.boundary = boundary
         self.report = report
         self.step = 0
 
     def fit(self) -> None:
         """Run from `self.step` to the last step."""
-        evaluate_every, save_every = self.config.train.eval_every_steps, self.config.checkpoint.every_steps
+        evaluate_every = self.config.train.eval_every_steps
         last = num_steps(self.config, len(self.rows))
         while self.step < last:
+            self.boundary.before_step({"step": self.step})
             with self.report.time("update"):
                 metrics, num_tokens = self.update()
             self.step += 1
             self.report.log(self.step, metrics, num_tokens)
+            self.boundary.look(self.step, metrics)
             if evaluate_every and self.step % evaluate_every == 0 and self.step < last:
-                self.evaluate()
-            if save_every and self.step % save_every == 0:
-                with self.report.time("checkpoint"):
-                    self.checkpoints.save({"step": self.step})
+                metrics |= self.evaluate()
+            self.boundary.after_step({"step": self.step}, metrics)
 
     def update(self) -> tuple[dict[str, float], int]:
         """Make one optimizer step; return its metrics, means over the global batch, and the tokens it read."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import random
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import signal
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import numpy as np
-from omegaconf import OmegaConf
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
+from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.checkpoint import Checkpoints
-from rlhf_cli.engine.supervisor import end_with_supervisor
+from rlhf_cli.engine.checkpoint import Checkpoints, to_resume_together, write_folder
+from rlhf_cli.engine.files import require_room, size
+from rlhf_cli.engine.manifest import steps
+from rlhf_cli.engine.signals import StopSignals
+from rlhf_cli.engine.supervisor import end_with_parent
 from rlhf_cli.engine.zero import TrainEngine
 from rlhf_cli.models.export import export
 from rlhf_cli.models.heads import TokenScorer
@@ -40,10 +45,14 @@ from rlhf_cli.models.load import (
 )
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
-from rlhf_cli.report.run_dir import RunDir, run_folder
+from rlhf_cli.report.run_dir import SUMMARY, RunDir, run_folder
+from rlhf_cli.report.status import State, write_status
 from rlhf_cli.train.answers import AnswerBook, compare
+from rlhf_cli.train.boundary import Boundary
 from rlhf_cli.train.build import build_ppo, pad_id
 from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
+from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
+from rlhf_cli.train.guards import Guards
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer, num_steps
 
@@ -53,29 +62,36 @@ RM_HEADLINE = ("loss", "accuracy", "margin", "lr")
 PPO_HEADLINE = ("score", "kl", "reward", "response_length", "eos_rate", "clipfrac/policy")
 
 
-def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig, check_only: bool) -> int:
+def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig, text: str, check_only: bool) -> int:
     """Run one command on this rank and return its exit code; rank 0's options count on every rank.
 
-    check_only: build and check everything, and leave it at that.
+    text: the options as YAML, interpolations unresolved; check_only: build and check everything, and leave it at that.
     """
-    end_with_supervisor()
+    end_with_parent()
     quieten_libraries()
     _share_cores()
     keep_freed_memory()
+    faulthandler.register(signal.SIGUSR2)  # says where every thread stands
     distributed.initialise(config.launch.timeout_s)
+    config = distributed.broadcast(config)
+    folder = watch_folder()
+    ending = Ending(folder, config)
+    ending.watchdog.start()
     try:
-        config = distributed.broadcast(config)
         random.seed(config.run.seed)
         np.random.seed(config.run.seed)
         torch.manual_seed(config.run.seed)
-        start = Start(command, args, Reporter(speaks=distributed.rank() == 0), check_only)
+        start = Start(command, args, text, Reporter(speaks=distributed.rank() == 0), check_only, ending)
         if isinstance(config, TrainRMConfig):
             train_rm(config, start)
         else:
             train_ppo(config, start)
-    finally:
-        with suppress(Exception):  # an error on the way out must not hide the one that led here
-            distributed.shut_down()
+        distributed.barrier()  # nobody takes the watch folder away while another may still fail
+    except (Exception, KeyboardInterrupt) as error:
+        return ending.failed(error)
+    ending.watchdog.stop()
+    forget_watch_folder(folder)
+    distributed.shut_down()
     return 0
 
 
@@ -97,29 +113,76 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
-    """What a run needs to open its folder: the words of the command line, and the rank's voice."""
+    """What a run needs to open its folder: the words of the command line, the rank's voice, and how it may end."""
 
     command: str
     args: list[str]
+    text: str  # the options as YAML
     report: Reporter
     check_only: bool
+    ending: Ending
+    signals: StopSignals = field(default_factory=StopSignals)
 
-    def open(self, config: TrainRMConfig | TrainPPOConfig, num_steps: int, headline: tuple[str, ...]) -> Path:
-        """Make the run folder, on rank 0, once the input has proved good; return its path."""
-        run_dir = None
-        if distributed.rank() == 0:
-            text = OmegaConf.to_yaml(OmegaConf.structured(config))
-            run_dir = RunDir(config.run, self.command, self.args, text, distributed.world_size())
-            write_log(run_dir.folder / "log.txt")
+    def checkpoint(self, run: RunConfig) -> Path | None:
+        """Return the checkpoint to go on from, every byte of it checked, before anything is loaded; None: a new run."""
+        return None if run.resume is False else to_resume_together(run_folder(run), run.resume)
+
+    def open(
+        self,
+        config: TrainRMConfig | TrainPPOConfig,
+        checkpoints: Checkpoints,
+        num_steps: int,
+        headline: tuple[str, ...],
+    ) -> Path:
+        """Make the run folder, on rank 0, once the input has proved good; return its path.
+
+        From here on a signal ends the run between two steps, with a checkpoint.
+        """
+        folder = run_folder(config.run)
+        run_dir: RunDir | None = None
+
+        def make() -> None:
+            nonlocal run_dir
+            weights = sum(engine.export_bytes for engine in checkpoints.engines.values())
+            missing = max(1, config.checkpoint.keep_last + 1 - len(steps(checkpoints.folder)))
+            what = f"the run ({missing} checkpoints of {size(checkpoints.num_bytes)} and its exported weights)"
+            require_room(folder, missing * checkpoints.num_bytes + weights, what)
+            run_dir = RunDir(config.run, self.command, self.args, self.text, distributed.world_size())
+            write_status(folder, State.running, 0)
+            write_log(folder / "log.txt")
+            checkpoints.on_save = run_dir.sync
+
+        distributed.together(make, only_first=True)
+        self.ending.folder = folder
+        self.signals.install()
         self.report.open(run_dir, num_steps, headline)
-        self.report.say(f"run folder: {run_folder(config.run)}")
-        return run_folder(config.run)
+        self.report.say(f"run folder: {folder}")
+        return folder
+
+    def boundary(self, config: TrainRMConfig | TrainPPOConfig, checkpoints: Checkpoints) -> Boundary:
+        """Return what the trainer goes through between two steps."""
+        return Boundary(config.checkpoint, Guards(config.guard), checkpoints, self.report, self.signals)
+
+    def resume(self, checkpoints: Checkpoints, boundary: Boundary, folder: Path) -> dict[str, Any]:
+        """Load a checkpoint; return the trainer's state in it."""
+        state = boundary.resume(checkpoints.load(folder))
+        if self.report.run_dir is not None:
+            self.report.run_dir.forget_after(state["step"])
+        self.report.say(f"resumed after step {state['step']}")
+        return state
+
+    def finish(self, num_steps: int, summary: dict[str, Any]) -> None:
+        """Write down that the run has come to its end, and with what."""
+        if self.report.run_dir is not None:
+            self.report.run_dir.write_json(SUMMARY, summary)
+            write_status(self.report.run_dir.folder, State.finished, num_steps, exit_code=0)
 
 
 def train_rm(config: TrainRMConfig, start: Start) -> None:
     """Train, evaluate, normalise and export a reward model."""
+    resumed = start.checkpoint(config.run)
     tokenizer = load_tokenizer(config.model, "model")
     data = load_preferences(config.data, Renderer(tokenizer, config.data), config.run.seed)
     steps, report = num_steps(config, len(data.train)), start.report
@@ -129,61 +192,72 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     longest = max(row.num_tokens for row in (*data.train, *data.eval))
     check_length(classifier, longest, "model", "data.max_tokens")
     engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
-    checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last)
-    trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), checkpoints, report)
+    start.ending.knows(engine.num_weights, classifier.config, torch_dtype(config.model))
+    checkpoints = Checkpoints(
+        run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last, start.text
+    )
+    boundary = start.boundary(config, checkpoints)
+    trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
     if config.check.num_prompts:
         report_checks(lambda: check_rm(trainer, tokenizer, bounds_of(config.model)), config.check, report)
     if start.check_only:
         return
-    folder = start.open(config, steps, RM_HEADLINE)
-    if state := _resume(config, checkpoints, report):
-        trainer.step = state["step"]
+    folder = start.open(config, checkpoints, steps, RM_HEADLINE)
+    if resumed is not None:
+        trainer.step = start.resume(checkpoints, boundary, resumed)["step"]
     before = trainer.evaluate() if trainer.step == 0 and config.train.eval_every_steps else {}
     with report.progress(trainer.step):
         trainer.fit()
-    state = engine.full_state_dict()
-    weight = distributed.broadcast(state.get("model.score.weight"))
-    assert weight is not None
-    head, figures = trainer.calibrate(weight)
-    after = trainer.evaluate(head)
-    if report.run_dir is not None:
-        export(classifier, {**state, "model.score.weight": head}, tokenizer, folder / "final")
-        report.run_dir.write_json("summary.json", {"before": before, "after": after, **figures, "steps": steps})
+    with report.time("export"):
+        state = engine.full_state_dict()
+        weight = distributed.broadcast(state.get("model.score.weight"))
+        assert weight is not None
+        head, figures = trainer.calibrate(weight)
+        after = trainer.evaluate(head)
+        final = {**state, "model.score.weight": head}
+        write_folder(
+            lambda staging: export(classifier, final, tokenizer, staging), folder / "final", engine.export_bytes
+        )
+    start.finish(steps, {"before": before, "after": after, **figures, "steps": steps})
     report.say(f"reward model: {folder / 'final'}")
 
 
 def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     """Build the four models, check the set-up, run PPO, export policy and value model."""
     report = start.report
+    resumed = start.checkpoint(config.run)
     built = build_ppo(config, report)
     engines, sampler = built.engines, built.sampler
     trained = {"policy": engines.policy, "value_model": engines.value_model}
-    checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last)
-    trainer = PPOTrainer(config, engines, sampler, PPOData(built.prompts.train, built.texts), checkpoints, report)
+    weights = sum(engine.num_weights for engine in trained.values())
+    start.ending.knows(weights, built.modules["policy"].config, torch_dtype(config.model))
+    checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last, start.text)
+    boundary = start.boundary(config, checkpoints)
+    trainer = PPOTrainer(config, engines, sampler, PPOData(built.prompts.train, built.texts), boundary, report)
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
         bounds = bounds_of(config.model, config.reward_model)
         report_checks(lambda: check_ppo(trainer, built.prompts.train, texts, bounds), config.check, report)
     if start.check_only:
         return
-    folder = start.open(config, config.ppo.num_steps, PPO_HEADLINE)
+    folder = start.open(config, checkpoints, config.ppo.num_steps, PPO_HEADLINE)
     held_out = built.prompts.eval[: config.eval.num_prompts]
     book = AnswerBook(held_out, sampler, engines.reward_model, built.renderer, config.run.seed)
     report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
-    before = book.ask("before")
-    if state := _resume(config, checkpoints, report):
-        kl_coef = config.ppo.kl_coef if config.ppo.kl_target is None else state["kl_coef"]
-        trainer.state = PPOState(kl_coef=kl_coef, step=state["step"])
-    if trainer.state.step == 0:
-        report.samples([asdict(answer) for answer in before])
+    with report.time("answers"):
+        before = book.ask("before")
+    if resumed is not None:
+        trainer.state = PPOState(**start.resume(checkpoints, boundary, resumed))
+    report.samples_once("before", [asdict(answer) for answer in before])
     with report.progress(trainer.state.step):
         trainer.fit()
-    after = book.ask("after")
-    report.samples([asdict(answer) for answer in after])
-    _export_trained(trained, built.modules, built.tokenizer, folder / "final", report)
+    with report.time("answers"):
+        after = book.ask("after")
+    report.samples_once("after", [asdict(answer) for answer in after])
+    with report.time("export"):
+        _export_trained(trained, built.modules, built.tokenizer, folder / "final")
     figures = compare(before, after)
-    if report.run_dir is not None:
-        report.run_dir.write_json("summary.json", {"held_out": figures, "steps": trainer.state.step})
+    start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step})
     for mode, row in figures.items():
         low, high = row["difference_low"], row["difference_high"]
         report.say(
@@ -193,28 +267,21 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     report.say(f"policy and value model: {folder / 'final'}")
 
 
-def _resume(config: TrainRMConfig | TrainPPOConfig, checkpoints: Checkpoints, report: Reporter) -> dict[str, Any]:
-    """Load the newest checkpoint when asked to; return the trainer's state in it, or {}."""
-    if not config.run.resume:
-        return {}
-    state = checkpoints.load_newest()
-    if report.run_dir is not None:
-        report.run_dir.forget_after(state["step"])
-    report.say(f"resumed after step {state['step']}")
-    return state
-
-
 def _export_trained(
     engines: dict[str, TrainEngine],
     models: dict[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    report: Reporter,
 ) -> None:
+    states: dict[str, tuple[PreTrainedModel, dict[str, Tensor]]] = {}
     for name, engine in engines.items():
         state = engine.full_state_dict()
-        averaged = engine.full_ema(state) if engine.has_ema else None
-        if report.run_dir is not None:
-            export(models[name], state, tokenizer, folder / name)
-            if averaged is not None:
-                export(models[name], averaged, tokenizer, folder / f"{name}_ema")
+        states[name] = models[name], state
+        if engine.has_ema:
+            states[f"{name}_ema"] = models[name], engine.full_ema(state)
+
+    def write(staging: Path) -> None:
+        for name, (model, state) in states.items():
+            export(model, state, tokenizer, staging / name)
+
+    write_folder(write, folder, sum(engine.export_bytes for engine in engines.values()))

@@ -16,10 +16,11 @@ from torch.testing import assert_close
 
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.masking import masked_sum
-from rlhf_cli.config.errors import TrainingError
+from rlhf_cli.config.errors import NonFiniteError
 from rlhf_cli.config.sections import OptimConfig, RolloutConfig, Schedule
 from rlhf_cli.data.tokens import Sequence, collate
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.signals import leave
 from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
@@ -215,7 +216,7 @@ def skipping(_: Path) -> None:
             engine.backward(token_loss(engine, SEQUENCES[:2]) * broken)
             if update < 5:
                 assert engine.step(update).skipped
-        with pytest.raises(TrainingError, match=r"^3 updates in a row had gradients that are not finite"):
+        with pytest.raises(NonFiniteError, match=r"^3 updates in a row had gradients that are not finite"):
             engine.step(5)
         assert shards(engine) == after
 
@@ -249,6 +250,7 @@ def main() -> None:
     distributed.initialise(timeout_s=60)
     globals()[name](Path(folder))
     distributed.shut_down()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ STEP_METRICS = {
         "entropy",
         "response_length",
         "eos_rate",
+        "advantage_std",
     ),
     *("loss/policy", "loss/value", "approx_kl", "clipfrac/policy", "clipfrac/value"),
     *("grad_norm/policy", "grad_norm/value", "lr/policy", "lr/value", "skipped_updates", "num_updates", "kl_coef"),

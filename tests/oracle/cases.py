@@ -83,7 +83,7 @@ PPO_CASES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Record:
-    """Stands for the reporter and the checkpoints, and keeps what the trainer did."""
+    """Stands for the reporter and the boundary between steps, and keeps what the trainer did."""
 
     metrics: list[dict[str, float]] = field(default_factory=list)
     batches: list[PPOBatch] = field(default_factory=list)
@@ -98,6 +98,15 @@ class Record:
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics.append(metrics)
+
+    def before_step(self, state: dict[str, Any]) -> None:
+        pass
+
+    def look(self, step: int, metrics: dict[str, float]) -> float:
+        return 1.0
+
+    def after_step(self, state: dict[str, Any], metrics: dict[str, float]) -> None:
+        pass
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:

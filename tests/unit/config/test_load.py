@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from rlhf_cli.config.docs import experiments, groups, options
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import all_keys, compose_yaml, load, load_composed
+from rlhf_cli.config.load import all_keys, compose_yaml, load, read_composed, to_object
 from rlhf_cli.config.objectives import KLEstimator
 from rlhf_cli.config.schema import COMMANDS, TrainPPOConfig
 
@@ -62,7 +62,7 @@ def test_a_file_of_the_users_own_can_use_packaged_groups(tmp_path):
 def test_what_a_parent_composed_is_what_a_rank_reads(tmp_path):
     args = ["conf=tiny", "ppo.cliprange=0.3"]
     OmegaConf.save(compose_yaml("train-ppo", args), tmp_path / "composed.yaml")
-    assert load_composed("train-ppo", str(tmp_path / "composed.yaml")) == load("train-ppo", args)
+    assert to_object(read_composed("train-ppo", str(tmp_path / "composed.yaml"))) == load("train-ppo", args)
 
 
 WRONG = {

@@ -94,7 +94,7 @@ def test_rankings_hold_every_answer_the_best_first(tmp_path):
 @pytest.mark.parametrize("answers", [["one"], "text", ["a", 3], [["a"], ["b"]]])
 def test_a_ranking_that_is_no_list_of_texts_is_refused(answers, tmp_path):
     path = write(tmp_path / "a.json", [{"prompt": "q", "answers": answers}])
-    with pytest.raises(InputError, match=r"row 0: answers must be a list of two or more strings, the best first"):
+    with pytest.raises(InputError, match=r"row 1: answers: wanted a list of two or more strings, the best first"):
         load(path, ranking_column="answers")
 
 
@@ -116,7 +116,7 @@ def test_margin_and_confidence_come_from_their_columns(tmp_path):
 @pytest.mark.parametrize("value", [0.4, 1.1, None, "high", True])
 def test_a_confidence_out_of_range_is_refused(value, tmp_path):
     path = write(tmp_path / "a.jsonl", [{**ROWS[0], "sure": value}])
-    with pytest.raises(InputError, match=r"row 0: sure must be a number between 0.5 and 1, got"):
+    with pytest.raises(InputError, match=r"a.jsonl:1: sure: wanted a number between 0.5 and 1, got"):
         load(path, confidence_column="sure")
 
 
@@ -144,7 +144,7 @@ def test_bad_rows_are_counted_never_cut(tmp_path):
 )
 def test_a_policy_of_error_names_row_reason_and_option(row, option, reason, tmp_path):
     path = write(tmp_path / "a.jsonl", [ROWS[0], row])
-    with pytest.raises(InputError, match=rf"row 1 is {reason} and data.{option}=error"):
+    with pytest.raises(InputError, match=rf"a.jsonl:2: .*: {reason}, and data.{option}=error"):
         load(path, max_tokens=60, **{option: RowPolicy.error})
 
 
@@ -181,9 +181,9 @@ def test_unknown_columns_splits_and_files_are_named(tmp_path):
         load("./nowhere.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"prompt": ')
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"cannot read rows: \w+|no rows"):
+    with pytest.raises(InputError, match=r"data.train=.*empty.jsonl: no rows"):
         load(str(tmp_path / "empty.jsonl"))
-    with pytest.raises(InputError, match=r"data.train=.*broken.jsonl: cannot read rows: \w+"):
+    with pytest.raises(InputError, match=r"broken.jsonl:1: not JSON: Expecting value \(column 11\)"):
         load(str(tmp_path / "broken.jsonl"))
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(InputError, match=r"unknown file type '.txt'"):

@@ -55,7 +55,7 @@ def test_a_step_is_one_line_with_metrics_times_and_speed(run_dir, capsys):
 def test_other_ranks_are_silent(capsys):
     report = Reporter(speaks=False)
     report.say("hello")
-    report.samples([{"a": 1}])
+    report.samples_once("before", [{"a": 1}])
     assert capsys.readouterr().out == ""
 
 

@@ -92,6 +92,7 @@ def test_the_summary_weighs_tokens_once_and_responses_once():
             "reward": (0.9 - 2.15) / 2,
             "return": (0.9 + 0.95 - 2.15) / 3,
             "value": 0.5,
+            "advantage_std": ((1.0 + 1.05**2 + 2.05**2) / 3) ** 0.5,  # of 0.40, 0.45, -2.65
             "entropy": 2.0,
             "response_length": 1.5,
             "eos_rate": 0.5,

@@ -1,0 +1,88 @@
+"""Whether two configurations of a run train the same. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.schema import structured
+
+# Where a run lives, how it is cut into passes, watched and saved: none of it changes what is learnt but by rounding.
+MAY_CHANGE = (
+    "run.name",
+    "run.output_dir",
+    "run.resume",
+    "launch.*",
+    "check.*",
+    "checkpoint.*",
+    "guard.*",
+    "deepspeed.*",
+    "*.micro_batch_size",
+    "*.micro_batch_tokens",
+    "*.eval_micro_batch_size",
+    "*.gradient_checkpointing",
+    "*.attn_implementation",
+    "*.max_skipped_updates",
+)
+_MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key whose value is not what it was."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.was} -> {self.now}"
+
+
+def differences(command: str, was: str, now: str) -> list[Difference]:
+    """Compare two configurations of a command, as YAML; an option that one of them lacks has its default.
+
+    Interpolations are compared as they are written. Raises InputError where one does not fit the schema.
+    """
+    first, second = (dict(_flat(_merged(command, text))) for text in (was, now))
+    return [
+        Difference(key, first.get(key), second.get(key))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    ]
+
+
+def require_same(command: str, was: str, now: str, what: str) -> None:
+    """Raise InputError, with the differences, where two configurations differ in what is learnt."""
+    changed = [one for one in differences(command, was, now) if not _MAY_CHANGE.fullmatch(one.key)]
+    if changed:
+        listed = "; ".join(map(str, changed))
+        raise InputError(f"{what} with other options: {listed}; only these may change: {', '.join(MAY_CHANGE)}")
+
+
+def _merged(command: str, text: str) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(structured(command), OmegaConf.create(text))
+    except OmegaConfBaseException as error:
+        reason = next(line for line in str(error).splitlines() if line)
+        raise InputError(f"the configuration was written by another version: {reason}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _flat(node: DictConfig) -> Iterator[tuple[str, Any]]:
+    yield from _leaves("", OmegaConf.to_container(node, resolve=False, enum_to_str=True))
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}" if key else str(name), inner)
+    else:
+        yield key, value

@@ -1,0 +1,81 @@
+"""Rows that cannot be used: what is wrong with one, and how all those of a source are told at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import RowPolicy
+from rlhf_cli.report.text import printable
+
+Row = dict[str, Any]
+NUM_SHOWN = 20
+_MAX_LINE = 200  # characters; a message quotes what it found, however long that is
+
+
+class BadRow(InputError):
+    """A row that cannot be used: its field, or "" for the row as a whole, and the reason.
+
+    With policy `drop`, that of the given option, the row is left out and counted.
+    """
+
+    def __init__(self, field: str, reason: str, policy: RowPolicy = RowPolicy.error, option: str = "") -> None:
+        self.reason = reason
+        self.policy = policy
+        asked = f", and {option}={policy.value}" if option else ""
+        super().__init__(_harmless(f"{field}: {reason}{asked}" if field else f"{reason}{asked}"))
+
+
+class Rejected:
+    """The bad rows of one source."""
+
+    def __init__(self) -> None:
+        self.dropped: Counter[str] = Counter()  # reason -> rows
+        self.refused: list[tuple[str, str]] = []  # (place, what is wrong there)
+
+    def add(self, place: str, bad: BadRow) -> None:
+        """Count a row that its policy drops, remember one that must not be."""
+        if bad.policy is RowPolicy.drop:
+            self.dropped[bad.reason] += 1
+        else:
+            self.refused.append((place, str(bad)))
+
+    def raise_if_refused(self, source: str, num_rows: int) -> None:
+        """Raise one InputError that shows the first 20 refused rows and counts all; one line where all are alike."""
+        if not self.refused:
+            return
+        num, reasons = len(self.refused), {what for _, what in self.refused}
+        if num == num_rows > 1 and len(reasons) == 1:
+            raise InputError(f"{source}: all {num_rows} rows: {reasons.pop()}")
+        lines = [f"{source}: {num} bad row{'s' if num > 1 else ''} of {num_rows}"]
+        lines += [f"  {_harmless(place)}: {what}" for place, what in self.refused[:NUM_SHOWN]]
+        if num > NUM_SHOWN:
+            lines.append(f"  … and {num - NUM_SHOWN} more; {num} bad rows of {num_rows}")
+        raise InputError("\n".join(lines))
+
+    def summary(self, source: str, kept: int) -> str:
+        """One line: `pairs.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal)`."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        return f"{source}: {kept} rows kept, {self.dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
+
+
+def column(row: Row, name: str) -> Any:
+    """Return a column of a row; raise BadRow where it is missing."""
+    if name not in row:
+        raise BadRow(name, "missing")
+    return row[name]
+
+
+def check_columns(rows: list[Row], wanted: dict[str, str], source: str) -> None:
+    """Raise InputError where no row at all has a wanted column; wanted: column -> the option that names it."""
+    there = dict.fromkeys(name for row in rows for name in row)
+    for name, option in wanted.items():
+        if there and name not in there:
+            raise InputError(_harmless(f"{source}: no column '{name}'; there are: {', '.join(there)}; set {option}"))
+
+
+def _harmless(text: str) -> str:
+    """Return text from data as one short line without control characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}…"

@@ -1,0 +1,53 @@
+"""What to change where memory runs out, and about how much that saves; the formulas stand in docs/reliability.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
+
+_STATE_BYTES = 12  # float32 weights and AdamW's two means, a weight
+# Activations of a layer in numbers a token and unit of width: arXiv:2205.05198, sec. 4.1, with fused attention (34
+# bytes in 16 bits); under gradient checkpointing the layer's input alone is kept.
+_LAYER_NUMBERS = 17
+_KEPT_NUMBERS = 1
+
+
+def out_of_memory_advice(
+    config: TrainRMConfig | TrainPPOConfig, num_weights: int, dimensions: Mapping[str, int], num_ranks: int
+) -> str:
+    """Return four settings, one a line, with the GiB a GPU that each would save about.
+
+    num_weights: of all trained models; dimensions: layers, width, kv_width (of the keys of one layer), bytes (of a
+    number in the model's dtype); 0 where they are not known yet.
+    """
+    per_token = dimensions.get("layers", 0) * dimensions.get("width", 0) * dimensions.get("bytes", 0)
+    checkpointing = config.model.gradient_checkpointing
+    kept = _KEPT_NUMBERS if checkpointing else _LAYER_NUMBERS
+    if isinstance(config, TrainPPOConfig):
+        key, rows = "ppo.micro_batch_size", config.ppo.micro_batch_size
+        tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens  # of a row
+        last = _smaller_rollout(config, dimensions, tokens)
+    else:
+        key, rows = "train.micro_batch_size", config.train.micro_batch_size
+        tokens = 2 * config.data.max_tokens  # two answers
+        half = config.data.max_tokens // 2
+        note = f"now {config.data.max_tokens}; longer rows are dropped"
+        last = (f"data.max_tokens={half}", rows * half * 2 * per_token * kept, note)
+    fewer = max(1, rows // 2)
+    recomputed = 0 if checkpointing else rows * tokens * per_token * (_LAYER_NUMBERS - _KEPT_NUMBERS)
+    settings = [
+        (f"{key}={fewer}", (rows - fewer) * tokens * per_token * kept, f"now {rows}"),
+        ("model.gradient_checkpointing=true", recomputed, f"now {checkpointing}; a third more time"),
+        ("deepspeed=zero3_offload", _STATE_BYTES * num_weights // num_ranks, "AdamW's state to the host; slower"),
+        last,
+    ]
+    lines = [f"  {option:36} saves about {saved / 2**30:.2f} GiB a GPU ({note})" for option, saved, note in settings]
+    return "\n".join(["any of these makes room; the run then goes on with run.resume=true:", *lines])
+
+
+def _smaller_rollout(config: TrainPPOConfig, dimensions: Mapping[str, int], tokens: int) -> tuple[str, int, str]:
+    rows = config.rollout.micro_batch_size
+    fewer = max(1, rows // 2)
+    cache = 2 * dimensions.get("layers", 0) * dimensions.get("kv_width", 0) * dimensions.get("bytes", 0)
+    return f"rollout.micro_batch_size={fewer}", (rows - fewer) * tokens * cache, f"now {rows}"
