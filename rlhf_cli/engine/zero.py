@@ -18,10 +18,11 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
-from rlhf_cli.config.errors import NonFiniteError
+from rlhf_cli.config.errors import InputError, NonFiniteError
 from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.shards import ShardReader, write_shards
@@ -45,7 +46,7 @@ class FrozenEngine:
         module.requires_grad_(False)
         config = _engine_config(deepspeed, dtype)
         config["zero_optimization"].pop("offload_optimizer", None)
-        self._engine = initialize(model=module, config=config)[0]
+        self._engine = _initialize(model=module, config=config)
         self._engine.eval()
 
     @property
@@ -90,7 +91,7 @@ class TrainEngine:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self._engine = initialize(model=module, optimizer=optimizer, config=config)[0]
+        self._engine = _initialize(model=module, optimizer=optimizer, config=config)
         self._engine.train()
         self._optim, self._num_updates, self._ema_decay = optim, num_updates, ema_decay
         self._num_skipped = 0  # in a row
@@ -265,6 +266,19 @@ class TrainEngine:
                     self._ema[name] = reader.read(f"ema/{name}", start, size).to(self._ema_device)
         optimizer.checkpoint_event_epilogue()
         self._num_skipped = num_skipped
+
+
+def _initialize(**options: Any) -> Any:
+    """Make DeepSpeed's engine; raise InputError for a key of `deepspeed.` that it does not take."""
+    PROGRESS.tick()
+    try:
+        return initialize(**options)[0]
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]  # what was given may be secret
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"deepspeed: {error.title} refuses '{key}': {first['msg']}; mend the deepspeed section"
+        ) from None
 
 
 def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

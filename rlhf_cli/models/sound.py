@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.report.text import printable
 
 HEAD = "score.weight"
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -36,7 +38,8 @@ def check_folder(folder: Path, where: str) -> None:
             with safe_open(folder / name, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{where}: {name} is damaged ({error}); copy or download it again") from error
+            reason = printable(" ".join(str(error).split()))
+            raise InputError(f"{where}: {name} is damaged ({reason}); copy or download it again") from error
 
 
 def check_config_json(folder: Path, where: str) -> None:
@@ -51,12 +54,12 @@ def _shards(folder: Path, where: str) -> list[str]:
         weights = _read_object(folder / _INDEX, where).get("weight_map")
         if not isinstance(weights, dict) or not weights:
             raise InputError(f"{where}: {_INDEX} has no weight_map")
-        return sorted(set(map(str, weights.values())))
+        return sorted({printable(str(file)) for file in weights.values()})
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickles:
         raise InputError(
-            f"{where}: the weights are in {pickles[0]}, a pickle file, which may run code when read; wanted safetensors: "
-            "convert them with AutoModelForCausalLM (a reward model: AutoModelForSequenceClassification)"
+            f"{where}: the weights are in {pickles[0]}, a pickle file, which may run code when read; wanted "
+            "safetensors: convert it with AutoModelForCausalLM (a reward model: AutoModelForSequenceClassification)"
             f".from_pretrained('{folder}').save_pretrained('{folder}')"
         )
     raise InputError(f"{where}: no model.safetensors in that folder")
@@ -74,7 +77,8 @@ def _read_object(file: Path, where: str) -> dict[str, Any]:
 
 def check_one_label(config: Mapping[str, Any], where: str) -> None:
     """Raise InputError where config.json gives a reward model more than one label."""
-    num = config.get("num_labels") or len(config.get("id2label") or "1")
+    names = config.get("id2label")
+    num = config.get("num_labels") or (len(names) if isinstance(names, dict) and names else 1)
     if num != 1:
         raise InputError(f"{where}: config.json gives it {num} labels, wanted a reward model with one")
 
@@ -113,7 +117,7 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str) ->
         name for name in sorted(info["unexpected_keys"]) if name.split(".")[0] in ours and not _BUFFERS.search(name)
     ]
     if left_out:
-        listed = ", ".join(left_out[:4])
+        listed = printable(", ".join(left_out[:4]))
         raise InputError(f"{where}: {len(left_out)} tensors that the config has no place for: {listed}")
     for name, weight in model.named_parameters():
         low, high = weight.detach().aminmax()

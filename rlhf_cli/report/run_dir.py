@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import socket
 import time
@@ -61,11 +62,16 @@ def require_unlocked(folder: Path) -> None:
 
 
 def hide_secrets(words: list[str]) -> list[str]:
-    """Hide the values of `key=value` words whose key says that they are secret; an interpolation stays."""
+    """Hide the values of `key=value` words, and of keys in `{...}` values, whose name says that they are secret."""
     kept = []
     for word in words:
         key, equals, value = word.partition("=")
-        kept.append(f"{key}=<hidden>" if equals and is_secret(key) and not value.startswith("${") else word)
+        if equals and is_secret(key) and not value.startswith("${"):
+            value = "<hidden>"
+        inside = re.sub(
+            r"(\w+)(\s*:\s*)([^,{}]+)", lambda m: m[0] if not is_secret(m[1]) else f"{m[1]}{m[2]}<hidden>", value
+        )
+        kept.append(f"{key}{equals}{inside}")
     return kept
 
 

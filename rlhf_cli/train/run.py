@@ -58,6 +58,7 @@ from rlhf_cli.train.reward import RewardTrainer, num_steps
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
+COLLECTIVES_LATER_S = 30  # than the watchdog, which knows where the ranks stand
 RM_HEADLINE = ("loss", "accuracy", "margin", "lr")
 PPO_HEADLINE = ("score", "kl", "reward", "response_length", "eos_rate", "clipfrac/policy")
 
@@ -72,7 +73,7 @@ def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig, t
     _share_cores()
     keep_freed_memory()
     faulthandler.register(signal.SIGUSR2)  # says where every thread stands
-    distributed.initialise(config.launch.timeout_s)
+    distributed.initialise(config.launch.timeout_s + COLLECTIVES_LATER_S)
     config = distributed.broadcast(config)
     folder = watch_folder()
     ending = Ending(folder, config)

@@ -112,7 +112,7 @@ def test_weights_in_pickle_files_are_refused(tmp_path):
     model = load_causal_lm(tiny_config("llama"), "model", tokenizer, 0)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="the weights are in pytorch_model.bin, a pickle file"):
+    with pytest.raises(InputError, match=r"the weights are in pytorch_model\.bin, a pickle file"):
         load_causal_lm(ModelConfig(path=str(tmp_path)), "model", tokenizer, 0)
 
 
@@ -184,7 +184,7 @@ def test_broken_files_and_settings_are_one_line(tmp_path):
         load_causal_lm(replace(config, attn_implementation="flash_attention_2"), "model", tokenizer, 0)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(InputError, match="model.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         load_causal_lm(config, "model", tokenizer, 0)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="model: no tokenizer in "):

@@ -383,7 +383,7 @@ def test_the_summary_reads_no_padding():
             "reward": 3.5,
             "return": 4.0,
             "value": 2.0,
-                "advantage_std": (2 / 3) ** 0.5,  # of 1, 2, 3
+            "advantage_std": (2 / 3) ** 0.5,  # of 1, 2, 3
             "entropy": 1.5,
             "response_length": 1.5,
             "eos_rate": 0.5,

@@ -1,0 +1,91 @@
+"""`python -m tests.e2e.inject FAULT RANK ARGS...`: the command with a fault built into one of its ranks."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import sys
+import time
+
+import torch
+
+from rlhf_cli.cli import entry
+from rlhf_cli.engine.checkpoint import Checkpoints
+from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.engine.zero import TrainEngine
+from rlhf_cli.rewards.reward_model import RewardModel
+from rlhf_cli.train.ppo import PPOTrainer
+
+_collect, _score, _write_own, _backward = (
+    PPOTrainer.collect,
+    RewardModel.score,
+    Checkpoints._write_own,
+    TrainEngine.backward,
+)
+
+
+def _raise(self):
+    if self.state.step == 2:
+        raise LookupError("row 7 has gone")
+    return _collect(self)
+
+
+def _hang(self):
+    if self.state.step == 2:
+        time.sleep(1000)
+    return _collect(self)
+
+
+def _out_of_memory(self):
+    if self.state.step == 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return _collect(self)
+
+
+def _nan_scores(first, last):
+    def score(self, sequences):
+        scores = _score(self, sequences)
+        return scores * math.nan if first <= PROGRESS.step <= last else scores
+
+    return score
+
+
+def _nan_loss(self, loss):
+    return _backward(self, loss * math.nan if PROGRESS.step == 3 else loss)
+
+
+def _die_while_writing(self, staging):
+    if staging.name == ".step-4":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _write_own(self, staging)
+
+
+def _no_space():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+FAULTS = {
+    "raise": lambda: setattr(PPOTrainer, "collect", _raise),
+    "hang": lambda: setattr(PPOTrainer, "collect", _hang),
+    "out-of-memory": lambda: setattr(PPOTrainer, "collect", _out_of_memory),
+    "one-nan-score": lambda: setattr(RewardModel, "score", _nan_scores(2, 2)),
+    "nan-scores": lambda: setattr(RewardModel, "score", _nan_scores(3, math.inf)),
+    "nan-loss": lambda: setattr(TrainEngine, "backward", _nan_loss),
+    "die-while-writing": lambda: setattr(Checkpoints, "_write_own", _die_while_writing),
+    "no-space": _no_space,
+}
+
+
+def main() -> None:
+    fault, rank, *args = sys.argv[1:]
+    if os.environ.get("RANK", "0") == rank:
+        FAULTS[fault]()
+    sys.argv[1:] = args
+    entry()
+
+
+if __name__ == "__main__":
+    main()
