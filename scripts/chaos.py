@@ -455,8 +455,9 @@ class Chaos:
         self.check_resumed(launch)
         if num_left:
             self.fail(launch, f"{num_left} processes left {GONE_S:g} s after its end")
-        if read_status(run.folder).get("state") == "running":
-            self.fail(launch, "status.json says running, and no process is left")
+        # a killed process whose parent is gone is in the process table until init looks
+        if not until(lambda: read_status(run.folder).get("state") != "running", GONE_S):
+            self.fail(launch, f"status.json says running, {GONE_S:g} s after the last process ended")
         if is_finished(run.folder) and code == 0:
             self.say(f"{run.name} came to its end{'' if fault is None else f' before {fault}'}")
             return True

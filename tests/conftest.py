@@ -16,7 +16,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for tier in {"distributed", "e2e"}.intersection(Path(item.path).parts):
+        for tier in {"distributed", "e2e", "faults"}.intersection(Path(item.path).parts):
             item.add_marker(tier)
 
 

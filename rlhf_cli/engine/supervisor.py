@@ -49,7 +49,8 @@ def supervise(verb: list[str], args: list[str], num_ranks: int, run: Path) -> in
             for rank in range(num_ranks):
                 environment = {**_rank_environment(rank, num_ranks, port), WATCH_FOLDER: folder}
                 supervisor.start(words, environment)
-            return _account_for(supervisor.wait(), run)
+            ended = supervisor.wait()
+            return _account_for(ended, supervisor.ended_by, run)
         finally:
             supervisor.kill()
 
@@ -66,6 +67,7 @@ class Ended:
 class _Supervisor:
     def __init__(self) -> None:
         self.ranks: list[subprocess.Popen[bytes]] = []
+        self.ended_by: signal.Signals | None = None  # a signal that came again
         self._signalled_at: float | None = None
 
     def take_signals(self) -> None:
@@ -104,6 +106,7 @@ class _Supervisor:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._signalled_at is not None and now - self._signalled_at > DOUBLE_S:
+            self.ended_by = signal.Signals(number)
             self.kill()
             return
         self._signalled_at = self._signalled_at or now
@@ -112,21 +115,24 @@ class _Supervisor:
                 process.send_signal(number)
 
 
-def _account_for(ended: Ended | None, run: Path) -> int:
-    """Say what no rank could say, and return the exit code: 128 + n where signal n killed a rank."""
+def _account_for(ended: Ended | None, by: signal.Signals | None, run: Path) -> int:
+    """Say what no rank could say, and return the exit code: 128 + n where signal n ended the run or killed a rank."""
     if ended is None:
         return 0
-    if ended.code > 0:
+    if by is None and ended.code > 0:
         return ended.code
-    name = signal.Signals(-ended.code).name
-    reason = f"rank {ended.rank} (process {ended.pid}) was killed by {name}"
+    killed_by = by or signal.Signals(-ended.code)
+    code = 128 + killed_by
+    reason = f"rank {ended.rank} (process {ended.pid}) was killed by {killed_by.name}"
+    if by is not None:
+        reason = f"ended at once by a second {by.name}, nothing more was saved"
+    print(f"rlhf: error: {reason}", file=sys.stderr)
     status = read_status(run)
     if status.get("state") in (State.running.value, State.failed.value):
-        write_status(run, State.failed, status["step"], exit_code=128 - ended.code, reason=reason, rank=ended.rank)
-        print(f"rlhf: error: {reason}; go on from the last checkpoint with run.resume=true", file=sys.stderr)
-    else:
-        print(f"rlhf: error: {reason}", file=sys.stderr)
-    return 128 - ended.code
+        write_status(run, State.failed, status["step"], exit_code=code, reason=reason, rank=ended.rank)
+        if by is None:
+            print("rlhf: go on from the last checkpoint with run.resume=true", file=sys.stderr)
+    return code
 
 
 def _rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:

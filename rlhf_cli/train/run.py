@@ -34,6 +34,7 @@ from rlhf_cli.engine.files import require_room, size
 from rlhf_cli.engine.manifest import steps
 from rlhf_cli.engine.signals import StopSignals
 from rlhf_cli.engine.supervisor import end_with_parent
+from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.engine.zero import TrainEngine
 from rlhf_cli.models.export import export
 from rlhf_cli.models.heads import TokenScorer
@@ -209,16 +210,14 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     before = trainer.evaluate() if trainer.step == 0 and config.train.eval_every_steps else {}
     with report.progress(trainer.step):
         trainer.fit()
-    with report.time("export"):
-        state = engine.full_state_dict()
-        weight = distributed.broadcast(state.get("model.score.weight"))
-        assert weight is not None
-        head, figures = trainer.calibrate(weight)
-        after = trainer.evaluate(head)
-        final = {**state, "model.score.weight": head}
-        write_folder(
-            lambda staging: export(classifier, final, tokenizer, staging), folder / "final", engine.export_bytes
-        )
+    PROGRESS.enter("export")
+    state = engine.full_state_dict()
+    weight = distributed.broadcast(state.get("model.score.weight"))
+    assert weight is not None
+    head, figures = trainer.calibrate(weight)
+    after = trainer.evaluate(head)
+    final = {**state, "model.score.weight": head}
+    write_folder(lambda staging: export(classifier, final, tokenizer, staging), folder / "final", engine.export_bytes)
     start.finish(steps, {"before": before, "after": after, **figures, "steps": steps})
     report.say(f"reward model: {folder / 'final'}")
 
@@ -245,18 +244,18 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     held_out = built.prompts.eval[: config.eval.num_prompts]
     book = AnswerBook(held_out, sampler, engines.reward_model, built.renderer, config.run.seed)
     report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
-    with report.time("answers"):
-        before = book.ask("before")
+    PROGRESS.enter("answers before training")
+    before = book.ask("before")
     if resumed is not None:
         trainer.state = PPOState(**start.resume(checkpoints, boundary, resumed))
     report.samples_once("before", [asdict(answer) for answer in before])
     with report.progress(trainer.state.step):
         trainer.fit()
-    with report.time("answers"):
-        after = book.ask("after")
+    PROGRESS.enter("answers after training")
+    after = book.ask("after")
     report.samples_once("after", [asdict(answer) for answer in after])
-    with report.time("export"):
-        _export_trained(trained, built.modules, built.tokenizer, folder / "final")
+    PROGRESS.enter("export")
+    _export_trained(trained, built.modules, built.tokenizer, folder / "final")
     figures = compare(before, after)
     start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step})
     for mode, row in figures.items():

@@ -68,7 +68,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(whole, tmp_path):
     os.kill(pid, signal.SIGKILL)
     assert started.end() == 137, started.text
     run = tmp_path / "outputs/a"
-    assert f"rank 1 (process {pid}) was killed by SIGKILL; go on from the last checkpoint" in started.text
+    assert f"rank 1 (process {pid}) was killed by SIGKILL\nrlhf: go on from the last checkpoint" in started.text
     assert "Traceback" not in started.text
     assert status(run)["state"] == "failed"
     with (run / "metrics.jsonl").open("a") as file:

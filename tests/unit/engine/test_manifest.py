@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,7 @@ def newest(run):
 
 
 def truncate(file):
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(file.read_bytes()[:-3])
 
 
 def halve(file):
@@ -100,11 +101,7 @@ def swap(file):
 
 def take_from_the_other_step(file):
     parts = [{"step-2": "step-4", "step-4": "step-2"}.get(part, part) for part in file.parts]
-    other = file.__class__(*parts)
-    if other.read_bytes() == file.read_bytes():
-        assert file.name == "config.yaml"
-        pytest.skip("the same in both")
-    shutil.copy(other, file)
+    shutil.copy(Path(*parts), file)
 
 
 DAMAGES = {
@@ -132,8 +129,11 @@ def names_a_file_of(folder, message):
     return any(f"{folder / name}: " in message for name in FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", DAMAGES)
+CASES = [(damage, name) for damage in DAMAGES for name in FILES]
+CASES.remove(("other-step", "config.yaml"))  # the same options in both
+
+
+@pytest.mark.parametrize(("damage", "name"), CASES)
 def test_a_damaged_checkpoint_is_refused(run, older, newest, name, damage):
     DAMAGES[damage](newest / name)
     message = refused(run)
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_refused(run, older, newest, name, damage):
     assert message.endswith(f"; {older} is whole: go on from it with run.resume={older}")
     assert message == refused(run, str(newest))
     assert to_resume_together(run, str(older)) == older
-    DAMAGES["truncated"](older / name)
+    truncate(older / name)
     assert refused(run).endswith(f"; no checkpoint of {run} is whole: start anew with another run.name")
 
 
@@ -159,18 +159,17 @@ def test_a_longer_file_is_refused_by_its_size_or_by_its_hash(run, newest, name):
 
 
 def test_no_bit_of_a_manifest_can_change_what_it_says(newest):
-    """Of every byte a bit: the file is refused, or says what it said."""
+    """Of every byte one bit: the file is refused, or, where the byte is between two words, says what it said."""
     content, said = (newest / "manifest.json").read_bytes(), read_manifest(newest)
-    for at in range(len(content)):
-        for bit in (0, 3, 5, 7):
-            changed = bytearray(content)
-            changed[at] ^= 1 << bit
-            (newest / "manifest.json").write_bytes(changed)
-            try:
-                assert read_manifest(newest) == said
-            except CheckpointError:
-                continue
-            assert chr(content[at]).isspace()
+    for at, byte in enumerate(content):
+        changed = bytearray(content)
+        changed[at] ^= 1 << at % 8
+        (newest / "manifest.json").write_bytes(changed)
+        try:
+            assert read_manifest(newest) == said
+        except CheckpointError:
+            continue
+        assert chr(byte).isspace()
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -275,10 +274,12 @@ def test_a_checkpoint_is_found_by_any_path_to_it(run, older, monkeypatch):
         assert to_resume(run, path)[0] == older
 
 
-def test_what_a_killed_run_left_is_no_checkpoint(run, older):
+def test_what_a_killed_run_left_is_no_checkpoint(run, older, newest):
     for leftover in (".step-6", ".old-step-1"):
         shutil.copytree(older, run / "checkpoints" / leftover)
-        assert str(older) in refused(run, str(run / "checkpoints" / leftover)).partition("; ")[2]
+        message = refused(run, str(run / "checkpoints" / leftover))
+        assert message.startswith(f"{run}/checkpoints/{leftover}/manifest.json: ")
+        assert message.endswith(f"; {newest} is whole: go on from it with run.resume={newest}")
     assert steps(run / "checkpoints") == [2, 4]
 
 

@@ -1,0 +1,201 @@
+"""Every fault in every place: longer than `make test` has time for. `make test-faults`."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.engine.manifest import read_manifest, steps
+from tests.conftest import child_environment
+from tests.e2e.processes import TINY, Started, processes_with, same_weights, status
+from tests.e2e.series import metrics
+
+TWO = "launch.num_gpus=2"
+LONG = [*TINY, "ppo.num_steps=12"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    started = Started(folder, *LONG, TWO, "run.name=whole")
+    assert started.end(120) == 0, started.text
+    return folder / "outputs/whole"
+
+
+def assert_equal_runs(run, whole):
+    assert metrics(run) == metrics(whole)
+    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    assert same_weights(run, whole)
+
+
+def resume(folder, *more):
+    started = Started(folder, *LONG, TWO, "run.name=a", "run.resume=true", *more)
+    assert started.end(120) == 0, started.text
+    return started.text
+
+
+@pytest.mark.parametrize("whom", ["supervisor", "rank 0", "rank 1"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_every_signal_to_everyone(whom, number, whole, tmp_path):
+    started = Started(tmp_path, *LONG, TWO, "run.name=a", "checkpoint.every_steps=0")
+    started.wait_for("\nstep 2/")
+    os.kill(started.parent.pid if whom == "supervisor" else started.rank(int(whom[-1])), number)
+    assert started.end() == 75, started.text
+    run = tmp_path / "outputs/a"
+    assert len(steps(run / "checkpoints")) == 1
+    assert status(run)["state"] == "stopped"
+    resume(tmp_path)
+    assert_equal_runs(run, whole)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kill_nine_at_any_time_loses_at_most_every_steps(seed, whole, tmp_path):
+    draw = random.Random(seed)
+    started = Started(tmp_path, *LONG, TWO, "run.name=a")
+    started.wait_for("\nstep 2/")
+    time.sleep(draw.uniform(0, 2.5))
+    os.kill(draw.choice([started.rank(0), started.rank(1), started.parent.pid]), signal.SIGKILL)
+    assert started.end() in (137, -9), started.text
+    run = tmp_path / "outputs/a"
+    logged = metrics(run)[-1]["step"] if (run / "metrics.jsonl").read_text().endswith("\n") else 0
+    text = resume(tmp_path)
+    resumed = int(text.partition("resumed after step ")[2].split()[0])
+    assert logged - resumed <= 2
+    assert_equal_runs(run, whole)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 11, 12])
+def test_resume_at_every_boundary(stop, whole, tmp_path):
+    """The first step, a pass over the prompts that ends within a step, the last step but one, and the last."""
+    few = [*LONG, "run.name=a", "data.eval_fraction=0.97", "data.eval=null"]  # 11 prompts or so, in steps of 8
+    expected = Started(tmp_path, *few, TWO, "run.name=whole")
+    assert expected.end(120) == 0, expected.text
+    started = Started(tmp_path, *few, TWO, "checkpoint.every_steps=1", "checkpoint.keep_last=20")
+    assert started.end(120) == 0, started.text
+    run = tmp_path / "outputs/a"
+    (run / "summary.json").unlink()
+    again = Started(tmp_path, *few, TWO, f"run.resume=outputs/a/checkpoints/step-{stop}")
+    assert again.end(120) == 0, again.text
+    assert f"resumed after step {stop}\n" in again.text
+    assert_equal_runs(run, tmp_path / "outputs/whole")
+
+
+@pytest.mark.parametrize("which", ["policy/rank0-0.safetensors", "value_model/rank1-0.safetensors", "trainer.json"])
+@pytest.mark.parametrize("how", ["truncated", "deleted", "flipped", "emptied", "swapped"])
+def test_corruption_is_refused_by_both_ranks(which, how, whole, tmp_path):
+    run = tmp_path / "outputs/a"
+    shutil.copytree(whole, run)
+    for name in ("summary.json", "final"):
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    newest = steps(run / "checkpoints")[-1]
+    damage(run / f"checkpoints/step-{newest}/{which}", how)
+    refused = Started(tmp_path, *LONG, TWO, "run.name=a", "run.resume=true")
+    assert refused.end() == 5, refused.text
+    assert f"outputs/a/checkpoints/step-{newest}/{which}: " in refused.text
+    assert refused.text.count("rlhf: error: ") == 1
+    way_out = refused.text.split()[-1]
+    again = Started(tmp_path, *LONG, TWO, "run.name=a", way_out)
+    assert again.end(120) == 0, again.text
+    assert_equal_runs(run, whole)
+
+
+def damage(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    match how:
+        case "truncated":
+            file.write_bytes(content[:-1])
+        case "deleted":
+            file.unlink()
+        case "flipped":
+            file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        case "emptied":
+            file.write_bytes(b"")
+        case "swapped":
+            other = next(one for one in file.parent.parent.rglob("*-rank0.json") if one != file)
+            file.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words", "code"),
+    [("torchrun", ["--nproc-per-node", "2", "-m"], 1), ("deepspeed", ["--num_gpus", "2", "--module"], 75)],
+)
+def test_other_launchers(launcher, words, code, whole, tmp_path):
+    """Whatever code they make of it, status.json has ours. A rank is signalled: deepspeed does not pass signals on."""
+    args = [*LONG, "run.name=a"]
+    started = subprocess.Popen(
+        [str(Path(sys.executable).with_name(launcher)), *words, "rlhf_cli", *args],
+        cwd=tmp_path,
+        env=child_environment(TEST_MARK=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout is not None
+    assert any(line.startswith("step 2/") for line in started.stdout)
+    rank = next(pid for pid in processes_with(f"TEST_MARK={tmp_path}") if is_rank(pid, 1))
+    os.kill(rank, signal.SIGTERM)
+    started.communicate(timeout=60)
+    assert started.returncode == code
+    run = tmp_path / "outputs/a"
+    assert (status(run)["state"], status(run)["exit_code"]) == ("stopped", 75)
+    deadline = time.monotonic() + 10
+    while processes_with(f"TEST_MARK={tmp_path}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    resume(tmp_path)
+    assert_equal_runs(run, whole)
+
+
+def cmdline(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+def is_rank(pid: int, number: int) -> bool:
+    environ = f"\0{Path(f'/proc/{pid}/environ').read_text()}"
+    return f"\0RANK={number}\0" in environ and b"rlhf_cli" in cmdline(pid)
+
+
+def test_killed_launchers_leave_no_ranks(tmp_path):
+    """kill -9 of deepspeed's launch.py, which would leave its ranks running and end with 0."""
+    started = subprocess.Popen(
+        [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--module", "rlhf_cli", *LONG],
+        cwd=tmp_path,
+        env=child_environment(TEST_MARK=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert started.stdout is not None
+    assert any(line.startswith("step 2/") for line in started.stdout)
+    mark = f"TEST_MARK={tmp_path}"
+    launch = next(pid for pid in processes_with(mark) if b"deepspeed.launcher.launch" in cmdline(pid))
+    os.kill(launch, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(is_rank(pid, 0) or is_rank(pid, 1) for pid in processes_with(mark)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started.communicate(timeout=30)
+    for step in steps(tmp_path / "outputs/tiny/checkpoints"):
+        read_manifest(tmp_path / f"outputs/tiny/checkpoints/step-{step}")
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    big = ["ppo.num_steps=500", "ppo.batch_size=512", "ppo.minibatch_size=512", "rollout.max_new_tokens=64"]
+    started = Started(tmp_path, *TINY, *big, TWO, "run.name=a")
+    started.wait_for("answering")
+    time.sleep(4)
+    os.kill(started.parent.pid, signal.SIGINT)
+    time.sleep(2.5)
+    os.kill(started.parent.pid, signal.SIGINT)
+    begun = time.monotonic()
+    assert started.end() == 130, started.text
+    assert time.monotonic() - begun < 5
+    assert started.text.endswith("rlhf: error: ended at once by a second SIGINT, nothing more was saved\n")
