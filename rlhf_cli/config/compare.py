@@ -68,7 +68,10 @@ def require_same(command: str, was: str, now: str, what: str) -> None:
 
 def _merged(command: str, text: str) -> DictConfig:
     try:
-        merged = OmegaConf.merge(structured(command), OmegaConf.create(text))
+        written = OmegaConf.create(text)
+        assert isinstance(written, DictConfig)
+        written.pop("defaults", None)
+        merged = OmegaConf.merge(structured(command), written)
     except OmegaConfBaseException as error:
         reason = next(line for line in str(error).splitlines() if line)
         raise InputError(f"the configuration was written by another version: {reason}") from error

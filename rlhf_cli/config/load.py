@@ -22,6 +22,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 
 _SECRET = re.compile(r"(?i)(token|secret|password|passwd|api_?key|credentials?)$")  # max_tokens is none
+_ALONE = "defaults:\n- override /deepspeed: empty\n"  # no key of a preset joins those that are written down
 FROM_FILE = "from_file"  # reserved name: a file `conf=my/tiny.yaml` must not be shadowed by the packaged tiny
 Config = TrainRMConfig | TrainPPOConfig
 
@@ -69,8 +70,10 @@ def _target_in(node: Any, prefix: str) -> str | None:
 
 
 def as_text(cfg: DictConfig) -> str:
-    """Return composed options as YAML, interpolations unresolved, values of secret keys hidden."""
-    return OmegaConf.to_yaml(OmegaConf.create(_hidden(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))))
+    """Return composed options as YAML that `conf=` takes, interpolations unresolved, values of secret keys hidden."""
+    return _ALONE + OmegaConf.to_yaml(
+        OmegaConf.create(_hidden(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)))
+    )
 
 
 def _hidden(node: Any) -> Any:

@@ -41,9 +41,9 @@ def readme_example():
 
 @pytest.mark.parametrize(("command", "args"), list(command_lines()))
 def test_a_documented_command_composes(command, args, tmp_path, monkeypatch):
-    if any(arg.endswith("my_rm.yaml") for arg in args):  # the file that README shows
-        (tmp_path / "my_rm.yaml").write_text(readme_example())
-        monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rm.yaml").write_text(readme_example())  # the file that README shows
+    (tmp_path / "my_ppo.yaml").write_text("defaults: [tiny]\n")
     load(command, args)
 
 
@@ -65,6 +65,16 @@ def test_the_page_of_options_is_fresh():
 
 def test_the_page_of_statements_is_fresh():
     assert (REPOSITORY / "docs/correctness.md").read_text("utf-8") == script("correctness").render()
+
+
+def test_the_promises_name_tests_that_there_are():
+    page = (REPOSITORY / "docs/reliability.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", page.partition("## The promises")[2], flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 21))
+    tests = "".join(file.read_text("utf-8") for file in (REPOSITORY / "tests").rglob("test_*.py"))
+    for _, named in rows:
+        for name in re.findall(r"`([^`]+)`", named):
+            assert (REPOSITORY / name).is_file() if "/" in name else f"def {name}(" in tests, name
 
 
 def test_there_are_44_statements():

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from rlhf_cli.config.docs import experiments, groups, options
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import all_keys, compose_yaml, load, read_composed, to_object
+from rlhf_cli.config.load import all_keys, as_text, compose_yaml, load, read_composed, to_object
 from rlhf_cli.config.objectives import KLEstimator
 from rlhf_cli.config.schema import COMMANDS, TrainPPOConfig
 
@@ -180,3 +180,10 @@ def test_every_option_has_a_doc(command):
     described = options(command)
     assert [option.key for option in described] == all_keys(command)
     assert all(option.doc.endswith(".") for option in described)
+
+
+@pytest.mark.parametrize("command", ["train-ppo", "train-rm"])
+def test_the_options_that_a_run_writes_down_start_the_same_run(command, tmp_path):
+    args = ["conf=demo", "run.seed=7", "+deepspeed.wall_clock_breakdown=true"]
+    (tmp_path / "config.yaml").write_text(as_text(compose_yaml(command, args)))
+    assert load(command, [f"conf={tmp_path}/config.yaml"]) == load(command, args)

@@ -1,0 +1,160 @@
+"""What an option says is nobody's business is in no text of ours; and no option runs code."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.load import as_text, compose_yaml, is_secret, load
+from rlhf_cli.report.run_dir import hide_secrets
+
+CANARY = "hunter2"
+
+
+def written(*args):
+    return as_text(compose_yaml("train-ppo", ["conf=tiny", *args]))
+
+
+def test_an_interpolation_is_kept_and_not_resolved(monkeypatch):
+    monkeypatch.setenv("HUB_TOKEN", CANARY)
+    monkeypatch.setenv("DATA", "/data/prompts.jsonl")
+    text = written("+deepspeed.hub_token=${oc.env:HUB_TOKEN}", "data.train=${oc.env:DATA}")
+    options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    assert options["deepspeed"]["hub_token"] == "${oc.env:HUB_TOKEN}"
+    assert options["data"]["train"] == "${oc.env:DATA}"
+    assert CANARY not in text
+    assert load("train-ppo", ["conf=tiny", "data.train=${oc.env:DATA}"]).data.train == "/data/prompts.jsonl"
+
+
+def test_an_interpolation_of_what_is_not_set_is_text_all_the_same(monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    assert "${oc.env:NOT_SET}" in written("+deepspeed.token=${oc.env:NOT_SET}")
+
+
+def test_what_is_written_reads_back_as_it_was():
+    composed = compose_yaml("train-ppo", ["conf=tiny", "+deepspeed.list=[1,{a: b}]"])
+    again = OmegaConf.create(as_text(composed))
+    plain = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
+    assert OmegaConf.to_container(again, resolve=False) == plain
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *["token", "hub_token", "HF_TOKEN", "secret", "client_secret", "password", "db_passwd", "api_key", "apikey"],
+        *["API_KEY", "wandb_api_key", "credential", "credentials", "deepspeed.comet.api_key"],
+    ],
+)
+def test_a_key_that_says_so_is_secret(key):
+    assert is_secret(key)
+    leaf = key.rpartition(".")[2]
+    assert CANARY not in written(f"+deepspeed.comet.{leaf}={CANARY}")
+    assert f"{leaf}: <hidden>" in written(f"+deepspeed.comet.{leaf}={CANARY}")
+    assert hide_secrets([f"+deepspeed.{key}={CANARY}"]) == [f"+deepspeed.{key}=<hidden>"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *["rollout.max_new_tokens", "data.max_tokens", "ppo.micro_batch_tokens", "model.tokenizer", "tokens"],
+        *["pad_token_id", "tokenizer_name", "secretary", "password_file_mode", "keys"],
+    ],
+)
+def test_a_key_that_merely_sounds_so_is_not(key):
+    assert not is_secret(key)
+    assert hide_secrets([f"{key}=16"]) == [f"{key}=16"]
+
+
+# what a value can be, under a key that is secret or around one
+SHAPES = {
+    "text": f"+deepspeed.a.token={CANARY}",
+    "number": "+deepspeed.a.password=271828",
+    "section": f"+deepspeed.a.credentials={{user: me, word: {CANARY}}}",
+    "list": f"+deepspeed.a.token=[{CANARY}]",
+    "inside-a-section": f"+deepspeed.a={{token: {CANARY}}}",
+    "inside-a-list": f"+deepspeed.a=[{{token: {CANARY}}}]",
+    "beside-an-interpolation": f"+deepspeed.a.token={CANARY}-${{oc.env:USER}}",
+    "default-of-an-interpolation": f"+deepspeed.a.token=${{oc.env:NOT_SET,{CANARY}}}",
+}
+
+
+@pytest.mark.parametrize("word", SHAPES.values(), ids=SHAPES)
+def test_a_secret_of_any_shape_is_not_in_the_options_that_are_kept(word):
+    text = written(word)
+    assert CANARY not in text
+    assert "271828" not in text
+
+
+@pytest.mark.parametrize("word", SHAPES.values(), ids=SHAPES)
+def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(word):
+    (kept,) = hide_secrets([word])
+    assert CANARY not in kept
+    assert "271828" not in kept
+
+
+def test_a_command_keeps_all_else():
+    words = ["conf=tiny", "model=tiny_llama", "token", "a.token=${oc.env:TOKEN}", "a.b=x=y", "~deepspeed.x", ""]
+    assert hide_secrets(words) == words
+    assert hide_secrets([f"a.token={CANARY}=x", "b=1"]) == ["a.token=<hidden>", "b=1"]
+
+
+def refused(args):
+    with pytest.raises(InputError) as caught:
+        load("train-ppo", args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "where"),
+    [
+        ("+deepspeed._target_=os.system", "deepspeed._target_"),
+        ("++deepspeed._target_=os.system", "deepspeed._target_"),
+        ("+deepspeed.a.b._target_=os.system", "deepspeed.a.b._target_"),
+        ("+deepspeed.a={_target_: os.system}", "deepspeed.a._target_"),
+        ("+deepspeed.a=[1,{b: {_target_: os.system}}]", "deepspeed.a.1.b._target_"),
+        ("+deepspeed.a=[[{_target_: os.system}]]", "deepspeed.a.0.0._target_"),
+        ("+deepspeed.a._target_.b=1", "deepspeed.a._target_"),
+    ],
+)
+def test_no_word_makes_an_object(word, where):
+    assert refused(["conf=tiny", word]) == f"{where}: _target_ is refused; no option runs code"
+
+
+@pytest.mark.parametrize("word", ["model._target_=os.system", "_target_=os.system", "model.from_config._target_=a.b"])
+def test_no_word_for_an_option_makes_an_object(word):
+    assert refused(["conf=tiny", word]) == f"{word}: _target_ is refused; no option runs code"
+
+
+@pytest.mark.parametrize("word", ["+model._target_=a.b", "model.from_config={model_type: llama, _target_: a.b}"])
+def test_what_is_no_option_is_none(word):
+    refused(["conf=tiny", word])
+
+
+@pytest.mark.parametrize(
+    ("yaml", "where"),
+    [
+        ("deepspeed: {_target_: os.system}", "deepspeed._target_"),
+        ("deepspeed: {a: [{_target_: os.system}]}", "deepspeed.a.0._target_"),
+        ("model: {from_config: {model_type: llama, _target_: os.system}}", "model.from_config._target_"),
+        ("model: {from_config: {model_type: llama, a: {_target_: x}}}", "model.from_config.a._target_"),
+    ],
+)
+def test_no_file_makes_an_object(tmp_path, yaml, where):
+    file = tmp_path / "my.yaml"
+    file.write_text(f"run: {{name: a}}\ndata: {{train: a.jsonl}}\n{yaml}\n")
+    assert refused([f"conf={file}"]) == f"{where}: _target_ is refused; no option runs code"
+
+
+@pytest.mark.parametrize("yaml", ["_target_: os.system", "model: {_target_: os.system}", "ppo: {_target_: os.system}"])
+def test_no_file_makes_an_object_of_a_section(tmp_path, yaml):
+    """The schema has no such key."""
+    file = tmp_path / "my.yaml"
+    file.write_text(f"run: {{name: a}}\n{yaml}\n")
+    assert "_target_" in refused([f"conf={file}"])
+
+
+def test_yaml_that_would_run_code_when_read_does_not(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(f"run: {{name: !!python/object/apply:pathlib.Path.touch [{tmp_path}/touched]}}\n")
+    assert "not valid YAML" in refused([f"conf={file}"])
+    assert not (tmp_path / "touched").exists()
