@@ -48,11 +48,12 @@ MANY = 10  # failures; more say nothing new
 
 STOP, PAUSE, FULL = "SIGSTOP", "pause", "full disk"
 ACTS = {"SIGKILL": 12, "SIGTERM": 2, "SIGINT": 2, "SIGUSR1": 2, STOP: 1, PAUSE: 2, FULL: 3}  # with their weights
+FILE_LIMITS = tuple(2**10 * kib for kib in (8, 12, 16, 24, 64, 128, 256))  # the largest shard has 284 KiB
 TARGETS = ("supervisor", "rank 0", "rank 1")
 MOMENTS = {"start": 2, "steps": 4, "save": 4}
 EMPTY, ALL = "empty latest", "flip in every checkpoint"
 DAMAGES = {"flip": 4, "truncate": 2, "delete": 2, EMPTY: 1, ALL: 1}
-DAMAGE_SHARE = 0.4  # of the kills
+DAMAGE_SHARE = 0.5  # of the kills
 ANEW = "anew"
 
 
@@ -88,7 +89,7 @@ def chosen(draw: random.Random, resumes: bool, acts: dict[str, int] = ACTS) -> F
     moments = [moment for moment in MOMENTS if moment != "start" or not stops]
     moment = draw.choices(moments, [MOMENTS[one] for one in moments])[0]
     delay = draw.uniform(0.3, 7) if moment == "start" else draw.uniform(0, 0.03 if moment == "save" else 0.6)
-    num_steps = draw.randint(1, 8)
+    num_steps = draw.randint(1, 6)
     damaged = act == "SIGKILL" and draw.random() < DAMAGE_SHARE
     damage = draw.choices(list(DAMAGES), list(DAMAGES.values()))[0] if damaged else ""
     return Fault(act, target, moment, num_steps, delay, damage)
@@ -237,18 +238,20 @@ def until(happened: Callable[[], bool], limit_s: float, pause_s: float = 0.02) -
 
 def processes(marks: tuple[str, ...]) -> dict[int, str]:
     """Return the processes whose command lines have all the words, each with its rank: "0", "1" or ""."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-            if all(mark in words for mark in marks):
-                rank = re.search(rb"(?:^|\0)RANK=(\d+)", (entry / "environ").read_bytes())
-                found[int(entry.name)] = rank[1].decode() if rank else ""
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return {pid: rank for pid in pids if (rank := rank_of(pid, marks)) is not None}
+
+
+def rank_of(pid: int, marks: tuple[str, ...]) -> str | None:
+    """Return the rank of a process, "" of one that is no rank; None: it is not of the run, or has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        if not all(mark in words for mark in marks):
+            return None
+        rank = re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{pid}/environ").read_bytes())
+    except OSError:  # it has ended meanwhile
+        return None
+    return rank[1].decode() if rank else ""
 
 
 class Launch:
@@ -268,6 +271,7 @@ class Launch:
         self.run = run
         self.began, self.began_ns = time.monotonic(), time.time_ns()
         self.output = bytearray()
+        self.known: dict[int, str] = {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rlhf_cli", "train-ppo", *WORDS, *own],
             env=environment,
@@ -321,6 +325,7 @@ class Launch:
             return self.has_ended() or len(told) >= fault.num_steps or NUM_STEPS in told
 
         due = until(is_far, HANG_S)
+        self.known = processes(self.run.marks)  # to look for them takes as long as a save
         if due and fault.moment == "save":
             due = until(lambda: self.has_ended() or self.is_saving(), HANG_S, pause_s=0.001)
         time.sleep(fault.delay_s)
@@ -332,7 +337,8 @@ class Launch:
         found: list[int] = []
 
         def is_there() -> bool:
-            found[:] = [pid for pid, rank in processes(self.run.marks).items() if rank == wanted]
+            among = self.known or processes(self.run.marks)
+            found[:] = [pid for pid in among if rank_of(pid, self.run.marks) == wanted]
             return bool(found) or self.has_ended()
 
         until(is_there, GONE_S, pause_s=0.005)
@@ -443,7 +449,7 @@ class Chaos:
     def play_launch(self, run: Run) -> bool:
         """Start or resume a run and strike it, while there is time; False: it ended as it should not, give it up."""
         fault = chosen(self.draw, bool(run.resume)) if time.monotonic() < self.deadline else None
-        file_limit = self.draw.randrange(8 * 2**10, 250 * 2**10) if fault and fault.act == FULL else None
+        file_limit = self.draw.choice(FILE_LIMITS) if fault and fault.act == FULL else None
         launch = Launch(run, file_limit)
         if run.resume:
             self.tally.counts["resumes"] += 1

@@ -31,7 +31,7 @@ def on_ranks(tmp_path: Path) -> Callable[..., list[str]]:
             )
             for rank in range(num_ranks)
         ]
-        outputs = [process.communicate(timeout=200) for process in ranks]
+        outputs = [process.communicate(timeout=500) for process in ranks]
         for process, (_, err) in zip(ranks, outputs, strict=True):
             assert process.returncode == 0, err[-3000:]
         return [out for out, _ in outputs]

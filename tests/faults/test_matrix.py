@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from tests.e2e.series import metrics
 
 TWO = "launch.num_gpus=2"
 LONG = [*TINY, "ppo.num_steps=12"]
+FEW = [*LONG, "run.name=a", "data.train=few.jsonl"]
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +74,26 @@ def test_kill_nine_at_any_time_loses_at_most_every_steps(seed, whole, tmp_path):
     assert_equal_runs(run, whole)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5, 11, 12])
-def test_resume_at_every_boundary(stop, whole, tmp_path):
-    """The first step, a pass over the prompts that ends within a step, the last step but one, and the last."""
-    few = [*LONG, "run.name=a", "data.eval_fraction=0.97", "data.eval=null"]  # 11 prompts or so, in steps of 8
-    expected = Started(tmp_path, *few, TWO, "run.name=whole")
-    assert expected.end(120) == 0, expected.text
-    started = Started(tmp_path, *few, TWO, "checkpoint.every_steps=1", "checkpoint.keep_last=20")
+@pytest.fixture(scope="module")
+def every_step(tmp_path_factory):
+    """A run over 11 prompts in steps of 8, with a checkpoint after each step."""
+    folder = tmp_path_factory.mktemp("every_step")
+    (folder / "few.jsonl").write_text("".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(11)))
+    started = Started(folder, *FEW, TWO, "checkpoint.every_steps=1", "checkpoint.keep_last=20")
     assert started.end(120) == 0, started.text
-    run = tmp_path / "outputs/a"
-    (run / "summary.json").unlink()
-    again = Started(tmp_path, *few, TWO, f"run.resume=outputs/a/checkpoints/step-{stop}")
+    return folder
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 11, 12])
+def test_resume_at_every_boundary(stop, every_step, tmp_path):
+    """The first step, where a pass over the prompts ends within a step, the last step but one, and the last."""
+    shutil.copytree(every_step, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "outputs/a/summary.json").unlink()
+    again = Started(tmp_path, *FEW, TWO, f"run.resume=outputs/a/checkpoints/step-{stop}")
     assert again.end(120) == 0, again.text
     assert f"resumed after step {stop}\n" in again.text
-    assert_equal_runs(run, tmp_path / "outputs/whole")
+    assert_equal_runs(tmp_path / "outputs/a", every_step / "outputs/a")
+    assert steps(tmp_path / "outputs/a/checkpoints")[-1] == 12
 
 
 @pytest.mark.parametrize("which", ["policy/rank0-0.safetensors", "value_model/rank1-0.safetensors", "trainer.json"])
@@ -101,10 +109,7 @@ def test_corruption_is_refused_by_both_ranks(which, how, whole, tmp_path):
     assert refused.end() == 5, refused.text
     assert f"outputs/a/checkpoints/step-{newest}/{which}: " in refused.text
     assert refused.text.count("rlhf: error: ") == 1
-    way_out = refused.text.split()[-1]
-    again = Started(tmp_path, *LONG, TWO, "run.name=a", way_out)
-    assert again.end(120) == 0, again.text
-    assert_equal_runs(run, whole)
+    assert f"go on from it with run.resume=outputs/a/checkpoints/step-{newest - 2}" in refused.text
 
 
 def damage(file: Path, how: str) -> None:

@@ -10,14 +10,16 @@ from rlhf_cli.report.run_dir import hide_secrets
 CANARY = "hunter2"
 
 
-def written(*args):
-    return as_text(compose_yaml("train-ppo", ["conf=tiny", *args]))
+def written(yaml):
+    """The text that is kept of a deepspeed section."""
+    return as_text(OmegaConf.create(f"deepspeed: {yaml}"))
 
 
 def test_an_interpolation_is_kept_and_not_resolved(monkeypatch):
     monkeypatch.setenv("HUB_TOKEN", CANARY)
     monkeypatch.setenv("DATA", "/data/prompts.jsonl")
-    text = written("+deepspeed.hub_token=${oc.env:HUB_TOKEN}", "data.train=${oc.env:DATA}")
+    words = ["conf=tiny", "+deepspeed.hub_token=${oc.env:HUB_TOKEN}", "data.train=${oc.env:DATA}"]
+    text = as_text(compose_yaml("train-ppo", words))
     options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     assert options["deepspeed"]["hub_token"] == "${oc.env:HUB_TOKEN}"
     assert options["data"]["train"] == "${oc.env:DATA}"
@@ -27,12 +29,13 @@ def test_an_interpolation_is_kept_and_not_resolved(monkeypatch):
 
 def test_an_interpolation_of_what_is_not_set_is_text_all_the_same(monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
-    assert "${oc.env:NOT_SET}" in written("+deepspeed.token=${oc.env:NOT_SET}")
+    assert "${oc.env:NOT_SET}" in written("{token: '${oc.env:NOT_SET}'}")
 
 
 def test_what_is_written_reads_back_as_it_was():
     composed = compose_yaml("train-ppo", ["conf=tiny", "+deepspeed.list=[1,{a: b}]"])
     again = OmegaConf.create(as_text(composed))
+    del again["defaults"]
     plain = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
     assert OmegaConf.to_container(again, resolve=False) == plain
 
@@ -47,8 +50,7 @@ def test_what_is_written_reads_back_as_it_was():
 def test_a_key_that_says_so_is_secret(key):
     assert is_secret(key)
     leaf = key.rpartition(".")[2]
-    assert CANARY not in written(f"+deepspeed.comet.{leaf}={CANARY}")
-    assert f"{leaf}: <hidden>" in written(f"+deepspeed.comet.{leaf}={CANARY}")
+    assert written(f"{{comet: {{{leaf}: {CANARY}}}}}").endswith(f"deepspeed:\n  comet:\n    {leaf}: <hidden>\n")
     assert hide_secrets([f"+deepspeed.{key}={CANARY}"]) == [f"+deepspeed.{key}=<hidden>"]
 
 
@@ -66,29 +68,36 @@ def test_a_key_that_merely_sounds_so_is_not(key):
 
 # what a value can be, under a key that is secret or around one
 SHAPES = {
-    "text": f"+deepspeed.a.token={CANARY}",
-    "number": "+deepspeed.a.password=271828",
-    "section": f"+deepspeed.a.credentials={{user: me, word: {CANARY}}}",
-    "list": f"+deepspeed.a.token=[{CANARY}]",
-    "inside-a-section": f"+deepspeed.a={{token: {CANARY}}}",
-    "inside-a-list": f"+deepspeed.a=[{{token: {CANARY}}}]",
-    "beside-an-interpolation": f"+deepspeed.a.token={CANARY}-${{oc.env:USER}}",
-    "default-of-an-interpolation": f"+deepspeed.a.token=${{oc.env:NOT_SET,{CANARY}}}",
+    "text": f"{{token: {CANARY}}}",
+    "number": "{password: 271828}",
+    "section": f"{{credentials: {{user: me, word: {CANARY}}}}}",
+    "list": f"{{token: [{CANARY}]}}",
+    "inside-a-section": f"{{b: {{token: {CANARY}}}}}",
+    "inside-a-list": f"[{{token: {CANARY}}}]",
+    "with-a-comma": f"{{token: 'x,{CANARY}'}}",
+    "beside-an-interpolation": f"{{token: '{CANARY}-${{oc.env:USER}}'}}",
+    "default-of-an-interpolation": f"{{token: '${{oc.env:NOT_SET,{CANARY}}}'}}",
 }
 
 
-@pytest.mark.parametrize("word", SHAPES.values(), ids=SHAPES)
-def test_a_secret_of_any_shape_is_not_in_the_options_that_are_kept(word):
-    text = written(word)
+@pytest.mark.parametrize("yaml", SHAPES.values(), ids=SHAPES)
+def test_a_secret_of_any_shape_is_not_in_the_options_that_are_kept(yaml):
+    text = written(f"{{a: {yaml}}}")
     assert CANARY not in text
     assert "271828" not in text
 
 
-@pytest.mark.parametrize("word", SHAPES.values(), ids=SHAPES)
-def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(word):
-    (kept,) = hide_secrets([word])
-    assert CANARY not in kept
-    assert "271828" not in kept
+@pytest.mark.parametrize("yaml", SHAPES.values(), ids=SHAPES)
+def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
+    """As it stands in braces, and, where there is but one key, as that key."""
+    (in_braces,) = hide_secrets([f"+deepspeed.a={yaml}"])
+    assert CANARY not in in_braces
+    assert "271828" not in in_braces
+    if yaml.startswith("{"):
+        key, _, value = yaml[1:-1].partition(": ")
+        (alone,) = hide_secrets([f"+deepspeed.a.{key}={value}"])
+        assert CANARY not in alone
+        assert "271828" not in alone
 
 
 def test_a_command_keeps_all_else():

@@ -16,12 +16,19 @@ import torch
 from rlhf_cli.config.errors import CheckpointError, DiskError, InputError, RunError
 from rlhf_cli.engine import distributed, files, shards
 from rlhf_cli.engine.checkpoint import Checkpoints, write_folder
-from rlhf_cli.engine.manifest import BEST, LATEST, check_hashes, pointed, steps, to_resume
+from rlhf_cli.engine.manifest import BEST, LATEST, check_hashes, pointed, read_manifest, steps, to_resume
 from rlhf_cli.engine.shards import ShardReader, write_shards
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 NAMES = ("policy", "value_model")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Thousands of saves: nobody pulls the plug here, and one rank has nobody to exchange its items with."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(distributed, "gather_all", lambda item: [item])
 
 
 class Killed(BaseException):
@@ -82,6 +89,13 @@ def resume(run, keep_last=2):
     return manifest.step
 
 
+def check_all_whole(run):
+    """What has the name of a checkpoint is one: nobody has to guess which."""
+    for step in steps(run / "checkpoints"):
+        folder = run / "checkpoints" / f"step-{step}"
+        check_hashes(folder, read_manifest(folder))
+
+
 def names(run):
     """What is in `checkpoints`, but for the temporary file of a pointer, which the next one replaces."""
     return {path.name for path in (run / "checkpoints").iterdir() if path.is_dir() or path.name[0] != "."}
@@ -98,7 +112,7 @@ class Disk:
         self.armed = False
         for name in ("rename", "replace", "mkdir", "unlink", "rmdir"):
             monkeypatch.setattr(os, name, self._event(name, getattr(os, name)))
-        monkeypatch.setattr(os, "fsync", self._event("fsync", lambda _: None, self._lose_half))  # to be quick
+        monkeypatch.setattr(os, "fsync", self._event("fsync", os.fsync, self._lose_half))
         save_file, opened = shards.save_file, io.open
         monkeypatch.setattr(shards, "save_file", self._event("save_file", save_file, self._write_half(save_file)))
         writing = self._event("open", opened, lambda file, *_, **__: opened(file, "w").close())
@@ -197,6 +211,7 @@ def test_a_run_killed_while_it_saves_goes_on(disk, tmp_path, keep_last, was_best
     seen = set()
     for run, where, raised in one_by_one(disk, base, lambda run: save(run, 4, keep_last, best)):
         assert isinstance(raised, Killed), where
+        check_all_whole(run)
         assert was_best == (pointed(run / "checkpoints", BEST) is not None), where
         step = resume(run, keep_last)
         seen.add(step)
@@ -215,6 +230,7 @@ def test_a_run_killed_while_it_drops_several_goes_on(disk, tmp_path):
     base = base_of(tmp_path, (2, 4, 6), 3, {4})
     seen = set()
     for run, where, _ in one_by_one(disk, base, lambda run: save(run, 8, 1)):
+        check_all_whole(run)
         assert pointed(run / "checkpoints", BEST).name == "step-4", where
         seen.add(resume(run, 1))
         save(run, 10, 1)
@@ -264,6 +280,7 @@ def test_a_run_killed_while_it_goes_back_goes_on(disk, tmp_path, best):
     seen = set()
     for run, where, raised in one_by_one(disk, base, go_back):
         assert isinstance(raised, Killed), where
+        check_all_whole(run)
         folder, manifest = to_resume(run, True)
         check_hashes(folder, manifest)
         seen.add(manifest.step)
@@ -275,6 +292,26 @@ def test_a_run_killed_while_it_goes_back_goes_on(disk, tmp_path, best):
         assert names(run) == kept, where
         assert resume(run, 3) == 6, where
     assert seen == {2, 6}
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(disk, tmp_path):
+    """Else a power cut could leave the name of a checkpoint without its content."""
+    base = base_of(tmp_path, (2,))
+    checkpoints, staging = base / "checkpoints", base / "checkpoints" / ".step-4"
+    with disk.failing(-1) as events:
+        save(base, 4, best=True)
+    done = [event for event, _ in events]
+    published = done.index(f"rename {staging}")
+    synced = {event.removeprefix("fsync ") for event in done[:published] if event.startswith("fsync ")}
+    written = {path.relative_to(checkpoints / "step-4") for path in (checkpoints / "step-4").rglob("*")}
+    replaced = {"trainer.json", "config.yaml", "manifest.json"}
+    as_written = {staging / (f".{path}.tmp" if str(path) in replaced else path) for path in written}
+    assert synced == {str(path) for path in as_written | {staging}}
+    assert done[published + 1] == f"fsync {checkpoints}"
+    for pointer in (LATEST, BEST):
+        at = done.index(f"replace {checkpoints}/.{pointer}.tmp")
+        assert at > published
+        assert done[at - 1 : at + 2 : 2] == [f"fsync {checkpoints}/.{pointer}.tmp", f"fsync {checkpoints}"]
 
 
 def test_going_back_drops_what_came_later(tmp_path):
