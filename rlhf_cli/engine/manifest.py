@@ -125,6 +125,8 @@ def to_resume(run: Path, wanted: bool | str) -> tuple[Path, Manifest]:
     what was written.
     """
     checkpoints = run / "checkpoints"
+    if not run.exists():
+        raise InputError(f"run.resume={wanted}: there is no {run} to go on with; leave run.resume out to start it")
     if not steps(checkpoints):
         raise InputError(
             f"run.resume={wanted}: {run} has no checkpoint to go on from; give another run.name, or delete the folder"

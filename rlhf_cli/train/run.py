@@ -175,6 +175,12 @@ class Start:
         self.report.say(f"resumed after step {state['step']}")
         return state
 
+    def logged(self, step: int) -> dict[str, float]:
+        """Return what an earlier start of the run has evaluated at a step; {} where it has not."""
+        records = [] if self.report.run_dir is None else self.report.run_dir.read_lines("metrics.jsonl")
+        found = next((record for record in records if record.pop("step") == step), {})
+        return distributed.broadcast(found)
+
     def finish(self, num_steps: int, summary: dict[str, Any]) -> None:
         """Write down that the run has come to its end, and with what."""
         if self.report.run_dir is not None:
@@ -207,7 +213,9 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     folder = start.open(config, checkpoints, steps, RM_HEADLINE)
     if resumed is not None:
         trainer.step = start.resume(checkpoints, boundary, resumed)["step"]
-    before = trainer.evaluate() if trainer.step == 0 and config.train.eval_every_steps else {}
+    before = start.logged(0) if resumed is not None else {}
+    if not before and trainer.step == 0 and config.train.eval_every_steps:
+        before = trainer.evaluate()
     with report.progress(trainer.step):
         trainer.fit()
     PROGRESS.enter("export")

@@ -96,6 +96,20 @@ def test_resume_at_every_boundary(stop, every_step, tmp_path):
     assert steps(tmp_path / "outputs/a/checkpoints")[-1] == 12
 
 
+@pytest.mark.parametrize("preset", ["zero3", "zero3_offload"])
+def test_resume_with_the_presets_for_gpus(preset, tmp_path):
+    """Parameters that stay whole on every rank, and an optimizer in host memory, come back bit for bit."""
+    args = ["train-ppo", "conf=tiny", f"deepspeed={preset}", "eval.num_prompts=2", "ppo.ema_decay=0.8", TWO]
+    whole = Started(tmp_path, *args, "run.name=whole")
+    assert whole.end(120) == 0, whole.text
+    outputs = tmp_path / "outputs"
+    shutil.copytree(outputs / "whole", outputs / "a")
+    (outputs / "a/summary.json").unlink()
+    again = Started(tmp_path, *args, "run.name=a", "run.resume=outputs/a/checkpoints/step-2")
+    assert again.end(120) == 0, again.text
+    assert_equal_runs(outputs / "a", outputs / "whole")
+
+
 @pytest.mark.parametrize("which", ["policy/rank0-0.safetensors", "value_model/rank1-0.safetensors", "trainer.json"])
 @pytest.mark.parametrize("how", ["truncated", "deleted", "flipped", "emptied", "swapped"])
 def test_corruption_is_refused_by_both_ranks(which, how, whole, tmp_path):
