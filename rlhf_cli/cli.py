@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input; docs/reliability.md has them all."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not _is_launcher_flag(arg)]
     from rlhf_cli.config.errors import RunError
+    from rlhf_cli.report.text import printable
 
     try:
         return _dispatch(args)
     except RunError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"rlhf: error: {error}", file=sys.stderr)
+            print(printable(f"rlhf: error: {error}"), file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         return 130
@@ -190,7 +191,7 @@ def _nothing_to_do(command: str, config: Config, text: str) -> bool:
     """Say whether the run is finished; raise InputError or CheckpointError where its folder forbids to start it."""
     from rlhf_cli.config.compare import require_same
     from rlhf_cli.config.errors import InputError
-    from rlhf_cli.engine.manifest import saved_config, to_resume
+    from rlhf_cli.engine.manifest import saved_config
     from rlhf_cli.report.run_dir import CONFIG, is_finished, require_unlocked, run_folder
 
     folder = run_folder(config.run)
@@ -199,8 +200,8 @@ def _nothing_to_do(command: str, config: Config, text: str) -> bool:
         return True
     is_first = os.environ.get("RANK", "0") == "0"  # it may already have made the folder when another rank looks
     if config.run.resume is not False:
-        checkpoint, _ = to_resume(folder, config.run.resume)
-        require_same(command, saved_config(checkpoint), text, f"{checkpoint} was written")
+        checkpoint, saved = saved_config(folder, config.run.resume)
+        require_same(command, saved, text, f"{checkpoint} was written")
     if is_first and folder.exists():
         require_unlocked(folder)
         if config.run.resume is False:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import structured
@@ -22,7 +23,7 @@ MAY_CHANGE = (
     "check.*",
     "checkpoint.*",
     "guard.*",
-    "deepspeed.*",
+    "deepspeed.zero_optimization.*",
     "*.micro_batch_size",
     "*.micro_batch_tokens",
     "*.eval_micro_batch_size",
@@ -30,7 +31,13 @@ MAY_CHANGE = (
     "*.attn_implementation",
     "*.max_skipped_updates",
 )
-_MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))
+_PATTERNS = [key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE]
+# a section stands for itself where it is empty; quantized gathers and gradients change what is learnt
+_MAY_CHANGE = re.compile(
+    "|".join([*_PATTERNS, "deepspeed", r"deepspeed\.zero_optimization"]).replace(
+        r"deepspeed\.zero_optimization\..*", r"deepspeed\.zero_optimization\.(?!zero_quantized).*"
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,14 @@ def require_same(command: str, was: str, now: str, what: str) -> None:
 def _merged(command: str, text: str) -> DictConfig:
     try:
         written = OmegaConf.create(text)
-        assert isinstance(written, DictConfig)
+        if not isinstance(written, DictConfig):
+            raise InputError("the configuration that was written down is damaged: not `key: value` lines")
         written.pop("defaults", None)
         merged = OmegaConf.merge(structured(command), written)
+    except YAMLError as error:
+        raise InputError(
+            f"the configuration that was written down is damaged: {' '.join(str(error).split())}"
+        ) from error
     except OmegaConfBaseException as error:
         reason = next(line for line in str(error).splitlines() if line)
         raise InputError(f"the configuration was written by another version: {reason}") from error

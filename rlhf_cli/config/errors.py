@@ -11,6 +11,7 @@ class RunError(Exception):
     """A failure that we foresee; its message says what, and what to try. `code` is the exit code of the command."""
 
     code = 1
+    second_hand = False  # raised on this rank for another one, which knows more and speaks
 
 
 class InputError(RunError, ValueError):

@@ -21,7 +21,9 @@ from rlhf_cli.config import schema
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 
-_SECRET = re.compile(r"(?i)(token|secret|password|passwd|api_?key|credentials?)$")  # max_tokens is none
+_SECRET = re.compile(
+    r"(?i)(token|secret|password|passwd|(api|access|private|secret)[_-]?key|credentials?)$"
+)  # max_tokens is none
 _ALONE = "defaults:\n- override /deepspeed: empty\n"  # no key of a preset joins those that are written down
 FROM_FILE = "from_file"  # reserved name: a file `conf=my/tiny.yaml` must not be shadowed by the packaged tiny
 Config = TrainRMConfig | TrainPPOConfig
@@ -77,12 +79,19 @@ def as_text(cfg: DictConfig) -> str:
 
 
 def _hidden(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_hidden(inner) for inner in node]
     if not isinstance(node, dict):
         return node
     return {
-        key: "<hidden>" if is_secret(str(key)) and isinstance(value, str) and "${" not in value else _hidden(value)
+        key: "<hidden>" if is_secret(str(key)) and value is not None and not is_only_named(value) else _hidden(value)
         for key, value in node.items()
     }
+
+
+def is_only_named(value: Any) -> bool:
+    """Say whether a value is a variable of the environment, by name and without a default."""
+    return isinstance(value, str) and re.fullmatch(r"\$\{oc\.env:\s*\w+\s*\}", value) is not None
 
 
 def is_secret(key: str) -> bool:
@@ -181,7 +190,9 @@ def _unknown_key(key: str, command: str, args: list[str]) -> str:
     got = ""
     if given is not None:
         override = OverridesParser.create().parse_override(given)
-        key, got = override.key_or_group, f" (got {override.value()})"
+        key = override.key_or_group
+        got = "" if is_secret(key) else f" (got {override.value()})"
+        given = f"{key}=..." if is_secret(key) else given
     if key.startswith("deepspeed."):
         return f"{key} is not in the composed deepspeed section; write +{given or key} to add it"
     return _with_nearest(f"unknown key {key}{got}", key, all_keys(command))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
@@ -138,3 +140,11 @@ def chunks(items: list[Item], size: int) -> list[list[Item]]:
 def flatten(lists: list[list[Item]]) -> list[Item]:
     """Join lists into one, in order."""
     return list(chain.from_iterable(lists))
+
+
+def fingerprint_of(rows: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """Return a SHA-256 over the token ids of prompts and responses, in their order."""
+    digest = hashlib.sha256()
+    for prompt_ids, response_ids in rows:
+        digest.update(f"{prompt_ids}{response_ids}".encode())
+    return digest.hexdigest()

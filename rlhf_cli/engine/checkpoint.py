@@ -23,12 +23,14 @@ from rlhf_cli.engine.manifest import (
     FileRecord,
     Manifest,
     check_hashes,
+    check_sizes,
     pointed,
     read_manifest,
     steps,
     to_resume,
     with_way_out,
 )
+from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.engine.zero import TrainEngine
 
 STATE = "trainer.json"
@@ -39,7 +41,7 @@ class Checkpoints:
     """The folder `checkpoints/` of a run. What is named in it is complete and on the disk.
 
     config_yaml: the options of the run, kept in every checkpoint; on_save: called on rank 0 before a checkpoint is
-    published, so that no log lags behind it.
+    published, to bring the log to the disk; returns how many metric records there are.
     """
 
     def __init__(self, folder: Path, engines: dict[str, TrainEngine], keep_last: int, config_yaml: str) -> None:
@@ -47,17 +49,20 @@ class Checkpoints:
         self.engines = engines
         self.keep_last = keep_last
         self.config_yaml = config_yaml
-        self.on_save: Callable[[], None] = lambda: None
+        self.best_step: int | None = None
+        self.num_logged = 0  # metric records of the run when the loaded checkpoint was saved
+        self.on_save: Callable[[], int] = lambda: 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of one checkpoint."""
         return sum(engine.state_bytes for engine in self.engines.values()) + _SMALL_FILES
 
-    def save(self, state: dict[str, Any], best: bool = False) -> None:
+    def save(self, state: dict[str, Any], best: bool = False, drop_oldest: bool = True) -> None:
         """Write, sync and publish a checkpoint, then drop the oldest; all ranks together.
 
-        state: the trainer's, with its "step"; best: name it the best so far. What a killed run leaves behind starts
+        state: the trainer's, with its "step"; best: name it the best so far; drop_oldest: not where a run ends before
+        its time, for an older checkpoint may be the one to go on from. What a killed run leaves behind starts
         with a dot and is never read. When a rank fails, all raise its error and the older checkpoints stand.
         """
         step = state["step"]
@@ -65,7 +70,13 @@ class Checkpoints:
         try:
             distributed.together(lambda: self._prepare(staging), only_first=True)
             records = distributed.gather_all(distributed.together(lambda: self._write_own(staging)))
-            distributed.together(lambda: self._publish(staging, state, records, best), only_first=True)
+            best_step = step if best else self.best_step
+            distributed.together(
+                lambda: self._publish(staging, {**state, "best_step": best_step}, records), only_first=True
+            )
+            self.best_step = best_step
+            if drop_oldest:
+                distributed.together(self._drop_oldest, only_first=True)
         except Exception:
             if distributed.rank() == 0:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -73,10 +84,17 @@ class Checkpoints:
 
     def _prepare(self, staging: Path) -> None:
         with disk_errors(staging, self.num_bytes):
-            for leftover in self.folder.glob(".*-*"):
-                shutil.rmtree(leftover)
-            staging.mkdir(parents=True)
+            self.clean()
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                sync(self.folder.parent)
+            staging.mkdir()
         require_room(self.folder, self.num_bytes, "a checkpoint")
+
+    def clean(self) -> None:
+        """Remove what a killed save has left."""
+        for leftover in self.folder.glob(".*-*"):
+            shutil.rmtree(leftover)
 
     def _write_own(self, staging: Path) -> list[FileRecord]:
         """Write and sync this rank's files; return what they are."""
@@ -87,32 +105,44 @@ class Checkpoints:
             (staging / f"rng-rank{rank}.json").write_text(json.dumps(_random_state()), "utf-8")
             own = [*staging.glob(f"*/rank{rank}-*"), staging / f"rng-rank{rank}.json"]
             for file in own:
+                PROGRESS.tick()
                 sync(file)
             return [_record(file, staging) for file in own]
 
-    def _publish(self, staging: Path, state: dict[str, Any], records: list[list[FileRecord]], best: bool) -> None:
+    def _publish(self, staging: Path, state: dict[str, Any], records: list[list[FileRecord]]) -> None:
         """On rank 0: complete the checkpoint, give it its name, point to it, drop the oldest."""
         with disk_errors(staging, _SMALL_FILES):
-            self.on_save()
+            num_logged = self.on_save()
             skipped = {name: engine.num_skipped for name, engine in self.engines.items()}
-            write_durably(staging / STATE, json.dumps({**state, "skipped_in_a_row": skipped}) + "\n")
+            own_state = {"skipped_in_a_row": skipped, "num_logged": num_logged}
+            write_durably(staging / STATE, json.dumps({**state, **own_state}) + "\n")
             write_durably(staging / CONFIG, self.config_yaml)
             files = [
                 *(one for part in records for one in part),
                 *(_record(staging / n, staging) for n in (STATE, CONFIG)),
             ]
             written = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            Manifest(state["step"], distributed.world_size(), written, tuple(files)).write(staging)
+            manifest = Manifest(state["step"], distributed.world_size(), written, tuple(files))
+            check_sizes(staging, manifest)  # no rank wrote to a disk of its own
+            manifest.write(staging)
             for engine in self.engines:
                 sync(staging / engine)
             sync(staging)
-            publish(staging, self.folder / f"step-{state['step']}")
             name = f"step-{state['step']}\n"
+            if not steps(self.folder):  # from the very first rename on there is something to go on from
+                write_durably(self.folder / LATEST, name)
+            publish(staging, self.folder / name.strip())
             write_durably(self.folder / LATEST, name)
-            if best:
+            if state["best_step"] == state["step"]:
                 write_durably(self.folder / BEST, name)
+
+    def _drop_oldest(self) -> None:
+        with disk_errors(self.folder, 0):
+            self._drop_all(steps(self.folder)[: -self.keep_last])
+
+    def _drop_all(self, old_steps: list[int]) -> None:
         kept = {pointed(self.folder, LATEST), pointed(self.folder, BEST)}
-        for old in steps(self.folder)[: -self.keep_last]:
+        for old in old_steps:
             if self.folder / f"step-{old}" not in kept:
                 self._drop(old)
 
@@ -122,25 +152,28 @@ class Checkpoints:
         Any number of ranks reads it. Later checkpoints, if there are any, are dropped: the run goes on from this one.
         """
         state: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
-        skipped = state.pop("skipped_in_a_row")
+        skipped, self.num_logged = state.pop("skipped_in_a_row"), state.pop("num_logged")
         for name, engine in self.engines.items():
             engine.load(folder / name, skipped[name])
         if read_manifest(folder).world_size == distributed.world_size():
             _restore_random_state(json.loads((folder / f"rng-rank{distributed.rank()}.json").read_text("utf-8")))
-        distributed.together(lambda: self._rewind(folder, state["step"]), only_first=True)
+        best_step = state.pop("best_step")
+        self.best_step = distributed.together(lambda: self._rewind(folder, state["step"], best_step), only_first=True)
         return state
 
-    def _rewind(self, folder: Path, step: int) -> None:
-        write_durably(self.folder / LATEST, f"{folder.name}\n")
-        try:
-            best = pointed(self.folder, BEST)
-        except CheckpointError:
-            best = None
-        if best is None or int(best.name.removeprefix("step-")) > step:
-            (self.folder / BEST).unlink(missing_ok=True)
-        for later in steps(self.folder):
-            if later > step:
-                self._drop(later)
+    def _rewind(self, folder: Path, step: int, best: int | None) -> int | None:
+        """Let the pointers be what they were after a step, and drop what came later; return the best that is there."""
+        with disk_errors(self.folder, _SMALL_FILES):
+            write_durably(self.folder / LATEST, f"{folder.name}\n")
+            best = best if best in steps(self.folder) else None
+            if best is None:
+                (self.folder / BEST).unlink(missing_ok=True)
+            else:
+                write_durably(self.folder / BEST, f"step-{best}\n")
+            for later in steps(self.folder):
+                if later > step:
+                    self._drop(later)
+        return best
 
     def _drop(self, step: int) -> None:
         """Remove a checkpoint; half removed it has no name that is read."""
@@ -180,6 +213,7 @@ def write_folder(write: Callable[[Path], None], target: Path, num_bytes: int) ->
 
 
 def _record(file: Path, staging: Path) -> FileRecord:
+    PROGRESS.tick()
     return FileRecord(str(file.relative_to(staging)), file.stat().st_size, sha256(file))
 
 

@@ -96,6 +96,7 @@ def together(action: Callable[[], Item], only_first: bool = False) -> Item:
         raise failure
     for _, theirs in results:
         if theirs is not None:
+            theirs.second_hand = True
             raise theirs
     return cast(Item, results[0][0] if only_first else result)
 

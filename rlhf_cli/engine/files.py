@@ -34,15 +34,13 @@ def write_durably(path: Path, text: str) -> None:
 
 def publish(staging: Path, target: Path) -> None:
     """Give a complete, synced folder its name. An older one of that name is removed first, and is never half there."""
+    old = target.with_name(f".old-{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        old = target.with_name(f".old-{target.name}")
-        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-        staging.rename(target)
-        shutil.rmtree(old)
-    else:
-        staging.rename(target)
+    staging.rename(target)
     sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf_cli.config.errors import CheckpointError, InputError
 from rlhf_cli.engine.files import sha256, write_durably
+from rlhf_cli.engine.watchdog import PROGRESS
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -77,11 +78,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{file}: its SHA-256 is {got}, it says {wanted}")
     if folder.name != f"step-{manifest.step}":
         raise CheckpointError(f"{file}: is of step {manifest.step}, in a folder named {folder.name}")
-    _check_sizes(folder, manifest)
+    check_sizes(folder, manifest)
     return manifest
 
 
-def _check_sizes(folder: Path, manifest: Manifest) -> None:
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError for a file that is missing or of another size."""
     for record in manifest.files:
         path = folder / record.name
         if not path.is_file():
@@ -93,6 +95,7 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
 def check_hashes(folder: Path, manifest: Manifest, part: int = 0, num_parts: int = 1) -> None:
     """Raise CheckpointError for a file with other content than was written; one rank may look at its part only."""
     for record in manifest.files[part::num_parts]:
+        PROGRESS.tick()
         got = sha256(folder / record.name)
         if got != record.sha256:
             raise CheckpointError(f"{folder / record.name}: its SHA-256 is {got}, the manifest says {record.sha256}")
@@ -140,12 +143,15 @@ def to_resume(run: Path, wanted: bool | str) -> tuple[Path, Manifest]:
         raise with_way_out(error, run) from error
 
 
-def saved_config(folder: Path) -> str:
-    """Return the options that a checkpoint was written with, as YAML; raise CheckpointError where they were changed."""
-    manifest = read_manifest(folder)
+def saved_config(run: Path, wanted: bool | str) -> tuple[Path, str]:
+    """Return the checkpoint to go on from and the options it was written with, as YAML; raises what to_resume does."""
+    folder, manifest = to_resume(run, wanted)
     own = [record for record in manifest.files if record.name == CONFIG]
-    check_hashes(folder, Manifest(manifest.step, manifest.world_size, manifest.written, tuple(own)))
-    return (folder / CONFIG).read_text("utf-8")
+    try:
+        check_hashes(folder, Manifest(manifest.step, manifest.world_size, manifest.written, tuple(own)))
+    except CheckpointError as error:
+        raise with_way_out(error, run) from error
+    return folder, (folder / CONFIG).read_text("utf-8")
 
 
 def with_way_out(error: CheckpointError, run: Path) -> CheckpointError:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_cli.config.errors import CheckpointError
+from rlhf_cli.engine.watchdog import PROGRESS
 
 FILE_BYTES = 2**30  # safetensors copies what it writes: a file's bytes are the memory that saving takes
 
@@ -26,6 +27,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, rank: int)
     pending: dict[str, Tensor] = {}
     number = 0
     for name, tensor in tensors:
+        PROGRESS.tick()
         pending[name] = tensor.detach().cpu().contiguous()
         if sum(one.nbytes for one in pending.values()) >= FILE_BYTES:
             save_file(pending, folder / f"rank{rank}-{number}.safetensors")

@@ -25,7 +25,8 @@ class StopSignals:
     def install(self) -> None:
         """Take over SIGTERM, SIGINT, SIGHUP and SIGUSR1 of this process."""
         for number in STOPPING:
-            signal.signal(number, self._receive)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has its reasons
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

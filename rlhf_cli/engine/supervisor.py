@@ -24,7 +24,7 @@ from rlhf_cli.engine.signals import DOUBLE_S, STOPPING
 from rlhf_cli.engine.watchdog import FOLDER as WATCH_FOLDER
 from rlhf_cli.report.status import State, read_status, write_status
 
-GRACE_S = 8.0  # for the others to end by themselves once one rank has failed: they look after each other
+GRACE_S = 15.0  # for the others to end by themselves once one rank has failed: they look after each other
 SAVE_S = 600.0  # for the others once one rank has stopped with its checkpoint saved
 SUPERVISED = "RLHF_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -73,7 +73,8 @@ class _Supervisor:
     def take_signals(self) -> None:
         """Send every signal that asks for an end on to all ranks."""
         for number in STOPPING:
-            signal.signal(number, self._forward)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has its reasons
+                signal.signal(number, self._forward)
 
     def start(self, words: list[str], environment: dict[str, str]) -> None:
         """Start one rank, in a session of its own: a Ctrl-C reaches it through this process alone."""
@@ -84,6 +85,8 @@ class _Supervisor:
         first: Ended | None = None
         deadline = math.inf
         while any(process.poll() is None for process in self.ranks) and time.monotonic() < deadline:
+            if self.ended_by is not None:
+                self.kill()
             first = first or self._failed()
             if first is not None and deadline == math.inf:
                 deadline = time.monotonic() + (SAVE_S if first.code == INTERRUPTED else GRACE_S)
@@ -106,13 +109,13 @@ class _Supervisor:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._signalled_at is not None and now - self._signalled_at > DOUBLE_S:
-            self.ended_by = signal.Signals(number)
-            self.kill()
+            self.ended_by = signal.Signals(number)  # wait() kills: a handler must not wait for a process
             return
         self._signalled_at = self._signalled_at or now
         for process in self.ranks:
-            if process.poll() is None:
-                process.send_signal(number)
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
 
 def _account_for(ended: Ended | None, by: signal.Signals | None, run: Path) -> int:
@@ -155,7 +158,9 @@ def end_with_parent() -> None:
 
     That is our supervisor, or the deepspeed launcher or torchrun, which would leave their ranks behind.
     """
-    if "RANK" in os.environ:
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    by_deepspeed = parent.exists() and b"deepspeed.launcher" in parent.read_bytes()
+    if SUPERVISED in os.environ or "TORCHELASTIC_RUN_ID" in os.environ or by_deepspeed:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if SUPERVISED in os.environ and os.getppid() != int(os.environ[SUPERVISED]):  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)

@@ -20,6 +20,7 @@ from typing import Any
 from rlhf_cli.config.errors import StalledError
 
 FOLDER = "RLHF_WATCH_FOLDER"  # set by a supervisor, which deletes it
+LOADING = "load"  # imports, downloads and tokenising take what they take: no limit but that of collectives
 _GRACE_S = 5.0  # for a rank to end by itself once another has failed
 _SILENT_S = 5.0  # without a sign of life a rank is stopped or gone
 
@@ -28,7 +29,7 @@ _SILENT_S = 5.0  # without a sign of life a rank is stopped or gone
 class Progress:
     """What this rank does; written by its main thread, read by its watchdog."""
 
-    phase: str = "load"
+    phase: str = LOADING
     step: int = 0
     ticked: float = field(default_factory=time.monotonic)
 
@@ -69,7 +70,7 @@ class Watchdog(threading.Thread):
             failure = self.first_failure()
             if failure is not None and not self._over.wait(_GRACE_S):
                 os._exit(failure["code"])
-            if time.monotonic() - PROGRESS.ticked > self.timeout_s:
+            if PROGRESS.phase != LOADING and self._all_stand_still():
                 self._end_stalled()
 
     def stop(self) -> None:
@@ -79,13 +80,13 @@ class Watchdog(threading.Thread):
     def claim_failure(self, code: int) -> int | None:
         """Say that this rank failed; return None where it is the first, else the first one's exit code."""
         self.stop()
-        aside = self.folder / f"failure-{self.rank}"
+        aside = self.folder / f"failure-{self.rank}-{threading.get_ident()}"  # a rank may fail in both its threads
         with contextlib.suppress(OSError):  # the folder is gone: the supervisor has ended
             aside.write_text(json.dumps({"rank": self.rank, "code": code}), "utf-8")
             os.link(aside, self.folder / "failure")
             return None
         first = self.first_failure()
-        return None if first is None or first["rank"] == self.rank else int(first["code"])
+        return None if first is None else int(first["code"])
 
     def first_failure(self) -> dict[str, Any] | None:
         """Return the rank that failed first and its exit code; None while none has."""
@@ -98,12 +99,22 @@ class Watchdog(threading.Thread):
             aside.write_text(json.dumps(record), "utf-8")
             aside.replace(self.folder / f"rank{self.rank}")
 
+    def _all_stand_still(self) -> bool:
+        """Whether no rank that shows life has made progress: the others may only be waiting for one that works."""
+        if time.monotonic() - PROGRESS.ticked <= self.timeout_s:
+            return False
+        records = [_read(self.folder / f"rank{rank}") for rank in range(self.num_ranks) if rank != self.rank]
+        alive = [record for record in records if record is not None and time.time() - record["seen"] <= _SILENT_S]
+        return all(record["for"] > self.timeout_s - _SILENT_S for record in alive)
+
     def _end_stalled(self) -> None:
         error = StalledError(f"no progress for {self.timeout_s:g} s (launch.timeout_s): {self.where_ranks_stand()}")
-        if self.claim_failure(error.code) is None:
-            self.on_stall(str(error))
-        faulthandler.dump_traceback(all_threads=True)
-        os._exit(error.code)
+        try:
+            if self.claim_failure(error.code) is None:
+                self.on_stall(str(error))
+            faulthandler.dump_traceback(all_threads=True)
+        finally:  # also where nobody listens
+            os._exit(error.code)
 
     def where_ranks_stand(self) -> str:
         """One line: `rank 0 in update of step 3 for 31 s; rank 1 silent for 30 s, last in rollout of step 3`."""

@@ -192,8 +192,8 @@ class TrainEngine:
         """Return the largest difference between weights of the same name; what only one has (a head) is left out."""
         theirs = dict(other.module.named_parameters())
         shared = [(ours, theirs[name]) for name, ours in self.module.named_parameters() if name in theirs]
-        each = [(_master_shard(ours) - _master_shard(parameter)).abs().max() for ours, parameter in shared]
-        return float(torch.stack(each).max())
+        differences = [_real_part(_master_shard(ours) - _master_shard(parameter), ours) for ours, parameter in shared]
+        return max((float(one.abs().max()) for one in differences if one.numel()), default=0.0)
 
     def _averaged_from_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.module.named_parameters():
@@ -230,15 +230,15 @@ class TrainEngine:
 
     def _shards(self) -> Iterator[tuple[str, Tensor]]:
         adam = self._engine.optimizer.optimizer.state  # empty before the first update
-        for name, parameter in self.module.named_parameters():
-            master = _master_shard(parameter)
+        for name, parameter in _parameters(self.module):
+            master = _real_part(_master_shard(parameter), parameter)
             if not master.isfinite().all():
                 raise NonFiniteError(f"the weight {name} is not finite; no checkpoint of it is written")
             yield f"master/{name}", master
             for moment in _MOMENTS if adam else ():
-                yield f"{moment}/{name}", safe_get_local_optimizer_state(parameter, moment)
+                yield f"{moment}/{name}", _real_part(safe_get_local_optimizer_state(parameter, moment), parameter)
             if self.has_ema:
-                yield f"ema/{name}", self._ema[name]
+                yield f"ema/{name}", _real_part(self._ema[name], parameter)
         if adam:
             yield _ADAM_STEP, next(iter(adam.values()))["step"].reshape(1)
 
@@ -266,6 +266,19 @@ class TrainEngine:
                     self._ema[name] = reader.read(f"ema/{name}", start, size).to(self._ema_device)
         optimizer.checkpoint_event_epilogue()
         self._num_skipped = num_skipped
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a number that any changed weight changes, on any number of ranks: the sum of the bits of all weights.
+
+    Of a module that ZeRO-3 has sharded; all ranks together. It tells accidents, not attacks.
+    """
+    bits = {2: torch.int16, 4: torch.int32}
+    total = torch.zeros((), dtype=torch.int64, device=distributed.device())
+    for _, parameter in _parameters(module):
+        shard = _real_part(parameter.ds_tensor.detach(), parameter)
+        total += shard.view(bits[shard.element_size()]).sum(dtype=torch.int64).to(total.device)
+    return str(int(distributed.global_sum(total)))
 
 
 def _initialize(**options: Any) -> Any:
@@ -305,14 +318,15 @@ def learning_rate(optim: OptimConfig, update: int, num_updates: int) -> float:
     return optim.learning_rate * factor
 
 
-def _count(reader: ShardReader, device: torch.device) -> Tensor:
-    """AdamW's number of updates, of which each group of weights has a tensor of its own."""
-    return reader.read(_ADAM_STEP, 0, 1)[0].to(device)
-
-
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and parameters, which have DeepSpeed's ds_numel and ds_tensor."""
     yield from module.named_parameters()
+
+
+def _real_part(shard: Tensor, parameter: Any) -> Tensor:
+    """A shard without the elements that fill up the last ranks' shards, which DeepSpeed never sets (0.19.8)."""
+    size = shard.numel()
+    return shard[: max(0, min(size, parameter.ds_numel - distributed.rank() * size))]
 
 
 def _master_shard(parameter: nn.Parameter) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlhf_cli.config.errors import CheckpointError, InputError
 from rlhf_cli.engine.files import folder_bytes
@@ -97,7 +98,7 @@ def _print(run: Path, rows: list[Listed], verify: bool) -> None:
     if not rows:
         console.print(f"{run}: no checkpoint", markup=False, highlight=False)
         return
-    table = Table(title=f"{run}/checkpoints", title_justify="left")
+    table = Table(title=Text(f"{run}/checkpoints"), title_justify="left")
     for name in ("checkpoint", "MiB", "ranks", "written", "", "every byte checked" if verify else "files and sizes"):
         table.add_column(name, justify="right" if name == "MiB" else "left")
     for row in rows:

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -64,7 +64,8 @@ class Reporter:
         if self.run_dir is None:
             return
         self.run_dir.append("metrics.jsonl", record)
-        write_status(self.run_dir.folder, State.running, step)
+        with suppress(OSError):  # it says no more than the line above
+            write_status(self.run_dir.folder, State.running, step)
         line = "  ".join(f"{name} {record[name]:.4g}" for name in self._headline if name in record)
         logger.info("step %d/%d  %s  %.1f s", step, self._num_steps, line, seconds)
         if self._progress is None:

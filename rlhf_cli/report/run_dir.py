@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import math
 import os
 import platform
@@ -18,7 +19,7 @@ from typing import Any
 
 import rlhf_cli
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import is_secret
+from rlhf_cli.config.load import is_only_named, is_secret
 from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.engine.files import disk_errors, sync, write_durably
 
@@ -46,10 +47,12 @@ def lock(folder: Path) -> int:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
         os.close(descriptor)
         raise InputError(f"{folder} is being written by {owner}; wait for it, or give another run.name") from error
+    except OSError as error:  # Lustre or NFS without locks: better one writer on trust than no run
+        logging.getLogger("rlhf").warning("%s: no lock on this file system (%s)", folder, error.strerror)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor
@@ -66,12 +69,10 @@ def hide_secrets(words: list[str]) -> list[str]:
     kept = []
     for word in words:
         key, equals, value = word.partition("=")
-        if equals and is_secret(key) and not value.startswith("${"):
-            value = "<hidden>"
-        inside = re.sub(
-            r"(\w+)(\s*:\s*)([^,{}]+)", lambda m: m[0] if not is_secret(m[1]) else f"{m[1]}{m[2]}<hidden>", value
-        )
-        kept.append(f"{key}{equals}{inside}")
+        names = [key, *re.findall(r"([\w-]+)['\"]?\s*:", value)] if equals else []
+        with_password = re.search(r"://[^/\s]*:[^/\s]*@", value) is not None
+        hide = with_password or (any(is_secret(name) for name in names) and not is_only_named(value))
+        kept.append(f"{key}=<hidden>" if hide else word)
     return kept
 
 
@@ -102,20 +103,21 @@ class RunDir:
         if run.resume:
             self.append("resumes.jsonl", record)
         else:
-            (self.folder / CONFIG).write_text(config_yaml, "utf-8")
+            with disk_errors(self.folder / CONFIG, len(config_yaml)):
+                write_durably(self.folder / CONFIG, config_yaml)
             self.write_json("run.json", record)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one JSON line to a file of the run; NaN and infinity, which JSON lacks, become null."""
         file = self.folder / name
-        line = json.dumps({name: _finite(value) for name, value in record.items()}, ensure_ascii=False) + "\n"
+        line = json.dumps(_finite(record), ensure_ascii=False) + "\n"
         with disk_errors(file, len(line)), file.open("a", encoding="utf-8") as opened:
             opened.write(line)
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a whole JSON file of the run, on the disk when this returns."""
         with disk_errors(self.folder / name, len(str(record))):
-            write_durably(self.folder / name, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+            write_durably(self.folder / name, json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n")
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """Return the records of a JSON-lines file of the run; none if it is not there.
@@ -127,25 +129,31 @@ class RunDir:
             return []
         return [json.loads(line) for line in file.read_bytes().decode("utf-8", "replace").split("\n")[:-1]]
 
-    def sync(self) -> None:
-        """Bring what was logged to the disk."""
+    def sync(self) -> int:
+        """Bring what was logged to the disk; return how many metric records there are."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (self.folder / name).exists():
                 sync(self.folder / name)
+        return len(self.read_lines("metrics.jsonl"))
 
-    def forget_after(self, step: int) -> None:
-        """Drop what a run resumed after `step` writes again: metrics of later steps, answers after training."""
-        self._keep("metrics.jsonl", lambda record: record["step"] <= step)
-        self._keep("samples.jsonl", lambda record: record["stage"] != "after")
+    def forget_after(self, num_logged: int) -> None:
+        """Drop what a resumed run writes again: metric records but the first `num_logged`, answers after training."""
+        self._keep("metrics.jsonl", lambda place, _: place < num_logged)
+        self._keep("samples.jsonl", lambda _, record: record["stage"] != "after")
 
-    def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        if not (self.folder / name).exists():
+    def _keep(self, name: str, wanted: Callable[[int, dict[str, Any]], bool]) -> None:
+        file = self.folder / name
+        if not file.exists():
             return
-        kept = [record for record in self.read_lines(name) if wanted(record)]
-        write_durably(self.folder / name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+        kept = [record for place, record in enumerate(self.read_lines(name)) if wanted(place, record)]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        with disk_errors(file, len(text)):
+            write_durably(file, text)
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

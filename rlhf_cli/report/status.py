@@ -42,6 +42,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads((folder / STATUS).read_text("utf-8"))
+        int(record["step"])
         here = record["host"] == socket.gethostname()
         if record["state"] == State.running.value and here and not _alive(record["pid"]):
             return {**record, "state": State.failed.value, "reason": "its process ended without a word: killed"}
@@ -52,9 +53,6 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie has ended
+    except FileNotFoundError:
         return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

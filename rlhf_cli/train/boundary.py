@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_cli.config.errors import GuardError, Interrupted, NonFiniteError
+from rlhf_cli.config.errors import GuardError, InputError, Interrupted, NonFiniteError
 from rlhf_cli.config.sections import CheckpointConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
@@ -28,29 +28,49 @@ class Boundary:
         checkpoints: Checkpoints,
         report: Reporter,
         signals: StopSignals,
+        inputs: dict[str, str],
     ) -> None:
+        """inputs: fingerprints, by option, of what a resumed run must find unchanged."""
         self.config = config
         self.guards = guards
         self.checkpoints = checkpoints
         self.report = report
         self.signals = signals
+        self.inputs = inputs
         self.best: float | None = None
         self._saved: int | None = None  # step of the newest checkpoint of this process
         self._stop: GuardError | NonFiniteError | None = None
 
     def resume(self, state: dict[str, Any]) -> dict[str, Any]:
         """Take over what `_save` put beside the trainer's state; return the trainer's."""
+        was = state.pop("inputs")
+        changed = [key for key in self.inputs if was.get(key) != self.inputs[key]]
+        if changed:
+            raise InputError(
+                f"what {' and '.join(changed)} names has changed since the checkpoint was written: its rows or weights "
+                "are not those of the run; put them back, or start anew with another run.name"
+            )
         self.guards.load_state_dict(state.pop("guards"))
-        self.best = state.pop("best")
+        best = state.pop("best")
+        self.best = None if self.checkpoints.best_step is None else best  # one that is gone is not to be beaten
         self._saved = state["step"]
         return state
 
     def before_step(self, state: dict[str, Any]) -> None:
         """Where a signal has reached any rank, save and raise Interrupted on all; state: the trainer's."""
+        self._end_if_asked(state)
         PROGRESS.enter("step", state["step"] + 1)
+
+    def after_last_step(self, state: dict[str, Any]) -> None:
+        """Save, so that a kill during the answers and the export costs no step; raise Interrupted as `before_step`."""
+        self._end_if_asked(state)
+        if self.config.every_steps:
+            self._save(state)
+
+    def _end_if_asked(self, state: dict[str, Any]) -> None:
         if not distributed.any_rank(self.signals.received is not None):
             return
-        self._save(state)
+        self._save(state, drop_oldest=False)
         received = next(one for one in distributed.gather_all(self.signals.received) if one is not None)
         raise Interrupted(
             f"stopped by {received.name} after step {state['step']}, checkpoint saved; go on with run.resume=true"
@@ -73,7 +93,8 @@ class Boundary:
                     kind = NonFiniteError if finding.guard == _NON_FINITE else GuardError
                     self._stop = self._stop or kind(
                         f"a guard stopped the run at step {step}, checkpoint saved: {finding}; go on with "
-                        f"run.resume=true and other settings, or guard.action=warn"
+                        f"run.resume=true and other settings, or guard.action=warn, or from an earlier checkpoint "
+                        f"(run.resume=PATH; `rlhf checkpoints` lists them)"
                     )
                 case Ask.nothing:
                     pass
@@ -81,18 +102,21 @@ class Boundary:
 
     def after_step(self, state: dict[str, Any], metrics: Mapping[str, float]) -> None:
         """Save where a checkpoint is due, and raise what a guard has asked for; state: the trainer's after the step."""
+        due = self.config.every_steps and state["step"] % self.config.every_steps == 0
+        if due or self._stop is not None:
+            self._save(state, metrics if due else None, drop_oldest=self._stop is None)
         if self._stop is not None:
-            self._save(state)
             raise self._stop
-        if self.config.every_steps and state["step"] % self.config.every_steps == 0:
-            self._save(state, metrics)
 
-    def _save(self, state: dict[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+    def _save(
+        self, state: dict[str, Any], metrics: Mapping[str, float] | None = None, drop_oldest: bool = True
+    ) -> None:
         if self._saved == state["step"]:
             return
         best = self._is_best((metrics or {}).get(self.config.best_metric or "", math.nan))
+        own = {"best": self.best, "guards": self.guards.state_dict(), "inputs": self.inputs}
         with self.report.time("checkpoint"):
-            self.checkpoints.save({**state, "best": self.best, "guards": self.guards.state_dict()}, best)
+            self.checkpoints.save({**state, **own}, best, drop_oldest)
         self._saved = state["step"]
 
     def _is_best(self, value: float) -> bool:

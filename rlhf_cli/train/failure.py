@@ -19,11 +19,13 @@ from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.watchdog import FOLDER, PROGRESS, Watchdog
 from rlhf_cli.report.status import State, read_status, write_status
+from rlhf_cli.report.text import printable
 from rlhf_cli.train.memory import out_of_memory_advice
 
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, where nothing was to save yet
 _PEER_S = 8.0  # how long the rank that broke a connection has to say why
-_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL error")
+_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+_PEER_LOST_NCCL = ("remote process exited", "ncclRemoteError")
 
 
 class Ending:
@@ -56,7 +58,7 @@ class Ending:
     def failed(self, error: BaseException) -> int:
         """Tell of an error, if this rank is the first that failed; return the exit code of the run."""
         code, text = self._explain(error)
-        if _lost_a_peer(error):
+        if _lost_a_peer(error) or getattr(error, "second_hand", False):
             self._wait_for_peer()
         first = self.watchdog.claim_failure(code)
         if first is not None:
@@ -91,8 +93,8 @@ class Ending:
             time.sleep(0.1)
 
     def _tell(self, text: str, state: State, code: int, reason: str) -> None:
-        if text:
-            print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody may listen
+            print(printable(text), end="\n" if text else "", file=sys.stderr, flush=True)
         if self.folder is None or not self.folder.is_dir():
             return
         rank = distributed.rank()
@@ -100,11 +102,11 @@ class Ending:
         with suppress(OSError):  # a full disk must not hide what is told here
             write_status(self.folder, state, step, exit_code=code, reason=reason, rank=rank, phase=PROGRESS.phase)
             with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(f"{text}\n")
+                log.write(f"{printable(text)}\n")
 
 
 def _lost_a_peer(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in (*_PEER_LOST, *_PEER_LOST_NCCL))
 
 
 def _one_line(error: BaseException) -> str:

@@ -94,6 +94,7 @@ class PPOTrainer:
             self.report.log(self.state.step, metrics, num_tokens=int(rollout.response_mask.sum()))
             self.state.kl_coef *= self.boundary.look(self.state.step, metrics)
             self.boundary.after_step(asdict(self.state), metrics)
+        self.boundary.after_last_step(asdict(self.state))
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
         """Estimate advantages and update both models; return the step's metrics.

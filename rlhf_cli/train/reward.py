@@ -105,6 +105,7 @@ class RewardTrainer:
             if evaluate_every and self.step % evaluate_every == 0 and self.step < last:
                 metrics |= self.evaluate()
             self.boundary.after_step({"step": self.step}, metrics)
+        self.boundary.after_last_step({"step": self.step})
 
     def update(self) -> tuple[dict[str, float], int]:
         """Make one optimizer step; return its metrics, means over the global batch, and the tokens it read."""

@@ -25,9 +25,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
-from rlhf_cli.config.sections import RunConfig
+from rlhf_cli.config.sections import CheckpointConfig, RunConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
+from rlhf_cli.data.tokens import fingerprint_of
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints, to_resume_together, write_folder
 from rlhf_cli.engine.files import require_room, size
@@ -35,7 +36,7 @@ from rlhf_cli.engine.manifest import steps
 from rlhf_cli.engine.signals import StopSignals
 from rlhf_cli.engine.supervisor import end_with_parent
 from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.engine.zero import TrainEngine
+from rlhf_cli.engine.zero import TrainEngine, fingerprint
 from rlhf_cli.models.export import export
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import (
@@ -47,7 +48,7 @@ from rlhf_cli.models.load import (
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import SUMMARY, RunDir, run_folder
-from rlhf_cli.report.status import State, write_status
+from rlhf_cli.report.status import State, read_status, write_status
 from rlhf_cli.train.answers import AnswerBook, compare
 from rlhf_cli.train.boundary import Boundary
 from rlhf_cli.train.build import build_ppo, pad_id
@@ -129,7 +130,10 @@ class Start:
 
     def checkpoint(self, run: RunConfig) -> Path | None:
         """Return the checkpoint to go on from, every byte of it checked, before anything is loaded; None: a new run."""
-        return None if run.resume is False else to_resume_together(run_folder(run), run.resume)
+        if run.resume is False:
+            return None
+        self.ending.folder = run_folder(run)  # whose status.json tells how this start ended, too
+        return to_resume_together(run_folder(run), run.resume)
 
     def open(
         self,
@@ -148,11 +152,12 @@ class Start:
         def make() -> None:
             nonlocal run_dir
             weights = sum(engine.export_bytes for engine in checkpoints.engines.values())
-            missing = max(1, config.checkpoint.keep_last + 1 - len(steps(checkpoints.folder)))
+            checkpoints.clean()
+            missing = max(0, _num_kept(config.checkpoint, num_steps) - len(steps(checkpoints.folder)))
             what = f"the run ({missing} checkpoints of {size(checkpoints.num_bytes)} and its exported weights)"
             require_room(folder, missing * checkpoints.num_bytes + weights, what)
             run_dir = RunDir(config.run, self.command, self.args, self.text, distributed.world_size())
-            write_status(folder, State.running, 0)
+            write_status(folder, State.running, read_status(folder).get("step", 0))
             write_log(folder / "log.txt")
             checkpoints.on_save = run_dir.sync
 
@@ -163,15 +168,20 @@ class Start:
         self.report.say(f"run folder: {folder}")
         return folder
 
-    def boundary(self, config: TrainRMConfig | TrainPPOConfig, checkpoints: Checkpoints) -> Boundary:
-        """Return what the trainer goes through between two steps."""
-        return Boundary(config.checkpoint, Guards(config.guard), checkpoints, self.report, self.signals)
+    def boundary(
+        self, config: TrainRMConfig | TrainPPOConfig, checkpoints: Checkpoints, inputs: dict[str, str]
+    ) -> Boundary:
+        """Return what the trainer goes through between two steps; inputs: fingerprints of what the run reads."""
+        return Boundary(config.checkpoint, Guards(config.guard), checkpoints, self.report, self.signals, inputs)
 
     def resume(self, checkpoints: Checkpoints, boundary: Boundary, folder: Path) -> dict[str, Any]:
-        """Load a checkpoint; return the trainer's state in it."""
+        """Load a checkpoint; return the trainer's state in it.
+
+        Raises InputError where data or frozen models are not those it was written with.
+        """
         state = boundary.resume(checkpoints.load(folder))
         if self.report.run_dir is not None:
-            self.report.run_dir.forget_after(state["step"])
+            self.report.run_dir.forget_after(checkpoints.num_logged)
         self.report.say(f"resumed after step {state['step']}")
         return state
 
@@ -186,6 +196,13 @@ class Start:
         if self.report.run_dir is not None:
             self.report.run_dir.write_json(SUMMARY, summary)
             write_status(self.report.run_dir.folder, State.finished, num_steps, exit_code=0)
+
+
+def _num_kept(config: CheckpointConfig, num_steps: int) -> int:
+    """The most checkpoints that a run has on the disk at a time, the one that is being written among them."""
+    if config.every_steps == 0:
+        return 1  # where a signal ends it
+    return min(config.keep_last + 1 + (config.best_metric is not None), num_steps // config.every_steps + 1)
 
 
 def train_rm(config: TrainRMConfig, start: Start) -> None:
@@ -204,7 +221,8 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     checkpoints = Checkpoints(
         run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last, start.text
     )
-    boundary = start.boundary(config, checkpoints)
+    rows = [(answer.prompt_ids, answer.response_ids) for row in (*data.train, *data.eval) for answer in row.answers]
+    boundary = start.boundary(config, checkpoints, {"data": fingerprint_of(rows)})
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
     if config.check.num_prompts:
         report_checks(lambda: check_rm(trainer, tokenizer, bounds_of(config.model)), config.check, report)
@@ -240,7 +258,13 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     weights = sum(engine.num_weights for engine in trained.values())
     start.ending.knows(weights, built.modules["policy"].config, torch_dtype(config.model))
     checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last, start.text)
-    boundary = start.boundary(config, checkpoints)
+    rows = [(prompt.ids, ()) for prompt in (*built.prompts.train, *built.prompts.eval)]
+    inputs = {
+        "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
+        "model": fingerprint(engines.reference.module),
+        "reward_model": fingerprint(engines.reward_model.engine.module),
+    }
+    boundary = start.boundary(config, checkpoints, inputs)
     trainer = PPOTrainer(config, engines, sampler, PPOData(built.prompts.train, built.texts), boundary, report)
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)

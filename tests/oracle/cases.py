@@ -105,6 +105,9 @@ class Record:
     def look(self, step: int, metrics: dict[str, float]) -> float:
         return 1.0
 
+    def after_last_step(self, state: dict[str, Any]) -> None:
+        pass
+
     def after_step(self, state: dict[str, Any], metrics: dict[str, float]) -> None:
         pass
 

@@ -78,6 +78,13 @@ def test_deepspeed_may_change_from_nothing_and_to_nothing(was, now):
     require_same("train-ppo", now, was, "it was")
 
 
+@pytest.mark.parametrize("name", ["attn_implementation_kind", "no_micro_batch_size"])
+def test_a_key_that_merely_looks_like_one_may_not_change(text, name):
+    """The keys of model.from_config are anybody's."""
+    with pytest.raises(InputError, match=f"it was with other options: model.from_config.{name}: None -> 1; "):
+        require_same("train-ppo", text(), text(**{f"model.from_config.{name}": 1}), "it was")
+
+
 def test_the_message_lists_every_change_and_what_may_change(text):
     now = text(**{"ppo.kl_coef": 0.1, "run.seed": 3, "launch.num_gpus": 2, "model.from_config.hidden_size": 64})
     with pytest.raises(InputError) as caught:

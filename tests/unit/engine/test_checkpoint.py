@@ -71,7 +71,10 @@ def save(run, step, keep_last=2, best=False):
     """Save what a trainer has at a step: all of it follows from the step."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(step)
-    of(run, step, keep_last).save({"step": step, "kl_coef": step / 7}, best)
+    checkpoints = of(run, step, keep_last)
+    named = pointed(run / "checkpoints", BEST) if (run / "checkpoints").exists() else None
+    checkpoints.best_step = None if named is None else int(named.name.removeprefix("step-"))  # as `load` finds it
+    checkpoints.save({"step": step, "kl_coef": step / 7}, best)
 
 
 def load(run, folder, keep_last=2):

@@ -246,8 +246,11 @@ def test_a_run_without_a_checkpoint_is_told_so(tmp_path):
                 f"run.resume={given}: {tmp_path}/a has no checkpoint to go on from; "
                 "give another run.name, or delete the folder"
             )
-    with pytest.raises(InputError, match="has no checkpoint to go on from"):
+    with pytest.raises(InputError) as caught:
         to_resume(tmp_path / "nowhere", True)
+    assert str(caught.value) == (
+        f"run.resume=True: there is no {tmp_path}/nowhere to go on with; leave run.resume out to start it"
+    )
 
 
 @pytest.mark.parametrize("other", ["../other/checkpoints/step-2", "checkpoints", ".", "checkpoints/step-2/policy"])
