@@ -82,11 +82,16 @@ def _hidden(node: Any) -> Any:
     if isinstance(node, list):
         return [_hidden(inner) for inner in node]
     if not isinstance(node, dict):
-        return node
+        return "<hidden>" if isinstance(node, str) and has_login(node) else node
     return {
         key: "<hidden>" if is_secret(str(key)) and value is not None and not is_only_named(value) else _hidden(value)
         for key, value in node.items()
     }
+
+
+def has_login(value: str) -> bool:
+    """Say whether a text has a user or a password in a URL, `https://me:secret@host`."""
+    return re.search(r"://[^/\s]*@", value) is not None
 
 
 def is_only_named(value: Any) -> bool:

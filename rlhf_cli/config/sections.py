@@ -238,7 +238,7 @@ class LaunchConfig:
     """Ranks to start on this machine (gloo ranks where there is no GPU); deepspeed or torchrun set their own number."""
 
     timeout_s: int = 1800
-    """Longest wait of one rank for the others in a collective, before all fail with an error."""
+    """Longest time without progress of any rank, before the run ends with exit code 8 and says where each stood."""
 
     def __post_init__(self) -> None:
         require(1 <= self.num_gpus <= 64, "launch.num_gpus", self.num_gpus, "between 1 and 64")

@@ -110,7 +110,7 @@ class Checkpoints:
             return [_record(file, staging) for file in own]
 
     def _publish(self, staging: Path, state: dict[str, Any], records: list[list[FileRecord]]) -> None:
-        """On rank 0: complete the checkpoint, give it its name, point to it, drop the oldest."""
+        """On rank 0: complete the checkpoint, give it its name, point to it."""
         with disk_errors(staging, _SMALL_FILES):
             num_logged = self.on_save()
             skipped = {name: engine.num_skipped for name, engine in self.engines.items()}
@@ -146,12 +146,17 @@ class Checkpoints:
             if self.folder / f"step-{old}" not in kept:
                 self._drop(old)
 
+    def state_of(self, folder: Path) -> dict[str, Any]:
+        """Return the trainer's state in a checkpoint, and load nothing."""
+        state: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
+        return state
+
     def load(self, folder: Path) -> dict[str, Any]:
         """Load a checkpoint into the engines, and return the trainer's state; all ranks together.
 
         Any number of ranks reads it. Later checkpoints, if there are any, are dropped: the run goes on from this one.
         """
-        state: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
+        state = self.state_of(folder)
         skipped, self.num_logged = state.pop("skipped_in_a_row"), state.pop("num_logged")
         for name, engine in self.engines.items():
             engine.load(folder / name, skipped[name])

@@ -83,8 +83,11 @@ class Watchdog(threading.Thread):
         aside = self.folder / f"failure-{self.rank}-{threading.get_ident()}"  # a rank may fail in both its threads
         with contextlib.suppress(OSError):  # the folder is gone: the supervisor has ended
             aside.write_text(json.dumps({"rank": self.rank, "code": code}), "utf-8")
-            os.link(aside, self.folder / "failure")
-            return None
+            try:
+                os.link(aside, self.folder / "failure")
+                return None
+            finally:
+                aside.unlink()  # or to claim again would write into `failure`
         first = self.first_failure()
         return None if first is None else int(first["code"])
 

@@ -269,9 +269,9 @@ class TrainEngine:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return a number that any changed weight changes, on any number of ranks: the sum of the bits of all weights.
+    """Return the sum of the bits of all weights, the same on any number of ranks; other weights have another one.
 
-    Of a module that ZeRO-3 has sharded; all ranks together. It tells accidents, not attacks.
+    Of a module that ZeRO-3 has sharded; all ranks together. It tells accidents: the order of weights is not in it.
     """
     bits = {2: torch.int16, 4: torch.int32}
     total = torch.zeros((), dtype=torch.int64, device=distributed.device())

@@ -19,7 +19,7 @@ from typing import Any
 
 import rlhf_cli
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import is_only_named, is_secret
+from rlhf_cli.config.load import has_login, is_only_named, is_secret
 from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.engine.files import disk_errors, sync, write_durably
 
@@ -70,8 +70,7 @@ def hide_secrets(words: list[str]) -> list[str]:
     for word in words:
         key, equals, value = word.partition("=")
         names = [key, *re.findall(r"([\w-]+)['\"]?\s*:", value)] if equals else []
-        with_password = re.search(r"://[^/\s]*:[^/\s]*@", value) is not None
-        hide = with_password or (any(is_secret(name) for name in names) and not is_only_named(value))
+        hide = has_login(value) or (any(is_secret(name) for name in names) and not is_only_named(value))
         kept.append(f"{key}=<hidden>" if hide else word)
     return kept
 
@@ -154,6 +153,8 @@ class RunDir:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -54,5 +54,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie has ended
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    except PermissionError:  # somebody else's
+        return True

@@ -43,18 +43,21 @@ class Boundary:
 
     def resume(self, state: dict[str, Any]) -> dict[str, Any]:
         """Take over what `_save` put beside the trainer's state; return the trainer's."""
-        was = state.pop("inputs")
+        self.require_same_inputs(state.pop("inputs"))
+        self.guards.load_state_dict(state.pop("guards"))
+        best = state.pop("best")
+        self.best = None if self.checkpoints.best_step is None else best  # one that is gone is not to be beaten
+        self._saved = state["step"]
+        return state
+
+    def require_same_inputs(self, was: dict[str, str]) -> None:
+        """Raise InputError where the rows or the frozen models are not those that a checkpoint was written with."""
         changed = [key for key in self.inputs if was.get(key) != self.inputs[key]]
         if changed:
             raise InputError(
                 f"what {' and '.join(changed)} names has changed since the checkpoint was written: its rows or weights "
                 "are not those of the run; put them back, or start anew with another run.name"
             )
-        self.guards.load_state_dict(state.pop("guards"))
-        best = state.pop("best")
-        self.best = None if self.checkpoints.best_step is None else best  # one that is gone is not to be beaten
-        self._saved = state["step"]
-        return state
 
     def before_step(self, state: dict[str, Any]) -> None:
         """Where a signal has reached any rank, save and raise Interrupted on all; state: the trainer's."""

@@ -179,6 +179,7 @@ class Start:
 
         Raises InputError where data or frozen models are not those it was written with.
         """
+        boundary.require_same_inputs(checkpoints.state_of(folder)["inputs"])  # before any later checkpoint is dropped
         state = boundary.resume(checkpoints.load(folder))
         if self.report.run_dir is not None:
             self.report.run_dir.forget_after(checkpoints.num_logged)

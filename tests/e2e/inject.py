@@ -16,6 +16,7 @@ from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.engine.zero import TrainEngine
 from rlhf_cli.rewards.reward_model import RewardModel
+from rlhf_cli.train import run
 from rlhf_cli.train.ppo import PPOTrainer
 
 _collect, _score, _write_own, _backward = (
@@ -62,6 +63,10 @@ def _die_while_writing(self, staging):
     return _write_own(self, staging)
 
 
+def _break_export(*_):
+    raise TypeError("the export broke")
+
+
 def _no_space():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -75,6 +80,7 @@ FAULTS = {
     "nan-scores": lambda: setattr(RewardModel, "score", _nan_scores(3, math.inf)),
     "nan-loss": lambda: setattr(TrainEngine, "backward", _nan_loss),
     "die-while-writing": lambda: setattr(Checkpoints, "_write_own", _die_while_writing),
+    "export": lambda: setattr(run, "export", _break_export),
     "no-space": _no_space,
 }
 

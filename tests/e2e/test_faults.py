@@ -120,6 +120,17 @@ def test_a_rank_that_fails_alone_is_heard_once_and_all_end_with_its_code(tmp_pat
     assert (ended["state"], ended["rank"], ended["reason"], ended["step"]) == ("failed", 1, "row 7 has gone", 2)
 
 
+def test_what_fails_on_rank_0_alone_is_told_by_rank_0(tmp_path):
+    """Rank 1 hears of it in a collective, and lets the one speak that has the traceback; all steps are saved."""
+    done = with_fault(tmp_path, "export", 0, *TINY, "run.name=a", "checkpoint.every_steps=100")
+    assert [one.returncode for one in done] == [1, 1]
+    assert done[1].stderr == ""
+    assert done[0].stderr.startswith("rlhf: error: rank 0 failed in export of step 8:\nTraceback")
+    assert "TypeError: the export broke" in done[0].stderr
+    assert steps(tmp_path / "outputs/a/checkpoints") == [8]
+    assert not (tmp_path / "outputs/a/final").exists()
+
+
 @pytest.mark.parametrize("how", ["hang", "stop"])
 def test_a_hang_is_ended_and_says_which_rank_stood_where(how, tmp_path):
     """A rank that waits for ever, and one that is stopped: exit code 8 after launch.timeout_s."""

@@ -110,6 +110,17 @@ def test_resume_with_the_presets_for_gpus(preset, tmp_path):
     assert_equal_runs(outputs / "a", outputs / "whole")
 
 
+def test_changed_data_is_refused(every_step, tmp_path):
+    """One row more: every later batch would be another one."""
+    shutil.copytree(every_step, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "outputs/a/summary.json").unlink()
+    with (tmp_path / "few.jsonl").open("a") as file:
+        file.write('{"prompt": "One more?"}\n')
+    again = Started(tmp_path, *FEW, TWO, "run.resume=true")
+    assert again.end() == 2, again.text
+    assert "rlhf: error: what data names has changed since the checkpoint was written" in again.text
+
+
 @pytest.mark.parametrize("which", ["policy/rank0-0.safetensors", "value_model/rank1-0.safetensors", "trainer.json"])
 @pytest.mark.parametrize("how", ["truncated", "deleted", "flipped", "emptied", "swapped"])
 def test_corruption_is_refused_by_both_ranks(which, how, whole, tmp_path):

@@ -63,15 +63,60 @@ def test_only_what_changes_nothing_that_is_learnt_may_change(monkeypatch, comman
     [
         ("deepspeed.zero_optimization.overlap_comm", True),
         ("deepspeed.zero_optimization.offload_optimizer", {"device": "cpu"}),
-        ("deepspeed.new", [1, 2]),
+        ("deepspeed.zero_optimization.stage", 3),
+        ("deepspeed.zero_optimization.new", [1, 2]),
     ],
 )
-def test_any_key_of_deepspeed_may_change(text, key, value):
+def test_how_deepspeed_cuts_the_work_up_may_change(text, key, value):
     require_same("train-ppo", text(), text(**{key: value}), "it was")
     require_same("train-ppo", text(**{key: value}), text(), "it was")
 
 
-@pytest.mark.parametrize(("was", "now"), [("{}", "{zero_optimization: {stage: 3}}"), ("{a: {}}", "{a: {b: 1}}")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("deepspeed.new", [1, 2]),
+        ("deepspeed.zero_optimization_new", 1),
+        ("deepspeed.gradient_clipping", 1.0),
+        ("deepspeed.zero_optimization.zero_quantized_weights", True),
+        ("deepspeed.zero_optimization.zero_quantized_gradients", True),
+        ("deepspeed.zero_optimization.zero_quantized_nontrainable_weights", True),
+    ],
+)
+def test_other_keys_of_deepspeed_may_not_change(text, key, value):
+    """What they do to the numbers is for DeepSpeed to know; quantised gathers and gradients are other numbers."""
+    for was, now, change in ((text(), text(**{key: value}), f"None -> {value}"), (text(**{key: value}), text(), None)):
+        with pytest.raises(InputError) as caught:
+            require_same("train-ppo", was, now, "it was")
+        assert str(caught.value).startswith(f"it was with other options: {key}: {change or f'{value} -> None'}; only")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "named"),
+    [
+        ("{}", "{a: 1}", "deepspeed.a: None -> 1"),
+        ("{a: {}}", "{a: {b: 1}}", "deepspeed.a: {} -> None; deepspeed.a.b: None -> 1"),
+        (
+            "{zero_optimization: {}}",
+            "{zero_optimization: {stage: 3, zero_quantized_weights: true}}",
+            "deepspeed.zero_optimization.zero_quantized_weights: None -> True",
+        ),
+    ],
+)
+def test_an_empty_section_of_deepspeed_hides_no_change(was, now, named):
+    with pytest.raises(InputError, match=re.escape(f"it was with other options: {named}; only these may change: ")):
+        require_same("train-ppo", f"deepspeed: {was}", f"deepspeed: {now}", "it was")
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("{}", "{zero_optimization: {stage: 3}}"),
+        ("{}", "{zero_optimization: {}}"),
+        ("{zero_optimization: {}}", "{zero_optimization: {stage: 3}}"),
+        ("{zero_optimization: {offload_param: {}}}", "{zero_optimization: {offload_param: {device: cpu}}}"),
+    ],
+)
 def test_deepspeed_may_change_from_nothing_and_to_nothing(was, now):
     was, now = f"deepspeed: {was}", f"deepspeed: {now}"
     require_same("train-ppo", was, now, "it was")
@@ -92,8 +137,9 @@ def test_the_message_lists_every_change_and_what_may_change(text):
     assert str(caught.value) == (
         "outputs/a/checkpoints/step-2 was written with other options: model.from_config.hidden_size: 32 -> 64; "
         "ppo.kl_coef: 0.05 -> 0.1; run.seed: 0 -> 3; only these may change: run.name, run.output_dir, run.resume, "
-        "launch.*, check.*, checkpoint.*, guard.*, deepspeed.*, *.micro_batch_size, *.micro_batch_tokens, "
-        "*.eval_micro_batch_size, *.gradient_checkpointing, *.attn_implementation, *.max_skipped_updates"
+        "launch.*, check.*, checkpoint.*, guard.*, deepspeed.zero_optimization.*, *.micro_batch_size, "
+        "*.micro_batch_tokens, *.eval_micro_batch_size, *.gradient_checkpointing, *.attn_implementation, "
+        "*.max_skipped_updates"
     )
 
 

@@ -100,6 +100,35 @@ def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
         assert "271828" not in alone
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"{{'token': {CANARY}}}",
+        f'{{"api_key": {CANARY}}}',
+        f'{{"api_key" : "{CANARY}"}}',
+        f"{{a: {{'client-secret': {CANARY}}}}}",
+        f"[{{'hub_token':{CANARY}}}]",
+        f"https://me:{CANARY}@host/rows.jsonl",
+        f"https://:{CANARY}@host",
+        f"[a.jsonl,s3://me:{CANARY}@host:9000/rows.jsonl]",
+        f"{{url: 'https://me:{CANARY}@host'}}",
+    ],
+)
+def test_a_secret_under_a_quoted_key_or_in_a_url_is_not_in_the_command_that_is_kept(value):
+    assert hide_secrets([f"+deepspeed.a={value}"]) == ["+deepspeed.a=<hidden>"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *["https://host:8080/rows.jsonl", "https://host/a:b@c", "hf://datasets/me/rows@main:x", "me@host:rows.jsonl"],
+        *["{'max_tokens': 3}", '{"pad_token_id": 0}'],
+    ],
+)
+def test_what_is_no_password_of_a_url_and_no_quoted_secret_is_kept(value):
+    assert hide_secrets([f"a.b={value}"]) == [f"a.b={value}"]
+
+
 def test_a_command_keeps_all_else():
     words = ["conf=tiny", "model=tiny_llama", "token", "a.token=${oc.env:TOKEN}", "a.b=x=y", "~deepspeed.x", ""]
     assert hide_secrets(words) == words

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import pickle
 import random
 import shutil
 from contextlib import contextmanager
@@ -371,6 +372,103 @@ def test_what_latest_names_is_kept_though_later_ones_are_there(tmp_path):
         shutil.copytree(checkpoints.folder / "step-6", checkpoints.folder / later)
     checkpoints.save({"step": 3})
     assert names(tmp_path / "base") == {LATEST, "step-3", "step-8"}
+
+
+def test_a_run_that_ends_before_its_time_keeps_all_its_checkpoints(tmp_path):
+    """An older one may be the one to go on from; the next save that may drop drops them all."""
+    checkpoints = of(tmp_path, 1, 1)
+    for step in (1, 2, 3):
+        checkpoints.save({"step": step}, drop_oldest=False)
+    assert names(tmp_path) == {LATEST, "step-1", "step-2", "step-3"}
+    checkpoints.save({"step": 4})
+    assert names(tmp_path) == {LATEST, "step-4"}
+
+
+def test_a_checkpoint_stands_though_the_oldest_cannot_be_dropped(tmp_path, monkeypatch):
+    save(tmp_path, 1, 1)
+
+    def refuse(_, __):
+        raise OSError(errno.EIO, "Input/output error")
+
+    checkpoints = of(tmp_path, 2, 1)
+    monkeypatch.setattr(Checkpoints, "_drop", refuse)
+    with pytest.raises(DiskError, match=f"^cannot write {tmp_path}/checkpoints .*Input/output error; what was saved"):
+        checkpoints.save({"step": 2, "kl_coef": 2 / 7}, best=True)
+    assert checkpoints.best_step == 2
+    check_all_whole(tmp_path)
+    assert names(tmp_path) == {LATEST, BEST, "step-1", "step-2"}
+    assert pointed(tmp_path / "checkpoints", LATEST) == tmp_path / "checkpoints" / "step-2"
+
+
+@pytest.mark.parametrize(("pointer", "best"), [("step-1", 2), (None, 2), ("step-2", 2), ("step-3", None)])
+def test_the_best_is_the_one_that_the_checkpoint_knows(tmp_path, pointer, best):
+    """Whatever the pointer says: a kill, or a hand, may have left it at another step, or nowhere."""
+    checkpoints = of(tmp_path, 1, 3)
+    for step in (1, 2, 3):
+        checkpoints.save({"step": step}, best=step == best)
+    file = tmp_path / "checkpoints" / BEST
+    file.unlink(missing_ok=True)
+    if pointer is not None:
+        file.write_text(f"{pointer}\n")
+    loaded = of(tmp_path, 0, 3)
+    assert loaded.load(tmp_path / "checkpoints" / "step-3") == {"step": 3}
+    assert loaded.best_step == best
+    assert pointed(tmp_path / "checkpoints", BEST) == (best and tmp_path / "checkpoints" / f"step-{best}")
+
+
+def test_a_best_that_was_deleted_is_none(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step, best=step == 1)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-1")
+    loaded = of(tmp_path)
+    loaded.load(tmp_path / "checkpoints" / "step-2")
+    assert loaded.best_step is None
+    assert names(tmp_path) == {LATEST, "step-2"}
+
+
+def test_a_checkpoint_knows_how_much_was_logged(tmp_path):
+    checkpoints = of(tmp_path)
+    for step, number in ((1, 7), (2, 9)):
+        checkpoints.on_save = lambda number=number: number
+        checkpoints.save({"step": step})
+    loaded = of(tmp_path)
+    assert loaded.num_logged == 0
+    for step, number in ((2, 9), (1, 7)):
+        assert loaded.load(tmp_path / "checkpoints" / f"step-{step}") == {"step": step}
+        assert loaded.num_logged == number
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize("only_first", [False, True])
+def test_the_error_of_another_rank_is_second_hand(monkeypatch, only_first):
+    """The rank that failed knows more, and speaks."""
+    theirs = pickle.loads(pickle.dumps(DiskError("cannot write x")))
+    assert not theirs.second_hand
+    monkeypatch.setattr(distributed, "gather_all", lambda item: [(None, theirs), item])
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    with pytest.raises(DiskError, match=r"^cannot write x$") as caught:
+        distributed.together(lambda: 3, only_first)
+    assert caught.value.second_hand is True
+    assert caught.value.code == 9
+    assert not DiskError("another").second_hand
+
+
+@pytest.mark.parametrize("error", [DiskError("cannot write x"), KeyError("x")])
+def test_an_error_of_ones_own_is_first_hand(monkeypatch, error):
+    """Also where another rank failed too; and the others get it as what can be pickled."""
+    sent = []
+    theirs = RunError("theirs")
+    monkeypatch.setattr(distributed, "gather_all", lambda item: [(None, theirs), sent.append(item) or item])
+    with pytest.raises(type(error)) as caught:
+        distributed.together(lambda: fail(error))
+    assert caught.value is error
+    assert not getattr(error, "second_hand", False)
+    assert not theirs.second_hand
+    ((_, portable),) = pickle.loads(pickle.dumps(sent))
+    assert str(portable) == ("cannot write x" if isinstance(error, DiskError) else "rank 0: KeyError: 'x'")
 
 
 def fails_for_want_of_room(disk, base, act):

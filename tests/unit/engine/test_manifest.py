@@ -348,11 +348,19 @@ def test_a_manifest_with_another_hash_of_itself_shows_both(newest):
     assert shown[2] == f", it says {own}" != f", it says {shown[1]}"
 
 
-def test_the_options_of_a_checkpoint_are_those_it_was_written_with(newest):
-    assert saved_config(newest) == "run: {name: a}\n"
+def test_the_options_of_a_checkpoint_are_those_it_was_written_with(run, older, newest):
+    assert saved_config(run, True) == (newest, "run: {name: a}\n")
+    assert saved_config(run, str(older)) == (older, "run: {name: a}\n")
     flip(0.5)(newest / "config.yaml")
-    with pytest.raises(CheckpointError, match=re.escape(f"{newest}/config.yaml: its SHA-256 is ")):
-        saved_config(newest)
+    changed = re.escape(f"{newest}/config.yaml: its SHA-256 is ") + ".*"
+    whole = re.escape(f"; {older} is whole: go on from it with run.resume={older}")
+    for wanted in (True, str(newest)):
+        with pytest.raises(CheckpointError, match=f"^{changed}{whole}$"):
+            saved_config(run, wanted)
+    flip(0.5)(older / "trainer.json")
+    none = re.escape(f"; no checkpoint of {run} is whole: start anew with another run.name")
+    with pytest.raises(CheckpointError, match=f"^{changed}{none}$"):
+        saved_config(run, True)
 
 
 def test_changed_options_of_a_checkpoint_are_refused_by_the_command_with_a_way_out(run, older, newest, capsys):

@@ -211,7 +211,8 @@ def test_a_rank_that_cannot_speak_is_ended_all_the_same(tmp_path):
     body = """
 def on_stall(message):
     raise BrokenPipeError
-threading.Timer(2.0, lambda: __import__("os")._exit(3)).start()
+threading.Timer(5.0, lambda: __import__("os")._exit(3)).start()
+PROGRESS.enter("rollout", 3)
 Watchdog(folder, 0, 1, 0.2, on_stall).start()
 time.sleep(60)
 """
@@ -220,8 +221,48 @@ time.sleep(60)
 
 def test_the_watch_goes_on_without_its_folder(tmp_path):
     body = """
+PROGRESS.enter("rollout", 3)
 Watchdog(folder / "gone", 0, 1, 0.2, on_stall).start()
 time.sleep(60)
 """
     code, out, _ = ended(tmp_path, body)
     assert (code, out.startswith("told no progress for 0.2 s")) == (8, True)
+
+
+def test_loading_takes_what_it_takes(tmp_path):
+    """Imports, downloads and tokenising; a rank that fails there ends the others all the same."""
+    body = """
+dog = Watchdog(folder, 0, 1, 0.2, on_stall)
+dog.start()
+time.sleep(1.0)
+print(PROGRESS, dog.is_alive())
+"""
+    assert ended(tmp_path, body)[:2] == (0, "in load of step 0 True\n")
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "still"),
+    [
+        (61, [], True),
+        (59, [], False),
+        (61, [(61, 0)], True),
+        (61, [(56, 0)], True),  # what it says of itself is up to 5 s old
+        (61, [(54, 0)], False),
+        (61, [(2, 0)], False),  # one that works: we wait for it
+        (59, [(61, 0)], False),  # and we may be that one
+        (61, [(2, 4)], False),
+        (61, [(2, 6)], True),  # it worked, and is gone
+        (61, [(2, 6), (61, 0)], True),
+        (61, [(61, 0), (2, 0)], False),
+    ],
+)
+def test_a_stall_is_when_no_rank_that_shows_life_gets_on(tmp_path, progress, own, others, still):
+    """others: seconds since each did something, and since it was seen; the limit is 60 s. The last is never seen."""
+    progress.enter("rollout", 3)
+    progress.ticked = time.monotonic() - own
+    for rank, (since, unseen) in enumerate(others, start=1):
+        record = {"doing": "in rollout of step 3", "for": since, "seen": time.time() - unseen}
+        (tmp_path / f"rank{rank}").write_text(json.dumps(record))
+    dog = dogs(tmp_path, len(others) + 2)[0]
+    dog._show_life()
+    assert dog._all_stand_still() is still

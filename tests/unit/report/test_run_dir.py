@@ -193,13 +193,17 @@ def test_text_with_every_kind_of_line_end_is_one_line(run_dir):
 
 
 def test_what_is_made_again_is_forgotten(run_dir):
-    """Steps after the checkpoint, with their evaluations, and answers after training."""
+    """What was logged after the checkpoint, whatever its step, and answers after training."""
     for step in (1, 2, 2, 3, 3):
         run_dir.append("metrics.jsonl", {"step": step})
     for stage in ("before", "after", "before"):
         run_dir.append("samples.jsonl", {"stage": stage})
+    run_dir.forget_after(4)
+    assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 2}, {"step": 3}]
+    run_dir.forget_after(9)
+    assert run_dir.sync() == 4
     run_dir.forget_after(2)
-    assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 2}]
+    assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
     assert run_dir.read_lines("samples.jsonl") == [{"stage": "before"}, {"stage": "before"}]
     run_dir.forget_after(0)
     assert run_dir.read_lines("metrics.jsonl") == []
@@ -221,12 +225,17 @@ def test_numbers_keep_every_digit_when_lines_are_rewritten(run_dir):
 
 def test_a_summary_is_json_that_any_reader_takes(run_dir):
     """NaN is no JSON, however deep it stands."""
-    run_dir.write_json("summary.json", {"after": {"loss": float("nan"), "list": [float("inf"), 1.0]}, "steps": 4})
+    nan, inf = float("nan"), float("inf")
+    record = {"after": {"loss": nan, "list": [inf, 1.0, [-inf], {"a": nan}]}, "steps": 4}
+    run_dir.write_json("summary.json", record)
+    run_dir.append("metrics.jsonl", record)
 
     def refuse(word):
         raise AssertionError(word)
 
-    json.loads((run_dir.folder / "summary.json").read_text(), parse_constant=refuse)
+    for name in ("summary.json", "metrics.jsonl"):
+        read = json.loads((run_dir.folder / name).read_text(), parse_constant=refuse)
+        assert read == {"after": {"loss": None, "list": [None, 1.0, [None], {"a": None}]}, "steps": 4}
 
 
 @pytest.mark.parametrize("act", ["append", "write_json"])
@@ -250,9 +259,17 @@ def test_a_full_disk_is_told_with_the_file_and_the_bytes(run_dir, monkeypatch, a
 def test_sync_brings_what_was_logged_to_the_disk(run_dir, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
-    run_dir.sync()
+    assert run_dir.sync() == 0
     assert synced == []
     for name in ("metrics.jsonl", "samples.jsonl", "resumes.jsonl"):
         run_dir.append(name, {"step": 1})
-    run_dir.sync()
+    assert run_dir.sync() == 1
     assert synced == [f"{run_dir.folder}/{name}" for name in ("metrics.jsonl", "samples.jsonl")]
+
+
+def test_what_was_logged_is_counted_in_whole_records(run_dir):
+    for step in (1, 1, 2):
+        run_dir.append("metrics.jsonl", {"step": step})
+    with (run_dir.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3')
+    assert run_dir.sync() == 3

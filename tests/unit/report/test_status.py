@@ -93,14 +93,24 @@ def test_the_process_of_another_machine_cannot_be_looked_for(tmp_path):
     assert read_status(tmp_path)["state"] == "running"
 
 
-def test_a_process_of_somebody_else_is_alive(tmp_path, monkeypatch):
-    def refuse(pid, number):
-        assert number == 0
-        raise PermissionError
-
+def test_a_process_of_somebody_else_is_alive(tmp_path):
+    """Init is always there."""
     write_status(tmp_path, State.running, 3)
-    monkeypatch.setattr(os, "kill", refuse)
+    change(tmp_path, pid=1)
     assert read_status(tmp_path)["state"] == "running"
+
+
+def test_a_zombie_has_ended(tmp_path):
+    """Its parent, a container's init perhaps, never asks how."""
+    write_status(tmp_path, State.running, 3)
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    change(tmp_path, pid=process.pid)
+    assert read_status(tmp_path)["state"] == "running"
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
+    record = read_status(tmp_path)
+    process.wait()
+    assert (record["state"], record["reason"]) == ("failed", "its process ended without a word: killed")
 
 
 @pytest.mark.parametrize(

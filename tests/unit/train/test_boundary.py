@@ -3,10 +3,12 @@
 import json
 import math
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from rlhf_cli.config.errors import GuardError, Interrupted, NonFiniteError
+from rlhf_cli.config.errors import GuardError, InputError, Interrupted, NonFiniteError
 from rlhf_cli.config.guards import PPOGuardConfig
 from rlhf_cli.config.sections import CheckpointConfig
 from rlhf_cli.engine import distributed
@@ -15,6 +17,7 @@ from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.train.boundary import Boundary
 from rlhf_cli.train.guards import Ask, Finding, Guards
+from tests.conftest import REPOSITORY, child_environment
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -23,11 +26,14 @@ class Saved:
     """In place of Checkpoints: what was saved, as JSON would give it back."""
 
     def __init__(self):
-        self.states, self.best = [], []
+        self.states, self.best, self.dropping = [], [], []
+        self.best_step = None
 
-    def save(self, state, best=False):
+    def save(self, state, best=False, drop_oldest=True):
         self.states.append(json.loads(json.dumps(state)))
         self.best.append(best)
+        self.dropping.append(drop_oldest)
+        self.best_step = state["step"] if best else self.best_step
 
     @property
     def steps(self):
@@ -51,10 +57,13 @@ def finding(asks, guard="kl_limit"):
     return Finding(guard=guard, metric="kl", figure=2.0, limit=1.0, saw="kl 2", remedy="do less", since=3, asks=asks)
 
 
-def boundary(guards=None, signals=None, **options):
+INPUTS = {"data.train": "0a", "model.path": "1b"}
+
+
+def boundary(guards=None, signals=None, inputs=INPUTS, **options):
     config = CheckpointConfig(**{"every_steps": 2, **options})
     guards = guards or Says()
-    return Boundary(config, guards, Saved(), Reporter(speaks=True), signals or StopSignals())
+    return Boundary(config, guards, Saved(), Reporter(speaks=True), signals or StopSignals(), inputs)
 
 
 def go(between, first, last, metrics=lambda step: {}):
@@ -71,12 +80,14 @@ def test_a_checkpoint_is_saved_every_so_many_steps(every, saved):
     go(between, 1, 7)
     assert between.checkpoints.steps == saved
     assert not any(between.checkpoints.best)
+    assert all(between.checkpoints.dropping)
 
 
 def test_a_checkpoint_has_the_trainers_state_the_guards_and_the_best():
     between = boundary()
     go(between, 1, 2)
-    assert between.checkpoints.states == [{"step": 2, "kl_coef": 0.5, "best": None, "guards": {"rows": 1}}]
+    own = {"best": None, "guards": {"rows": 1}, "inputs": INPUTS}
+    assert between.checkpoints.states == [{"step": 2, "kl_coef": 0.5, **own}]
 
 
 def test_the_time_of_saving_is_measured():
@@ -99,6 +110,7 @@ def test_a_signal_ends_the_run_with_one_checkpoint(number, every, saved):
     assert str(caught.value) == (f"stopped by {number.name} after step 3, checkpoint saved; go on with run.resume=true")
     assert caught.value.code == 75
     assert between.checkpoints.steps == saved
+    assert between.checkpoints.dropping == [every and step % every == 0 for step in saved]
 
 
 def test_a_signal_before_the_first_step_saves_that():
@@ -107,6 +119,54 @@ def test_a_signal_before_the_first_step_saves_that():
     with pytest.raises(Interrupted, match="stopped by SIGINT after step 0, checkpoint saved"):
         between.before_step({"step": 0})
     assert between.checkpoints.steps == [0]
+
+
+@pytest.mark.parametrize(("every", "saved"), [(1, [1, 2, 3]), (2, [2, 3]), (3, [3]), (5, [3]), (0, [])])
+def test_after_the_last_step_there_is_a_checkpoint_of_it(every, saved):
+    """Unless no checkpoints are wanted; the one that was due is not written again."""
+    between = boundary(every_steps=every, best_metric="score")
+    go(between, 1, 3)
+    between.after_last_step({"step": 3, "kl_coef": 0.5})
+    assert between.checkpoints.steps == saved
+    assert all(between.checkpoints.dropping)
+    assert not any(between.checkpoints.best)
+
+
+@pytest.mark.parametrize(("every", "dropping"), [(0, [False]), (3, [True]), (5, [False])])
+def test_a_signal_within_the_last_step_ends_the_run_before_the_answers(every, dropping):
+    between = boundary(every_steps=every)
+    go(between, 1, 3)
+    between.signals._receive(signal.SIGTERM, None)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, checkpoint saved"):
+        between.after_last_step({"step": 3, "kl_coef": 0.5})
+    assert between.checkpoints.steps == [3]
+    assert between.checkpoints.dropping == dropping
+
+
+def test_a_signal_that_was_ignored_when_the_process_began_stays_ignored():
+    """`nohup rlhf train-ppo`: the terminal that is closed ends nothing, and all other signals are heard."""
+    body = """
+import os, signal
+from rlhf_cli.engine.signals import STOPPING, StopSignals
+stop = StopSignals()
+stop.install()
+os.kill(os.getpid(), signal.SIGHUP)
+print(stop.received, signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+print([number.name for number in STOPPING if signal.getsignal(number) == stop._receive])
+os.kill(os.getpid(), signal.SIGTERM)
+print(stop.received.name)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", body],
+        cwd=REPOSITORY,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "None True\n['SIGTERM', 'SIGINT', 'SIGUSR1']\nSIGTERM\n"
 
 
 def test_a_signal_within_a_step_lets_it_come_to_its_end():
@@ -153,9 +213,21 @@ def test_a_guard_stops_the_run_once_the_step_is_saved(guard, error, code, every)
     assert caught.value.code == code
     assert str(caught.value) == (
         "a guard stopped the run at step 5, checkpoint saved: kl 2 since step 3; do less; go on with "
-        "run.resume=true and other settings, or guard.action=warn"
+        "run.resume=true and other settings, or guard.action=warn, or from an earlier checkpoint "
+        "(run.resume=PATH; `rlhf checkpoints` lists them)"
     )
     assert between.checkpoints.steps == [5]
+    assert between.checkpoints.dropping == [False]  # an older one may be the one to go on from
+
+
+@pytest.mark.parametrize(("every", "best"), [(0, False), (2, False), (1, True), (5, True)])
+def test_a_step_that_a_guard_stops_can_be_the_best_where_it_is_due(every, best):
+    between = boundary(Says(finding(Ask.stop)), every_steps=every, best_metric="score")
+    between.look(5, {"score": 1.0})
+    with pytest.raises(GuardError):
+        between.after_step({"step": 5}, {"score": 1.0})
+    assert between.checkpoints.best == [best]
+    assert between.checkpoints.states[0]["best"] == (1.0 if best else None)
 
 
 def test_of_two_guards_that_stop_the_first_is_told():
@@ -242,6 +314,7 @@ def test_who_goes_on_knows_what_was_known():
     first = boundary(Guards(config), **options)
     go(first, 1, 3, see)
     second = boundary(Guards(config), **options)
+    second.checkpoints.best_step = 2  # as Checkpoints.load finds it
     assert second.resume(dict(first.checkpoints.states[-1])) == {"step": 3, "kl_coef": 0.5}
     assert second.best == 5.0
     with pytest.raises(GuardError) as resumed:
@@ -255,15 +328,42 @@ def test_who_goes_on_knows_what_was_known():
 def test_a_resumed_best_is_still_to_be_beaten():
     between = boundary(every_steps=1, best_metric="score", best_is_lowest=True)
     between.guards.load_state_dict = lambda state: None
-    between.resume({"step": 1, "best": 0.5, "guards": {}})
+    between.checkpoints.best_step = 1
+    between.resume({"step": 1, "best": 0.5, "guards": {}, "inputs": INPUTS})
     go(between, 2, 4, lambda step: {"score": [0.6, 0.5, 0.4][step - 2]})
     assert between.checkpoints.best == [False, False, True]
+
+
+def test_a_best_that_is_gone_is_not_to_be_beaten():
+    between = boundary(every_steps=1, best_metric="score", best_is_lowest=True)
+    between.guards.load_state_dict = lambda state: None
+    between.resume({"step": 1, "best": 0.5, "guards": {}, "inputs": INPUTS})
+    go(between, 2, 3, lambda step: {"score": [0.6, 0.7][step - 2]})
+    assert between.checkpoints.best == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("was", "named"),
+    [
+        ({**INPUTS, "data.train": "0b"}, "data.train"),
+        ({"data.train": "0a"}, "model.path"),
+        ({}, "data.train and model.path"),
+    ],
+)
+def test_what_has_changed_since_the_checkpoint_is_refused(was, named):
+    between = boundary()
+    with pytest.raises(InputError) as caught:
+        between.resume({"step": 4, "best": None, "guards": {}, "inputs": was})
+    assert str(caught.value) == (
+        f"what {named} names has changed since the checkpoint was written: its rows or weights are not those of the "
+        "run; put them back, or start anew with another run.name"
+    )
 
 
 def test_a_signal_right_after_resuming_writes_nothing_again():
     between = boundary()
     between.guards.load_state_dict = lambda state: None
-    assert between.resume({"step": 4, "best": None, "guards": {}}) == {"step": 4}
+    assert between.resume({"step": 4, "best": None, "guards": {}, "inputs": INPUTS}) == {"step": 4}
     between.signals._receive(signal.SIGTERM, None)
     with pytest.raises(Interrupted, match="after step 4"):
         between.before_step({"step": 4})
