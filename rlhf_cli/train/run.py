@@ -151,12 +151,15 @@ class Start:
 
         def make() -> None:
             nonlocal run_dir
+            words = (self.command, self.args, self.text, distributed.world_size())
+            if config.run.resume is not False:  # the folder is locked before anything in it is touched
+                run_dir = RunDir(config.run, *words)
+                checkpoints.clean()
             weights = sum(engine.export_bytes for engine in checkpoints.engines.values())
-            checkpoints.clean()
             missing = max(0, _num_kept(config.checkpoint, num_steps) - len(steps(checkpoints.folder)))
             what = f"the run ({missing} checkpoints of {size(checkpoints.num_bytes)} and its exported weights)"
             require_room(folder, missing * checkpoints.num_bytes + weights, what)
-            run_dir = RunDir(config.run, self.command, self.args, self.text, distributed.world_size())
+            run_dir = run_dir or RunDir(config.run, *words)
             write_status(folder, State.running, read_status(folder).get("step", 0))
             write_log(folder / "log.txt")
             checkpoints.on_save = run_dir.sync
