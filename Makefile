@@ -44,7 +44,7 @@ unit: $(INSTALLED) ## unit tests (about a minute)
 test: $(INSTALLED) ## unit, distributed and end-to-end tests
 	$(BIN)/python -m pytest tests --ignore tests/faults
 
-test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways than `make test` does (about 15 minutes)
+test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways than `make test` does (about 13 minutes)
 	$(BIN)/python -m pytest tests/faults
 
 chaos: $(INSTALLED) ## half an hour of random faults against runs that must end as if nothing had been

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -60,9 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `rlhf list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception:
-        traceback.print_exc()
         return 1
 
 
@@ -199,12 +195,12 @@ def _nothing_to_do(command: str, config: Config, text: str) -> bool:
         require_same(command, (folder / CONFIG).read_text("utf-8"), text, f"{folder} exists and is finished")
         return True
     is_first = os.environ.get("RANK", "0") == "0"  # it may already have made the folder when another rank looks
-    if config.run.resume is not False:
+    if config.run.resumes:
         checkpoint, saved = saved_config(folder, config.run.resume)
         require_same(command, saved, text, f"{checkpoint} was written")
     if is_first and folder.exists():
         require_unlocked(folder)
-        if config.run.resume is False:
+        if not config.run.resumes:
             raise InputError(
                 f"{folder} exists and is never overwritten; give another run.name, or run.resume=true to continue it"
             )

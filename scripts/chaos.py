@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf_cli.config.errors import INTERRUPTED, CheckpointError, DiskError, StalledError
+from rlhf_cli.config.errors import CheckpointError, DiskError, Interrupted, StalledError
 from rlhf_cli.engine.manifest import LATEST, check_hashes, pointed, read_manifest, steps
 from rlhf_cli.report.checkpoints import listed, pointer_faults
 from rlhf_cli.report.run_dir import is_finished
@@ -102,7 +102,7 @@ def wanted_codes(fault: Fault, trains: bool) -> set[int]:
     number = signal.Signals[fault.act]
     if fault.act == "SIGKILL":
         return {-number if fault.target == "supervisor" else 128 + number}
-    return {INTERRUPTED} if trains else {INTERRUPTED, 128 + number, -number}
+    return {Interrupted.code} if trains else {Interrupted.code, 128 + number, -number}
 
 
 def way_out(text: str) -> str | None:
@@ -521,7 +521,7 @@ class Chaos:
             if run.newest < before:
                 self.fail(launch, f"newest checkpoint of step {run.newest}, it was {before}")
             run.resume = "true" if newest else ""
-            self.count_lost(launch, fault, 0 if code == INTERRUPTED else EVERY_STEPS)
+            self.count_lost(launch, fault, 0 if code == Interrupted.code else EVERY_STEPS)
             if newest and fault.damage:
                 file = damaged(self.draw, run.checkpoints, fault.damage)
                 self.tally.damages[fault.damage] += 1

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from rlhf_cli.engine.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -32,6 +36,44 @@ def child_environment(**extra: str) -> dict[str, str]:
         "PATH": f"{bin_folder}{os.pathsep}{kept.get('PATH', '')}",
         **extra,
     }
+
+
+def run_on_ranks(
+    words: list[str], num_ranks: int, folder: Path, timeout: int, **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run a command on gloo ranks and return a finished process a rank."""
+    shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
+    ranks = [
+        subprocess.Popen(
+            words,
+            cwd=folder,
+            env=child_environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num_ranks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    finished = zip(ranks, outputs, strict=True)
+    return [subprocess.CompletedProcess(words, process.returncode, *both) for process, both in finished]
+
+
+def script(name: str) -> ModuleType:
+    """A script of scripts/, imported by its path."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    path_before = list(sys.path)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    sys.path[:] = path_before
+    return module
 
 
 @pytest.fixture

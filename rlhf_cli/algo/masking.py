@@ -22,14 +22,18 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(values, mask) / mask.sum().clamp(min=1)
 
 
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """(Population) variance of `values` where `mask` is 1, a scalar; 0 for an empty mask."""
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+
+
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Scale [B, T] to (population) variance 1 over the mask, and shift it to mean 0 unless told to keep the mean.
 
     0 outside the mask. Constant values give 0 (or stay what they are), not NaN: eps is added to the variance.
     """
     mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean).square(), mask)
-    whitened = (values - mean) * torch.rsqrt(variance + eps)
+    whitened = (values - mean) * torch.rsqrt(masked_variance(values, mask) + eps)
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask.bool(), whitened, torch.zeros_like(values))

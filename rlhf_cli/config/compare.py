@@ -31,13 +31,8 @@ MAY_CHANGE = (
     "*.attn_implementation",
     "*.max_skipped_updates",
 )
-_PATTERNS = [key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE]
-# a section stands for itself where it is empty; quantized gathers and gradients change what is learnt
-_MAY_CHANGE = re.compile(
-    "|".join([*_PATTERNS, "deepspeed", r"deepspeed\.zero_optimization"]).replace(
-        r"deepspeed\.zero_optimization\..*", r"deepspeed\.zero_optimization\.(?!zero_quantized).*"
-    )
-)
+_MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))
+_MATTERS = re.compile(r"deepspeed\.zero_optimization\.zero_quantized.*")  # weights and gradients in fewer bits
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,14 @@ def differences(command: str, was: str, now: str) -> list[Difference]:
 
 def require_same(command: str, was: str, now: str, what: str) -> None:
     """Raise InputError, with the differences, where two configurations differ in what is learnt."""
-    changed = [one for one in differences(command, was, now) if not _MAY_CHANGE.fullmatch(one.key)]
+    changed = [one for one in differences(command, was, now) if _matters(one.key)]
     if changed:
         listed = "; ".join(map(str, changed))
         raise InputError(f"{what} with other options: {listed}; only these may change: {', '.join(MAY_CHANGE)}")
+
+
+def _matters(key: str) -> bool:
+    return _MATTERS.fullmatch(key) is not None or _MAY_CHANGE.fullmatch(key) is None
 
 
 def _merged(command: str, text: str) -> DictConfig:
@@ -96,7 +95,7 @@ def _flat(node: DictConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):  # an empty section has nothing to differ in
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}" if key else str(name), inner)
     else:

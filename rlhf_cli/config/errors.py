@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-INTERRUPTED = 75  # sysexits.h: EX_TEMPFAIL, try again later
-
 
 class RunError(Exception):
     """A failure that we foresee; its message says what, and what to try. `code` is the exit code of the command."""
@@ -59,7 +57,7 @@ class GuardError(RunError):
 class Interrupted(RunError):
     """A signal ended the run between two steps, after a checkpoint."""
 
-    code = INTERRUPTED
+    code = 75  # sysexits.h: EX_TEMPFAIL, try again later
 
 
 def require(ok: bool, key: str, got: object, wanted: str) -> None:

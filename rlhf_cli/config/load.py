@@ -20,10 +20,8 @@ from yaml import YAMLError
 from rlhf_cli.config import schema
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
+from rlhf_cli.config.secrets import hidden, is_secret
 
-_SECRET = re.compile(
-    r"(?i)(token|secret|password|passwd|(api|access|private|secret)[_-]?key|credentials?)$"
-)  # max_tokens is none
 _ALONE = "defaults:\n- override /deepspeed: empty\n"  # no key of a preset joins those that are written down
 FROM_FILE = "from_file"  # reserved name: a file `conf=my/tiny.yaml` must not be shadowed by the packaged tiny
 Config = TrainRMConfig | TrainPPOConfig
@@ -74,34 +72,8 @@ def _target_in(node: Any, prefix: str) -> str | None:
 def as_text(cfg: DictConfig) -> str:
     """Return composed options as YAML that `conf=` takes, interpolations unresolved, values of secret keys hidden."""
     return _ALONE + OmegaConf.to_yaml(
-        OmegaConf.create(_hidden(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)))
+        OmegaConf.create(hidden(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)))
     )
-
-
-def _hidden(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_hidden(inner) for inner in node]
-    if not isinstance(node, dict):
-        return "<hidden>" if isinstance(node, str) and has_login(node) else node
-    return {
-        key: "<hidden>" if is_secret(str(key)) and value is not None and not is_only_named(value) else _hidden(value)
-        for key, value in node.items()
-    }
-
-
-def has_login(value: str) -> bool:
-    """Say whether a text has a user or a password in a URL, `https://me:secret@host`."""
-    return re.search(r"://[^/\s]*@", value) is not None
-
-
-def is_only_named(value: Any) -> bool:
-    """Say whether a value is a variable of the environment, by name and without a default."""
-    return isinstance(value, str) and re.fullmatch(r"\$\{oc\.env:\s*\w+\s*\}", value) is not None
-
-
-def is_secret(key: str) -> bool:
-    """Say whether an option's name says that its value is nobody's business."""
-    return _SECRET.search(key) is not None
 
 
 def to_object(cfg: DictConfig) -> Config:

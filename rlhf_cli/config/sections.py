@@ -49,7 +49,13 @@ class RunConfig:
         if self.name != MISSING:
             wanted = "a folder name: not empty, no '/', not '.' or '..'"
             require(self.name.strip() not in ("", ".", "..") and "/" not in self.name, "run.name", self.name, wanted)
+        require(self.resume != "", "run.resume", "''", "true, false or the folder of a checkpoint")
         require(0 <= self.seed < 2**31, "run.seed", self.seed, "between 0 and 2^31 - 1")
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an earlier run is to go on, from its newest checkpoint or from one that is named."""
+        return self.resume is not False
 
 
 @dataclass(frozen=True, kw_only=True)

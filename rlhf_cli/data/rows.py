@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import RowPolicy
-from rlhf_cli.report.text import printable
+from rlhf_cli.report.text import one_line
 
 Row = dict[str, Any]
 NUM_SHOWN = 20
@@ -77,5 +77,5 @@ def check_columns(rows: list[Row], wanted: dict[str, str], source: str) -> None:
 
 def _harmless(text: str) -> str:
     """Return text from data as one short line without control characters."""
-    line = printable(" ".join(text.split()))
+    line = one_line(text, _MAX_LINE + 1)
     return line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}…"

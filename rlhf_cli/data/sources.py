@@ -15,7 +15,7 @@ from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.data.json_rows import read_json, read_jsonl
 from rlhf_cli.data.rows import NUM_SHOWN, BadRow, Rejected, Row, check_columns
-from rlhf_cli.report.text import printable
+from rlhf_cli.report.text import one_line
 
 _LOADERS = {".csv": "csv", ".parquet": "parquet"}
 _READERS = {".jsonl": read_jsonl, ".json": read_json}
@@ -73,8 +73,7 @@ def _reason(error: BaseException, source: str) -> str:
         with Path(source).open("rb") as file:
             bad = [number for number, line in enumerate(file, 1) if not _is_utf8(line)]
         return f"{len(bad)} lines are not UTF-8 text, the first of them {', '.join(map(str, bad[:NUM_SHOWN]))}"
-    reason = printable(" ".join(str(error).split())[:300])
-    return reason or f"the file is empty or not of its type ({type(error).__name__})"
+    return one_line(error, 300) or f"the file is empty or not of its type ({type(error).__name__})"
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -138,13 +138,10 @@ class Checkpoints:
 
     def _drop_oldest(self) -> None:
         with disk_errors(self.folder, 0):
-            self._drop_all(steps(self.folder)[: -self.keep_last])
-
-    def _drop_all(self, old_steps: list[int]) -> None:
-        kept = {pointed(self.folder, LATEST), pointed(self.folder, BEST)}
-        for old in old_steps:
-            if self.folder / f"step-{old}" not in kept:
-                self._drop(old)
+            kept = {pointed(self.folder, LATEST), pointed(self.folder, BEST)}
+            for old in steps(self.folder)[: -self.keep_last]:
+                if self.folder / f"step-{old}" not in kept:
+                    self._drop(old)
 
     def state_of(self, folder: Path) -> dict[str, Any]:
         """Return the trainer's state in a checkpoint, and load nothing."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlhf_cli.config.errors import InputError, RunError
 from rlhf_cli.engine.ports import free_port
+from rlhf_cli.report.text import one_line
 
 Item = TypeVar("Item")
 
@@ -105,7 +106,7 @@ def _portable(error: Exception | None) -> RunError | None:
     """An error that can be pickled for other ranks."""
     if error is None or isinstance(error, RunError):
         return error
-    return RunError(f"rank {rank()}: {type(error).__name__}: {' '.join(str(error).split())}")
+    return RunError(f"rank {rank()}: {type(error).__name__}: {one_line(error, 500)}")
 
 
 def any_rank(flag: bool) -> bool:

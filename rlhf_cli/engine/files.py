@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_cli.config.errors import DiskError
+from rlhf_cli.report.text import one_line
 
 
 def sync(path: Path) -> None:
@@ -59,10 +60,10 @@ def disk_errors(path: Path, wanted: int) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":  # safetensors wraps OSError
             raise
-        reason = " ".join(str(error).split())
+        room = f"{size(wanted)}, {size(free_bytes(path))} free"
         raise DiskError(
-            f"cannot write {path} ({size(wanted)}, {size(free_bytes(path))} free): {reason}; what was saved before "
-            "is intact: make room and go on with run.resume=true"
+            f"cannot write {path} ({room}): {one_line(error, 300)}; what was saved before is intact: make room and go "
+            "on with run.resume=true"
         ) from error
 
 

@@ -42,11 +42,6 @@ class Manifest:
     written: str  # local time, ISO 8601
     files: tuple[FileRecord, ...]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files, the manifest aside."""
-        return sum(record.size for record in self.files)
-
     def write(self, folder: Path) -> None:
         """Write the manifest into its checkpoint, as the last of its files."""
         body = {

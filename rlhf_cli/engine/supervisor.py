@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import signal
@@ -17,17 +16,16 @@ from types import FrameType
 
 from omegaconf import OmegaConf
 
-from rlhf_cli.config.errors import INTERRUPTED
+from rlhf_cli.config.errors import Interrupted
 from rlhf_cli.config.load import compose_yaml
 from rlhf_cli.engine.ports import free_port
+from rlhf_cli.engine.process import SUPERVISED
 from rlhf_cli.engine.signals import DOUBLE_S, STOPPING
 from rlhf_cli.engine.watchdog import FOLDER as WATCH_FOLDER
 from rlhf_cli.report.status import State, read_status, write_status
 
 GRACE_S = 15.0  # for the others to end by themselves once one rank has failed: they look after each other
 SAVE_S = 600.0  # for the others once one rank has stopped with its checkpoint saved
-SUPERVISED = "RLHF_SUPERVISOR_PID"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def supervise(verb: list[str], args: list[str], num_ranks: int, run: Path) -> int:
@@ -89,7 +87,7 @@ class _Supervisor:
                 self.kill()
             first = first or self._failed()
             if first is not None and deadline == math.inf:
-                deadline = time.monotonic() + (SAVE_S if first.code == INTERRUPTED else GRACE_S)
+                deadline = time.monotonic() + (SAVE_S if first.code == Interrupted.code else GRACE_S)
             time.sleep(0.05)
         return first or self._failed()
 
@@ -151,16 +149,3 @@ def _rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         SUPERVISED: str(os.getpid()),
     }
-
-
-def end_with_parent() -> None:
-    """In a rank: be ended by the kernel when what started it dies, however it dies (Linux).
-
-    That is our supervisor, or the deepspeed launcher or torchrun, which would leave their ranks behind.
-    """
-    parent = Path(f"/proc/{os.getppid()}/cmdline")
-    by_deepspeed = parent.exists() and b"deepspeed.launcher" in parent.read_bytes()
-    if SUPERVISED in os.environ or "TORCHELASTIC_RUN_ID" in os.environ or by_deepspeed:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if SUPERVISED in os.environ and os.getppid() != int(os.environ[SUPERVISED]):  # it died before the call
-            os.kill(os.getpid(), signal.SIGKILL)

@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.errors import StalledError
+from rlhf_cli.engine.process import front_end_watch
 
 FOLDER = "RLHF_WATCH_FOLDER"  # set by a supervisor, which deletes it
 LOADING = "load"  # imports, downloads and tokenising take what they take: no limit but that of collectives
@@ -52,6 +54,8 @@ PROGRESS = Progress()
 class Watchdog(threading.Thread):
     """Ends this rank when it makes no progress for `timeout_s`, or when another has failed and it cannot end itself.
 
+    Where the `deepspeed` command has ended, it sends this rank the SIGTERM that nobody hands on.
+
     on_stall: called with the message on the first rank that notices a stall, before it ends with exit code 8.
     """
 
@@ -61,12 +65,16 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self.folder, self.rank, self.num_ranks, self.timeout_s = folder, rank, num_ranks, timeout_s
         self.on_stall = on_stall
+        self._front_end_gone = front_end_watch()
         self._over = threading.Event()
 
     def run(self) -> None:
         period = min(1.0, self.timeout_s / 10)
         while not self._over.wait(period):
             self._show_life()
+            if self._front_end_gone():
+                self._front_end_gone = lambda: False
+                os.kill(os.getpid(), signal.SIGTERM)  # as if it had been handed on
             failure = self.first_failure()
             if failure is not None and not self._over.wait(_GRACE_S):
                 os._exit(failure["code"])

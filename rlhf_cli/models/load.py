@@ -36,6 +36,7 @@ from rlhf_cli.models.sound import (
     check_token_ids,
     check_tokenizer,
 )
+from rlhf_cli.report.text import one_line
 
 
 def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
@@ -249,8 +250,7 @@ def _outside_input(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{what}: {type(error).__name__}: {reason}") from error
+        raise InputError(f"{what}: {type(error).__name__}: {one_line(error, 300)}") from error
 
 
 def _switch_dropout_off(model: PreTrainedModel) -> None:

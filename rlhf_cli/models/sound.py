@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.text import printable
+from rlhf_cli.report.text import one_line, printable
 
 HEAD = "score.weight"
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -38,7 +38,7 @@ def check_folder(folder: Path, where: str) -> None:
             with safe_open(folder / name, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            reason = printable(" ".join(str(error).split()))
+            reason = one_line(error, 300)
             raise InputError(f"{where}: {name} is damaged ({reason}); copy or download it again") from error
 
 

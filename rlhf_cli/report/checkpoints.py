@@ -23,7 +23,6 @@ class Listed:
     """One checkpoint as it is listed."""
 
     name: str
-    step: int
     num_bytes: int
     ranks: str
     written: str
@@ -58,7 +57,7 @@ def listed(run: Path, verify: bool) -> list[Listed]:
     """Return the checkpoints of a run, oldest first; verify: read every byte of them."""
     folder = run / "checkpoints"
     marks = {pointer: _pointed_or_none(folder, pointer) for pointer in (LATEST, BEST)}
-    return [_row(folder / f"step-{step}", step, marks, verify) for step in steps(folder)]
+    return [_row(folder / f"step-{step}", marks, verify) for step in steps(folder)]
 
 
 def pointer_faults(folder: Path) -> list[str]:
@@ -73,7 +72,7 @@ def pointer_faults(folder: Path) -> list[str]:
     return faults
 
 
-def _row(folder: Path, step: int, marks: dict[str, Path | None], verify: bool) -> Listed:
+def _row(folder: Path, marks: dict[str, Path | None], verify: bool) -> Listed:
     ranks, written, fault = "?", "?", ""
     try:
         manifest = read_manifest(folder)
@@ -83,7 +82,7 @@ def _row(folder: Path, step: int, marks: dict[str, Path | None], verify: bool) -
     except CheckpointError as error:
         fault = str(error)
     own = " ".join(pointer for pointer, target in marks.items() if target == folder)
-    return Listed(folder.name, step, folder_bytes(folder), ranks, written, own, fault)
+    return Listed(folder.name, folder_bytes(folder), ranks, written, own, fault)
 
 
 def _pointed_or_none(folder: Path, pointer: str) -> Path | None:

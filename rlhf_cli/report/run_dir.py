@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import platform
-import re
 import shlex
 import socket
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import rlhf_cli
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import has_login, is_only_named, is_secret
+from rlhf_cli.config.secrets import hide_words
 from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.engine.files import disk_errors, sync, write_durably
 
@@ -64,17 +63,6 @@ def require_unlocked(folder: Path) -> None:
         os.close(lock(folder))
 
 
-def hide_secrets(words: list[str]) -> list[str]:
-    """Hide the values of `key=value` words, and of keys in `{...}` values, whose name says that they are secret."""
-    kept = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        names = [key, *re.findall(r"([\w-]+)['\"]?\s*:", value)] if equals else []
-        hide = has_login(value) or (any(is_secret(name) for name in names) and not is_only_named(value))
-        kept.append(f"{key}=<hidden>" if hide else word)
-    return kept
-
-
 class RunDir:
     """Writes the text files of a run; made on rank 0 only."""
 
@@ -86,20 +74,20 @@ class RunDir:
         """
         self.folder = run_folder(run)
         try:
-            self.folder.mkdir(parents=True, exist_ok=bool(run.resume))
+            self.folder.mkdir(parents=True, exist_ok=run.resumes)
         except FileExistsError as error:
             raise InputError(f"{self.folder} exists and is never overwritten; give another run.name") from error
         except OSError as error:
             raise InputError(f"{self.folder}: cannot create the run folder: {error.strerror}") from error
         self._lock = lock(self.folder)
         record = {
-            "command": shlex.join(["rlhf", command, *hide_secrets(args)]),
+            "command": shlex.join(["rlhf", command, *hide_words(args)]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": run.seed,
             "world_size": world_size,
             "versions": {"rlhf": rlhf_cli.__version__, "python": platform.python_version(), **_versions()},
         }
-        if run.resume:
+        if run.resumes:
             self.append("resumes.jsonl", record)
         else:
             with disk_errors(self.folder / CONFIG, len(config_yaml)):

@@ -10,6 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.engine.process import state_and_parent
+
 STATUS = "status.json"
 
 
@@ -53,8 +55,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def _alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie has ended
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        found = state_and_parent(pid)
     except PermissionError:  # somebody else's
         return True
+    return found is not None and found[0] != "Z"  # a zombie has ended

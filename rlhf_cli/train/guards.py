@@ -59,6 +59,9 @@ class _State:
     ends: bool = False  # eos_average has reached _ENDING
 
 
+_Reader = Callable[[PPOGuardConfig, _State, Mapping[str, float]], Iterator[tuple[bool, Finding]]]
+
+
 class Guards:
     """The guards of one run of either command."""
 
@@ -161,21 +164,27 @@ def _norms(config: GuardConfig, state: _State, seen: Mapping[str, float]) -> Ite
             )
 
 
-def _kl(config: PPOGuardConfig, state: _State, seen: Mapping[str, float]) -> Iterator[tuple[bool, Finding]]:
-    limit = config.kl_limit
-    if limit is not None and "kl" in seen:
-        kl = seen["kl"]
-        yield (
-            kl > limit,
-            Finding(
-                guard="kl_limit",
-                metric="kl",
-                figure=kl,
-                limit=limit,
-                saw=f"kl {kl:.4g} nats a response, over guard.kl_limit={limit:g}",
-                remedy="lower optim.learning_rate, raise ppo.kl_coef, set ppo.kl_target",
-            ),
-        )
+def _bound(metric: str, option: str, unit: str, remedy: str) -> _Reader:
+    """Return the reader of a metric with a fixed limit: the least, where the option is min_*, or the most."""
+    is_least = option.startswith("min_")
+
+    def read(config: PPOGuardConfig, _: _State, seen: Mapping[str, float]) -> Iterator[tuple[bool, Finding]]:
+        limit: float | None = getattr(config, option)
+        if limit is not None and metric in seen:
+            figure = seen[metric]
+            yield (
+                figure < limit if is_least else figure > limit,
+                Finding(
+                    guard=option,
+                    metric=metric,
+                    figure=figure,
+                    limit=limit,
+                    saw=f"{metric} {figure:.4g} {unit}, {'under' if is_least else 'over'} guard.{option}={limit:g}",
+                    remedy=remedy,
+                ),
+            )
+
+    return read
 
 
 def _length(config: PPOGuardConfig, state: _State, seen: Mapping[str, float]) -> Iterator[tuple[bool, Finding]]:
@@ -205,23 +214,6 @@ def _length(config: PPOGuardConfig, state: _State, seen: Mapping[str, float]) ->
             remedy=f"raise ppo.kl_coef, {long if longer else short}",
         ),
     )
-
-
-def _entropy(config: PPOGuardConfig, state: _State, seen: Mapping[str, float]) -> Iterator[tuple[bool, Finding]]:
-    limit = config.min_entropy
-    if limit is not None and "entropy" in seen:
-        entropy = seen["entropy"]
-        yield (
-            entropy < limit,
-            Finding(
-                guard="min_entropy",
-                metric="entropy",
-                figure=entropy,
-                limit=limit,
-                saw=f"entropy {entropy:.4g} nats a token, under guard.min_entropy={limit:g}",
-                remedy="lower optim.learning_rate, raise ppo.kl_coef or ppo.entropy_coef",
-            ),
-        )
 
 
 def _eos_rate(config: PPOGuardConfig, state: _State, seen: Mapping[str, float]) -> Iterator[tuple[bool, Finding]]:
@@ -265,10 +257,12 @@ def _value(config: PPOGuardConfig, state: _State, seen: Mapping[str, float]) -> 
         )
 
 
-_PPO: tuple[Callable[[PPOGuardConfig, _State, Mapping[str, float]], Iterator[tuple[bool, Finding]]], ...] = (
-    _kl,
+_PPO: tuple[_Reader, ...] = (
+    _bound("kl", "kl_limit", "nats a response", "lower optim.learning_rate, raise ppo.kl_coef, set ppo.kl_target"),
     _length,
-    _entropy,
+    _bound(
+        "entropy", "min_entropy", "nats a token", "lower optim.learning_rate, raise ppo.kl_coef or ppo.entropy_coef"
+    ),
     _eos_rate,
     _value,
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
 
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 
@@ -13,21 +16,33 @@ _LAYER_NUMBERS = 17
 _KEPT_NUMBERS = 1
 
 
-def out_of_memory_advice(
-    config: TrainRMConfig | TrainPPOConfig, num_weights: int, dimensions: Mapping[str, int], num_ranks: int
-) -> str:
-    """Return four settings, one a line, with the GiB a GPU that each would save about.
+@dataclass(frozen=True)
+class Trained:
+    """The size of what is trained; 0 where it is not known yet."""
 
-    num_weights: of all trained models; dimensions: layers, width, kv_width (of the keys of one layer), bytes (of a
-    number in the model's dtype); 0 where they are not known yet.
-    """
-    per_token = dimensions.get("layers", 0) * dimensions.get("width", 0) * dimensions.get("bytes", 0)
+    weights: int = 0  # of all trained models
+    layers: int = 0  # of the policy, or of the reward model in training, as all that follow
+    width: int = 0
+    kv_width: int = 0  # of the keys of one layer
+    number_bytes: int = 0  # of a number in its dtype
+
+    @staticmethod
+    def of(weights: int, model: PretrainedConfig, dtype: torch.dtype) -> Trained:
+        """Read the size from a model's config."""
+        heads, width = model.num_attention_heads, model.hidden_size
+        kv_heads = getattr(model, "num_key_value_heads", None) or heads  # GPT-2 and NeoX have none of their own
+        return Trained(weights, model.num_hidden_layers, width, width // heads * kv_heads, dtype.itemsize)
+
+
+def out_of_memory_advice(config: TrainRMConfig | TrainPPOConfig, trained: Trained, num_ranks: int) -> str:
+    """Return four settings, one a line, with the GiB a GPU that each would save about."""
+    per_token = trained.layers * trained.width * trained.number_bytes
     checkpointing = config.model.gradient_checkpointing
     kept = _KEPT_NUMBERS if checkpointing else _LAYER_NUMBERS
     if isinstance(config, TrainPPOConfig):
         key, rows = "ppo.micro_batch_size", config.ppo.micro_batch_size
         tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens  # of a row
-        last = _smaller_rollout(config, dimensions, tokens)
+        last = _smaller_rollout(config, trained, tokens)
     else:
         key, rows = "train.micro_batch_size", config.train.micro_batch_size
         tokens = 2 * config.data.max_tokens  # two answers
@@ -39,15 +54,15 @@ def out_of_memory_advice(
     settings = [
         (f"{key}={fewer}", (rows - fewer) * tokens * per_token * kept, f"now {rows}"),
         ("model.gradient_checkpointing=true", recomputed, f"now {checkpointing}; a third more time"),
-        ("deepspeed=zero3_offload", _STATE_BYTES * num_weights // num_ranks, "AdamW's state to the host; slower"),
+        ("deepspeed=zero3_offload", _STATE_BYTES * trained.weights // num_ranks, "AdamW's state to the host; slower"),
         last,
     ]
     lines = [f"  {option:36} saves about {saved / 2**30:.2f} GiB a GPU ({note})" for option, saved, note in settings]
     return "\n".join(["any of these makes room; the run then goes on with run.resume=true:", *lines])
 
 
-def _smaller_rollout(config: TrainPPOConfig, dimensions: Mapping[str, int], tokens: int) -> tuple[str, int, str]:
+def _smaller_rollout(config: TrainPPOConfig, trained: Trained, tokens: int) -> tuple[str, int, str]:
     rows = config.rollout.micro_batch_size
     fewer = max(1, rows // 2)
-    cache = 2 * dimensions.get("layers", 0) * dimensions.get("kv_width", 0) * dimensions.get("bytes", 0)
+    cache = 2 * trained.layers * trained.kv_width * trained.number_bytes  # keys and values of a token
     return f"rollout.micro_batch_size={fewer}", (rows - fewer) * tokens * cache, f"now {rows}"

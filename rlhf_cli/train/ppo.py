@@ -13,7 +13,7 @@ from rlhf_cli.algo.advantages import gae, min_length_scores, missing_eos_scores,
 from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
 from rlhf_cli.algo.logprobs import token_entropy, token_logprobs
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
-from rlhf_cli.algo.masking import masked_mean, masked_sum, masked_whiten
+from rlhf_cli.algo.masking import masked_mean, masked_sum, masked_variance, masked_whiten
 from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
@@ -310,7 +310,6 @@ def summary(batch: PPOBatch) -> dict[str, float]:
     mask = rollout.response_mask
     k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
     num_responses = len(rollout.sequences)
-    raw = batch.returns - rollout.values  # advantages before they were whitened
     metrics = {
         "score": rollout.scores.mean(),
         "score_std": rollout.scores.std(correction=0),
@@ -319,7 +318,7 @@ def summary(batch: PPOBatch) -> dict[str, float]:
         "reward": batch.rewards.sum() / num_responses,
         "return": masked_mean(batch.returns, mask),
         "value": masked_mean(rollout.values, mask),
-        "advantage_std": masked_mean((raw - masked_mean(raw, mask)).square(), mask).sqrt(),
+        "advantage_std": masked_variance(batch.returns - rollout.values, mask).sqrt(),
         "entropy": masked_mean(rollout.entropy, mask),
         "response_length": mask.sum() / num_responses,
         "eos_rate": rollout.ended.float().mean(),

@@ -31,10 +31,10 @@ from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.tokens import fingerprint_of
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints, to_resume_together, write_folder
-from rlhf_cli.engine.files import require_room, size
+from rlhf_cli.engine.files import disk_errors, require_room, size
 from rlhf_cli.engine.manifest import steps
+from rlhf_cli.engine.process import end_with_parent
 from rlhf_cli.engine.signals import StopSignals
-from rlhf_cli.engine.supervisor import end_with_parent
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.engine.zero import TrainEngine, fingerprint
 from rlhf_cli.models.export import export
@@ -55,6 +55,7 @@ from rlhf_cli.train.build import build_ppo, pad_id
 from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
 from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
 from rlhf_cli.train.guards import Guards
+from rlhf_cli.train.memory import Trained
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer, num_steps
 
@@ -130,7 +131,7 @@ class Start:
 
     def checkpoint(self, run: RunConfig) -> Path | None:
         """Return the checkpoint to go on from, every byte of it checked, before anything is loaded; None: a new run."""
-        if run.resume is False:
+        if not run.resumes:
             return None
         self.ending.folder = run_folder(run)  # whose status.json tells how this start ended, too
         return to_resume_together(run_folder(run), run.resume)
@@ -152,11 +153,11 @@ class Start:
         def make() -> None:
             nonlocal run_dir
             words = (self.command, self.args, self.text, distributed.world_size())
-            if config.run.resume is not False:  # the folder is locked before anything in it is touched
+            if config.run.resumes:  # the folder is locked before anything in it is touched
                 run_dir = RunDir(config.run, *words)
                 checkpoints.clean()
             weights = sum(engine.export_bytes for engine in checkpoints.engines.values())
-            missing = max(0, _num_kept(config.checkpoint, num_steps) - len(steps(checkpoints.folder)))
+            missing = max(1, _num_kept(config.checkpoint, num_steps) - len(steps(checkpoints.folder)))
             what = f"the run ({missing} checkpoints of {size(checkpoints.num_bytes)} and its exported weights)"
             require_room(folder, missing * checkpoints.num_bytes + weights, what)
             run_dir = run_dir or RunDir(config.run, *words)
@@ -198,8 +199,10 @@ class Start:
     def finish(self, num_steps: int, summary: dict[str, Any]) -> None:
         """Write down that the run has come to its end, and with what."""
         if self.report.run_dir is not None:
+            folder = self.report.run_dir.folder
             self.report.run_dir.write_json(SUMMARY, summary)
-            write_status(self.report.run_dir.folder, State.finished, num_steps, exit_code=0)
+            with disk_errors(folder, 0):
+                write_status(folder, State.finished, num_steps, exit_code=0)
 
 
 def _num_kept(config: CheckpointConfig, num_steps: int) -> int:
@@ -221,7 +224,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     longest = max(row.num_tokens for row in (*data.train, *data.eval))
     check_length(classifier, longest, "model", "data.max_tokens")
     engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
-    start.ending.knows(engine.num_weights, classifier.config, torch_dtype(config.model))
+    start.ending.trained = Trained.of(engine.num_weights, classifier.config, torch_dtype(config.model))
     checkpoints = Checkpoints(
         run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last, start.text
     )
@@ -260,7 +263,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     engines, sampler = built.engines, built.sampler
     trained = {"policy": engines.policy, "value_model": engines.value_model}
     weights = sum(engine.num_weights for engine in trained.values())
-    start.ending.knows(weights, built.modules["policy"].config, torch_dtype(config.model))
+    start.ending.trained = Trained.of(weights, built.modules["policy"].config, torch_dtype(config.model))
     checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last, start.text)
     rows = [(prompt.ids, ()) for prompt in (*built.prompts.train, *built.prompts.eval)]
     inputs = {

@@ -12,6 +12,7 @@ import time
 import torch
 
 from rlhf_cli.cli import entry
+from rlhf_cli.engine import files
 from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.engine.zero import TrainEngine
@@ -82,6 +83,7 @@ FAULTS = {
     "die-while-writing": lambda: setattr(Checkpoints, "_write_own", _die_while_writing),
     "export": lambda: setattr(run, "export", _break_export),
     "no-space": _no_space,
+    "no-room": lambda: setattr(files, "free_bytes", lambda _: 4096),
 }
 
 

@@ -10,8 +10,7 @@ import time
 import pytest
 
 from rlhf_cli.engine.manifest import check_hashes, read_manifest, steps, to_resume
-from rlhf_cli.report.status import read_status
-from tests.e2e.processes import TINY, Started, same_weights, status, with_fault
+from tests.e2e.processes import TINY, Started, assert_equal_runs, status, with_fault
 from tests.e2e.series import assert_same_series, metrics
 
 TWO = "launch.num_gpus=2"
@@ -30,13 +29,6 @@ def resume(folder, run, *more):
     started = Started(folder, *TINY, f"run.name={run.name}", "run.resume=true", *more)
     assert started.end(120) == 0, started.text
     return started.text
-
-
-def assert_equal_runs(run, whole):
-    assert metrics(run) == metrics(whole)
-    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
-    assert same_weights(run, whole)
-    assert read_status(run)["state"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +121,15 @@ def test_what_fails_on_rank_0_alone_is_told_by_rank_0(tmp_path):
     assert "TypeError: the export broke" in done[0].stderr
     assert steps(tmp_path / "outputs/a/checkpoints") == [8]
     assert not (tmp_path / "outputs/a/final").exists()
+
+
+def test_too_little_room_is_refused_before_anything_is_written(tmp_path):
+    """Three checkpoints and the exported weights, with what the disk has, and no run folder."""
+    (done,) = with_fault(tmp_path, "no-room", 0, *TINY, "run.name=a", num_ranks=1)
+    assert done.returncode == 9, done.stderr
+    assert done.stderr.startswith("rlhf: error: the run (3 checkpoints of ")
+    assert done.stderr.endswith(" outputs/a has 4.00 KiB (4096 bytes) free; make room or set run.output_dir\n")
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("how", ["hang", "stop"])

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.engine.manifest import read_manifest, steps
-from tests.conftest import child_environment
-from tests.e2e.processes import TINY, Started, processes_with, same_weights, status
+from tests.e2e.processes import TINY, Started, assert_equal_runs, status
 from tests.e2e.series import metrics
 
 TWO = "launch.num_gpus=2"
@@ -30,12 +28,6 @@ def whole(tmp_path_factory):
     started = Started(folder, *LONG, TWO, "run.name=whole")
     assert started.end(120) == 0, started.text
     return folder / "outputs/whole"
-
-
-def assert_equal_runs(run, whole):
-    assert metrics(run) == metrics(whole)
-    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
-    assert same_weights(run, whole)
 
 
 def resume(folder, *more):
@@ -111,13 +103,14 @@ def test_resume_with_the_presets_for_gpus(preset, tmp_path):
 
 
 def test_changed_data_is_refused(every_step, tmp_path):
-    """One row more: every later batch would be another one."""
+    """One row more: every later batch would be another one. No checkpoint is lost by the try."""
     shutil.copytree(every_step, tmp_path, dirs_exist_ok=True)
     (tmp_path / "outputs/a/summary.json").unlink()
     with (tmp_path / "few.jsonl").open("a") as file:
         file.write('{"prompt": "One more?"}\n')
-    again = Started(tmp_path, *FEW, TWO, "run.resume=true")
+    again = Started(tmp_path, *FEW, TWO, "run.resume=outputs/a/checkpoints/step-1")
     assert again.end() == 2, again.text
+    assert steps(tmp_path / "outputs/a/checkpoints") == list(range(1, 13))
     assert "rlhf: error: what data names has changed since the checkpoint was written" in again.text
 
 
@@ -153,68 +146,47 @@ def damage(file: Path, how: str) -> None:
             file.write_bytes(other.read_bytes())
 
 
+def launcher(name, *words):
+    return (str(Path(sys.executable).with_name(name)), *words, "rlhf_cli")
+
+
+TORCHRUN = launcher("torchrun", "--nproc-per-node", "2", "-m")
+DEEPSPEED = launcher("deepspeed", "--num_gpus", "2", "--module")
+
+
 @pytest.mark.parametrize(
-    ("launcher", "words", "code"),
-    [("torchrun", ["--nproc-per-node", "2", "-m"], 1), ("deepspeed", ["--num_gpus", "2", "--module"], 75)],
+    ("command", "whom", "code"),
+    [
+        (TORCHRUN, "rank", 1),
+        (TORCHRUN, "launcher", 1),
+        (DEEPSPEED, "rank", 75),
+        (DEEPSPEED, "launcher", -signal.SIGTERM),
+    ],
+    ids=["torchrun-rank", "torchrun", "deepspeed-rank", "deepspeed"],
 )
-def test_other_launchers(launcher, words, code, whole, tmp_path):
-    """Whatever code they make of it, status.json has ours. A rank is signalled: deepspeed does not pass signals on."""
-    args = [*LONG, "run.name=a"]
-    started = subprocess.Popen(
-        [str(Path(sys.executable).with_name(launcher)), *words, "rlhf_cli", *args],
-        cwd=tmp_path,
-        env=child_environment(TEST_MARK=str(tmp_path)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert started.stdout is not None
-    assert any(line.startswith("step 2/") for line in started.stdout)
-    rank = next(pid for pid in processes_with(f"TEST_MARK={tmp_path}") if is_rank(pid, 1))
-    os.kill(rank, signal.SIGTERM)
-    started.communicate(timeout=60)
-    assert started.returncode == code
+def test_other_launchers(command, whom, code, whole, tmp_path):
+    """SIGTERM to a rank or to the launcher: whatever code it makes of it, all save, stop, and status.json says 75."""
+    started = Started(tmp_path, *LONG, "run.name=a", "checkpoint.every_steps=0", command=command)
+    started.wait_for("\nstep 2/")
+    os.kill(started.rank(1) if whom == "rank" else started.parent.pid, signal.SIGTERM)
+    assert started.end() == code, started.text
     run = tmp_path / "outputs/a"
     assert (status(run)["state"], status(run)["exit_code"]) == ("stopped", 75)
-    deadline = time.monotonic() + 10
-    while processes_with(f"TEST_MARK={tmp_path}"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert len(steps(run / "checkpoints")) == 1
     resume(tmp_path)
     assert_equal_runs(run, whole)
 
 
-def cmdline(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-
-
-def is_rank(pid: int, number: int) -> bool:
-    environ = f"\0{Path(f'/proc/{pid}/environ').read_text()}"
-    return f"\0RANK={number}\0" in environ and b"rlhf_cli" in cmdline(pid)
-
-
-def test_killed_launchers_leave_no_ranks(tmp_path):
-    """kill -9 of deepspeed's launch.py, which would leave its ranks running and end with 0."""
-    started = subprocess.Popen(
-        [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--module", "rlhf_cli", *LONG],
-        cwd=tmp_path,
-        env=child_environment(TEST_MARK=str(tmp_path)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert started.stdout is not None
-    assert any(line.startswith("step 2/") for line in started.stdout)
-    mark = f"TEST_MARK={tmp_path}"
-    launch = next(pid for pid in processes_with(mark) if b"deepspeed.launcher.launch" in cmdline(pid))
-    os.kill(launch, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while any(is_rank(pid, 0) or is_rank(pid, 1) for pid in processes_with(mark)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    started.communicate(timeout=30)
-    for step in steps(tmp_path / "outputs/tiny/checkpoints"):
-        read_manifest(tmp_path / f"outputs/tiny/checkpoints/step-{step}")
+@pytest.mark.parametrize("command", [TORCHRUN, DEEPSPEED], ids=["torchrun", "deepspeed"])
+def test_killed_launchers_leave_no_ranks(command, tmp_path):
+    """kill -9 of torchrun; of deepspeed's launch.py, which would leave its ranks running and end with 0."""
+    started = Started(tmp_path, *LONG, "ppo.num_steps=500", "run.name=a", command=command)
+    started.wait_for("\nstep 2/")
+    mine = started.parent.pid if command == TORCHRUN else started.find(word="deepspeed.launcher.launch")
+    os.kill(mine, signal.SIGKILL)
+    started.end()
+    for step in steps(tmp_path / "outputs/a/checkpoints"):
+        read_manifest(tmp_path / f"outputs/a/checkpoints/step-{step}")
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

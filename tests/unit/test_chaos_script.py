@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,20 +12,12 @@ import pytest
 from rlhf_cli.config.errors import CheckpointError
 from rlhf_cli.engine.files import sha256
 from rlhf_cli.engine.manifest import FileRecord, Manifest, check_hashes, pointed, read_manifest, to_resume
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "chaos.py"
+from tests.conftest import script
 
 
 @pytest.fixture(scope="module")
 def chaos() -> ModuleType:
-    """The script, imported by its path."""
-    spec = importlib.util.spec_from_file_location("chaos", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("chaos")
 
 
 @pytest.fixture

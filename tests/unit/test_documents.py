@@ -1,6 +1,5 @@
 """What README and docs say is so: commands compose, generated pages are fresh, links lead somewhere."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -9,18 +8,10 @@ import pytest
 
 from rlhf_cli.config.load import load
 from rlhf_cli.config.schema import COMMANDS
+from tests.conftest import script
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def command_lines():

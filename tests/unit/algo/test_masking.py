@@ -3,7 +3,7 @@ import math
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.masking import length_mask, masked_mean, masked_sum, masked_whiten
+from rlhf_cli.algo.masking import length_mask, masked_mean, masked_sum, masked_variance, masked_whiten
 
 
 def test_length_mask():
@@ -31,6 +31,13 @@ def test_masked_sum_gives_no_gradient_to_masked_places():
 
 def test_masked_mean_of_an_empty_mask_is_zero():
     assert masked_mean(torch.ones(2, 2), torch.zeros(2, 2)).item() == 0.0
+
+
+def test_variance_by_hand():
+    """Over 1, 3 and 5: mean 3, squares 4, 0 and 4."""
+    values, mask = torch.tensor([[1.0, 3.0], [5.0, math.nan]]), torch.tensor([[1, 1], [1, 0]])
+    assert_close(masked_variance(values, mask), torch.tensor(8 / 3))
+    assert masked_variance(values, torch.zeros(2, 2)).item() == 0
 
 
 def test_whitening_by_hand():

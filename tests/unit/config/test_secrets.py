@@ -4,8 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import as_text, compose_yaml, is_secret, load
-from rlhf_cli.report.run_dir import hide_secrets
+from rlhf_cli.config.load import as_text, compose_yaml, load
+from rlhf_cli.config.secrets import hide_words, is_secret
 
 CANARY = "hunter2"
 
@@ -51,7 +51,7 @@ def test_a_key_that_says_so_is_secret(key):
     assert is_secret(key)
     leaf = key.rpartition(".")[2]
     assert written(f"{{comet: {{{leaf}: {CANARY}}}}}").endswith(f"deepspeed:\n  comet:\n    {leaf}: <hidden>\n")
-    assert hide_secrets([f"+deepspeed.{key}={CANARY}"]) == [f"+deepspeed.{key}=<hidden>"]
+    assert hide_words([f"+deepspeed.{key}={CANARY}"]) == [f"+deepspeed.{key}=<hidden>"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_key_that_says_so_is_secret(key):
 )
 def test_a_key_that_merely_sounds_so_is_not(key):
     assert not is_secret(key)
-    assert hide_secrets([f"{key}=16"]) == [f"{key}=16"]
+    assert hide_words([f"{key}=16"]) == [f"{key}=16"]
 
 
 # what a value can be, under a key that is secret or around one
@@ -90,12 +90,12 @@ def test_a_secret_of_any_shape_is_not_in_the_options_that_are_kept(yaml):
 @pytest.mark.parametrize("yaml", SHAPES.values(), ids=SHAPES)
 def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
     """As it stands in braces, and, where there is but one key, as that key."""
-    (in_braces,) = hide_secrets([f"+deepspeed.a={yaml}"])
+    (in_braces,) = hide_words([f"+deepspeed.a={yaml}"])
     assert CANARY not in in_braces
     assert "271828" not in in_braces
     if yaml.startswith("{"):
         key, _, value = yaml[1:-1].partition(": ")
-        (alone,) = hide_secrets([f"+deepspeed.a.{key}={value}"])
+        (alone,) = hide_words([f"+deepspeed.a.{key}={value}"])
         assert CANARY not in alone
         assert "271828" not in alone
 
@@ -115,7 +115,7 @@ def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
     ],
 )
 def test_a_secret_under_a_quoted_key_or_in_a_url_is_not_in_the_command_that_is_kept(value):
-    assert hide_secrets([f"+deepspeed.a={value}"]) == ["+deepspeed.a=<hidden>"]
+    assert hide_words([f"+deepspeed.a={value}"]) == ["+deepspeed.a=<hidden>"]
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_a_secret_under_a_quoted_key_or_in_a_url_is_not_in_the_command_that_is_k
     ],
 )
 def test_what_is_no_password_of_a_url_and_no_quoted_secret_is_kept(value):
-    assert hide_secrets([f"a.b={value}"]) == [f"a.b={value}"]
+    assert hide_words([f"a.b={value}"]) == [f"a.b={value}"]
 
 
 def test_a_command_keeps_all_else():
     words = ["conf=tiny", "model=tiny_llama", "token", "a.token=${oc.env:TOKEN}", "a.b=x=y", "~deepspeed.x", ""]
-    assert hide_secrets(words) == words
-    assert hide_secrets([f"a.token={CANARY}=x", "b=1"]) == ["a.token=<hidden>", "b=1"]
+    assert hide_words(words) == words
+    assert hide_words([f"a.token={CANARY}=x", "b=1"]) == ["a.token=<hidden>", "b=1"]
 
 
 def refused(args):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-DEMO = ROOT / "rlhf_cli" / "demo"
-SCRIPT = ROOT / "scripts" / "make_demo_data.py"
+from tests.conftest import REPOSITORY, script
+
+DEMO = REPOSITORY / "rlhf_cli" / "demo"
 SPLITS = ("train", "eval")
 FLAWS = {
     "curt",
@@ -28,18 +26,9 @@ FLAWS = {
 }
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """The generator script, imported by its path."""
-    spec = importlib.util.spec_from_file_location("make_demo_data", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    path_before = list(sys.path)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    sys.path[:] = path_before
-    return module
+@pytest.fixture(scope="module", name="script")
+def generator() -> ModuleType:
+    return script("make_demo_data")
 
 
 def read(name: str) -> list[dict[str, str]]:

@@ -353,7 +353,8 @@ def test_a_best_that_is_gone_is_not_to_be_beaten():
 def test_what_has_changed_since_the_checkpoint_is_refused(was, named):
     between = boundary()
     with pytest.raises(InputError) as caught:
-        between.resume({"step": 4, "best": None, "guards": {}, "inputs": was})
+        between.require_same_inputs(was)
+    between.require_same_inputs(INPUTS)
     assert str(caught.value) == (
         f"what {named} names has changed since the checkpoint was written: its rows or weights are not those of the "
         "run; put them back, or start anew with another run.name"

@@ -1,12 +1,14 @@
 """The advice of an out-of-memory error, with its arithmetic worked out by hand for a model of 8 billion weights."""
 
+from dataclasses import replace
+
 import pytest
 
 from rlhf_cli.config.load import load
-from rlhf_cli.train.memory import out_of_memory_advice
+from rlhf_cli.train.memory import Trained, out_of_memory_advice
 
 # 32 layers of width 4096 in 2 bytes a number: 32 x 4096 x 2 = 262,144 bytes a token and number of a layer
-LLAMA_8B = {"layers": 32, "width": 4096, "kv_width": 1024, "bytes": 2}
+TWO_LLAMA_8B = Trained(weights=16_000_000_000, layers=32, width=4096, kv_width=1024, number_bytes=2)
 PPO = [
     *["conf=tiny", "data.max_prompt_tokens=512", "rollout.max_new_tokens=128", "rollout.micro_batch_size=32"],
     *["ppo.batch_size=64", "ppo.minibatch_size=64", "ppo.micro_batch_size=8"],
@@ -15,8 +17,8 @@ RM = ["conf=tiny", "data.max_tokens=1024", "train.batch_size=64", "train.micro_b
 HEAD = "any of these makes room; the run then goes on with run.resume=true:"
 
 
-def advice(command, args, num_weights=16_000_000_000, dimensions=LLAMA_8B, num_ranks=8):
-    return out_of_memory_advice(load(command, args), num_weights, dimensions, num_ranks).splitlines()
+def advice(command, args, trained=TWO_LLAMA_8B, num_ranks=8):
+    return out_of_memory_advice(load(command, args), trained, num_ranks).splitlines()
 
 
 def test_ppo():
@@ -50,7 +52,7 @@ def test_a_reward_model():
     4 rows fewer: 4 x 2048 x 262,144 x 17 = 36,507,222,016 bytes, 34 GiB; 8 rows with 16: 64 GiB; answers of 512 tokens
     less: 8 x 2 x 512 x 262,144 x 17 = 34 GiB too. 12 bytes of 8e9 weights on 3 GPUs: 32e9 bytes, 29.80 GiB.
     """
-    assert advice("train-rm", RM, num_weights=8_000_000_000, num_ranks=3) == [
+    assert advice("train-rm", RM, replace(TWO_LLAMA_8B, weights=8_000_000_000), num_ranks=3) == [
         HEAD,
         "  train.micro_batch_size=4             saves about 34.00 GiB a GPU (now 8)",
         "  model.gradient_checkpointing=true    saves about 64.00 GiB a GPU (now False; a third more time)",
@@ -74,7 +76,7 @@ def test_a_single_row_has_no_half():
 
 @pytest.mark.parametrize(("command", "args"), [("train-ppo", PPO), ("train-rm", RM)])
 def test_before_the_model_is_known_there_is_advice_without_figures(command, args):
-    lines = advice(command, args, num_weights=0, dimensions={})
+    lines = advice(command, args, Trained())
     assert len(lines) == 5
     assert all(" saves about 0.00 GiB a GPU (" in line for line in lines[1:])
 
