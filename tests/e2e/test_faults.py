@@ -71,6 +71,15 @@ def test_a_killed_rank_ends_the_run_and_is_named(whole, tmp_path):
     assert_equal_runs(run, whole)
 
 
+def test_no_rank_outlives_the_supervisor(tmp_path):
+    """Killed, it cannot end its ranks; the kernel does."""
+    started = Started(tmp_path, *TINY, TWO, "run.name=a", "ppo.num_steps=9999")
+    started.wait_for("\nstep 2/")
+    assert started.rank(0) != started.rank(1)
+    os.kill(started.parent.pid, signal.SIGKILL)
+    assert started.end() == -9
+
+
 def test_a_rank_killed_while_it_saves_leaves_the_last_checkpoint(whole, tmp_path):
     done = with_fault(tmp_path, "die-while-writing", 1, *TINY, "run.name=a")
     assert done[1].returncode == -9

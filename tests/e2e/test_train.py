@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -242,44 +239,6 @@ def test_a_failing_rank_ends_the_others(run_rlhf):
 
 
 BFLOAT16 = ["model.dtype=bfloat16", "reward_model.dtype=bfloat16", "model.gradient_checkpointing=true"]
-
-
-def processes_naming(text: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended while we looked
-            if text in entry.read_bytes().decode(errors="replace"):
-                found.append(int(entry.parent.name))
-    return found
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9)])
-def test_no_rank_outlives_the_supervisor(number, code, tmp_path):
-    """Killed, it cannot end its ranks; the kernel does."""
-    mark = f"run.name=ended-by-{number.value}"
-    words = [
-        sys.executable,
-        "-m",
-        "rlhf_cli",
-        "train-ppo",
-        "conf=tiny",
-        "ppo.num_steps=9999",
-        "launch.num_gpus=2",
-        mark,
-    ]
-    parent = subprocess.Popen(
-        words, cwd=tmp_path, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    assert any(line.startswith("step 2/") for line in parent.stdout)
-    assert len(processes_naming(mark)) == 3
-    parent.send_signal(number)
-    parent.communicate(timeout=60)
-    assert parent.returncode == code
-    deadline = time.monotonic() + 20
-    while processes_naming(mark) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert processes_naming(mark) == []
 
 
 @pytest.mark.parametrize(("preset", "more"), [("zero3", BFLOAT16), ("zero3_offload", [])])
