@@ -627,3 +627,30 @@ def test_pairs_stand_on_the_rank_s_device_unless_told_otherwise(one_rank, monkey
     trainer, _ = reward_trainer()
     assert trainer._pairs([PAIR]).weight.device.type == "meta"
     assert trainer._pairs([PAIR], CPU).weight.device.type == "cpu"
+
+
+def sound_rollout(num_rows):
+    """Rows of two tokens whose figures are all finite."""
+    sequence = Sequence((1,), (2, 3))
+    per_token = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy"), torch.zeros(2))
+    return Rollout.of([Episode(sequence=sequence, ended=True, score=0.0, **per_token) for _ in range(num_rows)])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("name", "place", "what"),
+    [
+        ("scores", (2,), "score"),
+        ("logprobs", (2, 1), "logprob"),
+        ("ref_logprobs", (2, 0), "ref_logprob"),
+        ("values", (2, 1), "value"),
+    ],
+)
+def test_what_is_not_finite_is_named_by_its_row(bad, name, place, what):
+    rollout = sound_rollout(4)
+    assert rollout.not_finite() == {}
+    getattr(rollout, name)[place] = bad
+    assert rollout.not_finite() == {2: what}
+    rollout.scores[0] = bad
+    rollout.scores[2] = bad
+    assert rollout.not_finite() == {0: "score", 2: "score"}
