@@ -1,26 +1,74 @@
 """Log-probabilities of given tokens, and the entropy of their distributions, at the sampling temperature."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
+_CHUNK = 2**20  # logits that are held in float32 at a time: 4 MiB, which a CPU's caches hold
+
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Return log softmax(logits / temperature) at `tokens`, float32 [B, T].
+    """Return log softmax(logits / temperature) at `tokens`, float32, in the shape of tokens.
 
-    logits: [B, T, V], any float type; tokens: [B, T]. Rows are taken one by one, so that no float32 copy of the
-    whole [B, T, V] is held at once in the forward pass.
+    logits: [..., V], any float type; tokens: [...]. Some rows at a time, forwards and backwards, so that no float32
+    copy of all logits is ever held.
     """
-    rows = []
-    for row, ids in zip(logits, tokens, strict=True):
-        scaled = row.float() / temperature
-        rows.append(scaled.gather(1, ids[:, None]).squeeze(1) - torch.logsumexp(scaled, dim=1))
-    return torch.stack(rows)
+    return token_logprobs_and_entropy(logits, tokens, temperature)[0]
 
 
-def token_entropy(logits: Tensor, temperature: float) -> Tensor:
-    """Return the entropy in nats of softmax(logits / temperature), float32 [B, T]; logits: [B, T, V]."""
-    rows = []
-    for row in logits:
-        logprobs = torch.log_softmax(row.float() / temperature, dim=1)
-        rows.append(-(logprobs.exp() * logprobs).sum(dim=1))
-    return torch.stack(rows)
+def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return `token_logprobs`, and the entropy in nats of softmax(logits / temperature), in the shape of tokens."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    logprobs, entropy = _LogProbs.apply(flat, tokens.reshape(-1), temperature)  # type: ignore[no-untyped-call]
+    return logprobs.view(tokens.shape), entropy.view(tokens.shape)
+
+
+class _LogProbs(torch.autograd.Function):
+    """Keeps the logits, in their own type, and two numbers a row for the backward pass.
+
+    With z = logits / temperature, p = softmax(z) and H its entropy: d log p_a / dz = 1_a - p and
+    dH / dz = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)
+        entropy = torch.empty_like(logprobs)
+        normaliser = torch.empty_like(logprobs)
+        for rows in _chunks(*logits.shape):
+            scaled = logits[rows].float().div_(temperature)
+            normaliser[rows] = torch.logsumexp(scaled, dim=1)
+            scaled -= normaliser[rows, None]  # log p
+            logprobs[rows] = scaled.gather(1, tokens[rows, None]).squeeze(1)
+            entropy[rows] = -(scaled.exp() * scaled).sum(dim=1)
+        ctx.save_for_backward(logits, tokens, normaliser, entropy)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:
+        of_logprobs, of_entropy = gradients
+        logits, tokens, normaliser, entropy = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for rows in _chunks(*logits.shape):
+            log_p = logits[rows].float().div_(ctx.temperature).sub_(normaliser[rows, None])
+            p = log_p.exp()
+            gradient = torch.zeros_like(p)
+            if of_logprobs is not None:
+                gradient -= p * of_logprobs[rows, None]
+                gradient.scatter_add_(1, tokens[rows, None], of_logprobs[rows, None])
+            if of_entropy is not None:
+                gradient -= p * (log_p + entropy[rows, None]) * of_entropy[rows, None]
+            result[rows] = gradient / ctx.temperature
+        return result, None, None
+
+
+def _chunks(num_rows: int, width: int) -> Iterator[slice]:
+    size = max(1, _CHUNK // width)
+    for start in range(0, num_rows, size):
+        yield slice(start, start + size)

@@ -263,13 +263,21 @@ class RolloutConfig:
     """Sample from the smallest set of tokens with this probability; below 1 logprobs no longer match the samples."""
 
     micro_batch_size: int = 16
-    """Prompts that one rank generates for at a time."""
+    """Prompts that one rank answers at a time; prompts of like length are answered together."""
+
+    micro_batch_tokens: int | None = None
+    """Instead of `micro_batch_size`: as many prompts as fit in so many tokens of key-value cache."""
+
+    gather: bool = True
+    """Hold one model's full weights on every rank while it generates or scores; false: fetch layer by layer."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "1 or more")
         require(0 < self.temperature <= 10, "rollout.temperature", self.temperature, "in (0, 10]")
         require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "in (0, 1]")
         require(self.micro_batch_size >= 1, "rollout.micro_batch_size", self.micro_batch_size, "1 or more")
+        tokens = self.micro_batch_tokens
+        require(tokens is None or tokens >= 1, "rollout.micro_batch_tokens", tokens, "1 or more, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,98 +29,108 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class EndTokens:
+    """The tokens that end a response, and what fills batches."""
+
+    ids: frozenset[int]
+    pad_id: int
+
+    def ended(self, sequence: Sequence) -> bool:
+        """Say whether a response ends in an end token, rather than at max_new_tokens."""
+        return sequence.response_ids[-1] in self.ids
+
+    def cut(self, response: list[int]) -> tuple[int, ...]:
+        """Drop what follows the first end token."""
+        for place, token in enumerate(response):
+            if token in self.ids:
+                return tuple(response[: place + 1])
+        return tuple(response)
+
+
+@dataclass(frozen=True)
 class TokenBatch:
-    """Prompts padded on the left, responses on the right, so that responses start in one column. L = P + T."""
+    """Prompts, each with its response behind it, all padding on the right.
+
+    A causal model's real tokens never look at it, so models need neither mask nor positions. N: real response tokens.
+    """
 
     input_ids: Tensor  # [B, L]
-    attention_mask: Tensor  # [B, L] 1 on real tokens
-    position_ids: Tensor  # [B, L] 0 on the first real token of a row, whatever its padding
+    prompt_lengths: Tensor  # [B]
     response_ids: Tensor  # [B, T]
     response_mask: Tensor  # [B, T] bool, 1 on real response tokens
-    num_prompt: int  # P
 
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What every model's forward takes."""
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "position_ids": self.position_ids,
-        }
+    def before_response_tokens(self) -> dict[str, Tensor]:
+        """Return rows and columns [N] in input_ids of the tokens that predict the response tokens, row after row."""
+        rows, places = self.response_mask.nonzero(as_tuple=True)
+        return {"rows": rows, "columns": self.prompt_lengths[rows] - 1 + places}
+
+    def real_response_ids(self) -> Tensor:
+        """Return the real response tokens [N], row after row."""
+        return self.response_ids[self.response_mask]
+
+    def per_response_token(self, values: Tensor) -> Tensor:
+        """Put the values [N] of real response tokens in their places [B, T], with 0 on padding."""
+        zeros = torch.zeros(self.response_mask.shape, dtype=values.dtype, device=values.device)
+        return zeros.masked_scatter(self.response_mask, values)
 
     def at_last_token(self, per_token: Tensor) -> Tensor:
         """Pick from [B, L] or [B, L, d] what stands at the last real token of each row: [B] or [B, d]."""
-        last = self.num_prompt - 1 + self.response_mask.sum(dim=1)
+        last = self.prompt_lengths - 1 + self.response_mask.sum(dim=1)
         return per_token[torch.arange(len(last), device=last.device), last]
 
     def before_each_response_token(self, per_token: Tensor) -> Tensor:
-        """Pick from [B, L] the entries of the tokens before each response token: [B, T]."""
-        return per_token[:, self.num_prompt - 1 : -1]
+        """Pick from [B, L] the entries of the tokens before each response token: [B, T], 0 on padding."""
+        at = self.before_response_tokens()
+        return self.per_response_token(per_token[at["rows"], at["columns"]])
 
 
 def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> TokenBatch:
     """Pad sequences into one batch. Masks come from lengths: a real token may well be `pad_id`."""
-    prompts = [sequence.prompt_ids for sequence in sequences]
-    responses = [sequence.response_ids for sequence in sequences]
-    num_prompt, num_response = max(map(len, prompts)), max(map(len, responses))
-    rows = [
-        [pad_id] * (num_prompt - len(prompt))
-        + list(prompt)
-        + list(response)
-        + [pad_id] * (num_response - len(response))
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
-    input_ids = torch.tensor(rows, dtype=torch.long)
-    prompt_mask = length_mask(torch.tensor(list(map(len, prompts))), num_prompt).flip(1)
-    response_mask = length_mask(torch.tensor(list(map(len, responses))), num_response)
-    attention_mask = torch.cat([prompt_mask, response_mask], dim=1).long()
+    longest = max(map(len, sequences))
+    longest_response = max(len(sequence.response_ids) for sequence in sequences)
+    texts = [_padded((*sequence.prompt_ids, *sequence.response_ids), longest, pad_id) for sequence in sequences]
+    responses = [_padded(sequence.response_ids, longest_response, pad_id) for sequence in sequences]
+    response_lengths = torch.tensor([len(sequence.response_ids) for sequence in sequences])
     return TokenBatch(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
-        response_ids=input_ids[:, num_prompt:].to(device),
-        response_mask=response_mask.to(device),
-        num_prompt=num_prompt,
+        input_ids=torch.tensor(texts, dtype=torch.long).to(device),
+        prompt_lengths=torch.tensor([len(sequence.prompt_ids) for sequence in sequences]).to(device),
+        response_ids=torch.tensor(responses, dtype=torch.long).to(device),
+        response_mask=length_mask(response_lengths, longest_response).to(device),
     )
+
+
+def _padded(ids: tuple[int, ...], size: int, pad_id: int) -> list[int]:
+    return [*ids, *[pad_id] * (size - len(ids))]
 
 
 @dataclass(frozen=True)
 class Size:
-    """The room that a row takes in a batch: so many sequences, padded to the longest prompt and response."""
+    """The room that a row takes in a batch: so many sequences, padded to the longest."""
 
     num_sequences: int
-    prompt: int
-    response: int
-
-    @staticmethod
-    def of(sequence: Sequence) -> Size:
-        """Measure one sequence with its prompt apart."""
-        return Size(1, len(sequence.prompt_ids), len(sequence.response_ids))
+    longest: int
 
     def joined(self, other: Size) -> Size:
         """Measure the batch of both."""
-        return Size(
-            self.num_sequences + other.num_sequences,
-            max(self.prompt, other.prompt),
-            max(self.response, other.response),
-        )
+        return Size(self.num_sequences + other.num_sequences, max(self.longest, other.longest))
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the padded batch."""
-        return self.num_sequences * (self.prompt + self.response)
+        return self.num_sequences * self.longest
 
 
 def micro_batches(sizes: list[Size], num_rows: int, num_tokens: int | None) -> list[list[int]]:
-    """Group the places 0 .. len(sizes)-1 into forward passes.
+    """Group the places 0 .. len(sizes)-1, from the shortest rows to the longest, into forward passes.
 
-    Runs of num_rows, in order; or, with num_tokens, rows of like length, as many as fit in so many tokens once padded
-    (a row that is larger has a pass of its own).
+    Runs of num_rows; or, with num_tokens, as many as fit in so many tokens once padded (a row that is larger has a
+    pass of its own).
     """
+    order = sorted(range(len(sizes)), key=lambda place: (sizes[place].longest, place))
     if num_tokens is None:
-        return chunks(list(range(len(sizes))), num_rows)
-    order = sorted(range(len(sizes)), key=lambda place: (sizes[place].prompt + sizes[place].response, place))
+        return chunks(order, num_rows)
     groups: list[list[int]] = []
-    room = Size(0, 0, 0)
+    room = Size(0, 0)
     for place in order:
         joined = room.joined(sizes[place])
         if groups and joined.num_tokens <= num_tokens:

@@ -15,6 +15,7 @@ import torch
 
 from rlhf_cli.config.errors import CheckpointError
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.files import disk_errors, publish, require_room, sha256, sync, write_durably
 from rlhf_cli.engine.manifest import (
     BEST,
@@ -31,7 +32,6 @@ from rlhf_cli.engine.manifest import (
     with_way_out,
 )
 from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.engine.zero import TrainEngine
 
 STATE = "trainer.json"
 _SMALL_FILES = 2**20  # room for what is not tensors

@@ -135,6 +135,20 @@ def share(items: list[Item]) -> list[Item]:
     return items[rank() * size :][:size]
 
 
+def balanced_share(items: list[Item], sizes: list[int]) -> list[Item]:
+    """Return this rank's part of a list whose length is a multiple of the number of ranks, by size, smallest first.
+
+    Every rank gets as many items, and of each size nearly as many: they are dealt out by size, there and back.
+    """
+    order = sorted(range(len(items)), key=lambda place: (sizes[place], place))
+    mine = []
+    for number, turn in enumerate(range(0, len(order), world_size())):
+        dealt = order[turn : turn + world_size()]
+        assert len(dealt) == world_size()
+        mine.append(dealt[rank() if number % 2 == 0 else -1 - rank()])
+    return [items[place] for place in mine]
+
+
 def evened(parts: list[Item]) -> list[tuple[Item, bool]]:
     """Mark each part as real, and repeat the first one, not real, until every rank has as many.
 

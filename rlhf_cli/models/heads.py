@@ -12,17 +12,25 @@ class ResponseLM(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self._wanted: tuple[Tensor, Tensor] | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._pick)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, num_response: int) -> Tensor:
-        """Return the logits [B, T, V] that predict the last T = `num_response` tokens of input_ids [B, L]."""
-        logits: Tensor = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            logits_to_keep=num_response + 1,
-            use_cache=False,
-        ).logits
-        return logits[:, :-1]
+    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the logits [N, V] at N places of input_ids [B, L]; rows, columns: [N].
+
+        Padding stands on the right, where no real token looks, so that no mask is needed. The model's own head is
+        told which hidden states to read, rather than called apart, because some models scale or cap its logits.
+        """
+        self._wanted = rows, columns
+        try:
+            logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        finally:
+            self._wanted = None
+        return logits[0]
+
+    def _pick(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Leave of the hidden states [B, L, d] that the head is given [1, N, d]; all of them while generating."""
+        return None if self._wanted is None else (arguments[0][self._wanted][None],)
 
 
 class Float32Head(nn.Linear):
@@ -44,9 +52,10 @@ class TokenScorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return float32 scores [B, L] and the hidden states [B, L, d] that the head read; input_ids: [B, L]."""
-        hidden: Tensor = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 scores [B, L] and the hidden states [B, L, d] that the head read.
+
+        input_ids: [B, L], padded on the right, where no real token looks, so that no mask is needed.
+        """
+        hidden: Tensor = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.score(hidden).squeeze(-1), hidden

@@ -26,6 +26,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
+from rlhf_cli.models.cpu_attention import use_on_cpu
 from rlhf_cli.models.heads import Float32Head
 from rlhf_cli.models.sound import (
     HEAD,
@@ -225,6 +226,7 @@ def _prepared(
     check_token_ids(model.config.to_dict(), rows, key)
     model.exported_config = copy.deepcopy(model.config)  # with the dropout rates it came with
     _switch_dropout_off(model)
+    use_on_cpu(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -3,23 +3,20 @@
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.tokens import Sequence, collate
-from rlhf_cli.engine.zero import FrozenEngine
+from rlhf_cli.data.tokens import EndTokens, Sequence, collate
+from rlhf_cli.engine.base import FrozenEngine
 
 
 class RewardModel:
     """A one-label classifier over prompt and response, sharing the policy's tokenizer.
 
-    eos_id ends every answer it was trained on; end_ids are all tokens that end a response of the policy.
+    eos_id ends every answer it was trained on; ends: all tokens that end a response of the policy.
     """
 
-    def __init__(
-        self, engine: FrozenEngine, eos_id: int, end_ids: frozenset[int], pad_id: int, device: torch.device
-    ) -> None:
+    def __init__(self, engine: FrozenEngine, eos_id: int, ends: EndTokens, device: torch.device) -> None:
         self.engine = engine
         self.eos_id = eos_id
-        self.end_ids = end_ids
-        self.pad_id = pad_id
+        self.ends = ends
         self.device = device
 
     def score(self, sequences: list[Sequence]) -> Tensor:
@@ -28,12 +25,12 @@ class RewardModel:
         A response that was cut off is given an EOS to be scored with, and one that ended in another end token has it
         replaced: in training the model saw every answer end in EOS, and what it says at other tokens means nothing.
         """
-        batch = collate([self._closed(sequence) for sequence in sequences], self.pad_id, self.device)
-        per_token, _ = self.engine(**batch.model_inputs())
+        batch = collate([self._closed(sequence) for sequence in sequences], self.ends.pad_id, self.device)
+        per_token, _ = self.engine(batch.input_ids)
         return batch.at_last_token(per_token)
 
     def _closed(self, sequence: Sequence) -> Sequence:
         text = sequence.response_ids
-        if text[-1] in self.end_ids:
+        if self.ends.ended(sequence):
             text = text[:-1]
         return Sequence(sequence.prompt_ids, (*text, self.eos_id))

@@ -3,116 +3,154 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.tokens import EndTokens, Sequence, Size, micro_batches
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.engine.zero import TrainEngine
+from rlhf_cli.rollout.cache import roomy_cache
+
+# Asking a GPU whether rows have ended makes it wait; a CPU has nothing to wait for.
+_LOOK_EVERY = {"cpu": 1}
+_LOOK_SELDOM = 16
+_WORTH_DROPPING = 0.25  # of the rows: the cache is copied when rows leave
 
 
 class EmbeddedSampler:
-    """Prompts in, responses out. What is drawn for a prompt depends on its key alone, not on rank or micro-batch."""
+    """Prompts in, responses out. What is drawn for a prompt depends on its key alone, not on rank or micro-batch.
 
-    def __init__(
-        self,
-        policy: TrainEngine,
-        config: RolloutConfig,
-        end_ids: frozenset[int],
-        pad_id: int,
-        device: torch.device,
-    ) -> None:
+    Prompts of like length are answered together; each is read once, and rows that have ended leave the batch.
+    """
+
+    def __init__(self, policy: TrainEngine, config: RolloutConfig, ends: EndTokens, device: torch.device) -> None:
         self.policy = policy
         self.config = config
+        self.ends = ends
         self.device = device
-        self.end_ids = end_ids
-        self.pad_id = pad_id
 
     @torch.no_grad()
     def sample(self, prompts: list[tuple[int, ...]], keys: list[str], greedy: bool = False) -> list[Sequence]:
         """Return one response per prompt, its EOS included where it came before max_new_tokens.
 
-        keys: one text per prompt that seeds its draws; greedy takes the likeliest token instead. All ranks together,
-        for the gather; how many prompts each has, and how long it decodes, may differ.
+        keys: one text per prompt that seeds its draws; greedy takes the likeliest token instead. All ranks together;
+        how many prompts each has, and how long it decodes, may differ.
         """
-        sequences: list[Sequence] = []
-        with self.policy.gathered() as module:
+        config = self.config
+        sizes = [Size(1, len(prompt) + config.max_new_tokens) for prompt in prompts]
+        groups = micro_batches(sizes, config.micro_batch_size, config.micro_batch_tokens)
+        found: dict[int, Sequence] = {}
+        with self.policy.gathered(config.gather) as module:
             model = cast(PreTrainedModel, module.model)
             model.eval()  # gradient checkpointing, where it is on, would switch the KV cache off
             try:
-                for start in range(0, len(prompts), self.config.micro_batch_size):
-                    part = slice(start, start + self.config.micro_batch_size)
+                for places in groups if config.gather else [group for group, _ in distributed.evened(groups)]:
                     PROGRESS.tick()
-                    sequences += self._generate(model, prompts[part], keys[part], greedy)
+                    uniform = None if greedy else self._uniforms([keys[place] for place in places])
+                    responses = self._decode(model, [prompts[place] for place in places], uniform)
+                    for place, response in zip(places, responses, strict=True):
+                        found[place] = Sequence(prompts[place], self.ends.cut(response))
             finally:
                 model.train()
-        return sequences
+        return [found[place] for place in range(len(prompts))]
 
-    def ended(self, sequence: Sequence) -> bool:
-        """Say whether a response ends in an end token, rather than at max_new_tokens."""
-        return sequence.response_ids[-1] in self.end_ids
+    def _uniforms(self, keys: list[str]) -> Tensor:
+        """Return the numbers that pick each row's tokens, [B, T]."""
+        return torch.stack([uniforms(key, self.config.max_new_tokens) for key in keys]).to(self.device)
 
-    def _generate(
-        self, model: PreTrainedModel, prompts: list[tuple[int, ...]], keys: list[str], greedy: bool
-    ) -> list[Sequence]:
+    def _decode(
+        self, model: PreTrainedModel, prompts: list[tuple[int, ...]], uniform: Tensor | None
+    ) -> list[list[int]]:
+        """Return max_new_tokens tokens for each prompt; what follows its first end token means nothing."""
+        rows = _Rows.of(prompts, self.config.max_new_tokens, self.ends.pad_id, self.device)
+        cache = roomy_cache(model, rows.mask.shape[1])
+        end_ids = torch.tensor(sorted(self.ends.ids), device=self.device)
+        tokens = torch.full((len(prompts), self.config.max_new_tokens), self.ends.pad_id, device=self.device)
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        look_every = _LOOK_EVERY.get(self.device.type, _LOOK_SELDOM)
+        last = self.config.max_new_tokens - 1
+        for step in range(last + 1):
+            logits = rows.logits(model, cache, step)
+            if uniform is None:
+                drawn = logits.argmax(dim=-1)
+            else:
+                drawn = draw(logits, uniform[rows.alive, step], self.config.temperature, self.config.top_p)
+            tokens[rows.alive, step] = drawn
+            ended[rows.alive] |= torch.isin(drawn, end_ids)
+            rows.read_next(drawn)
+            if step < last and (step + 1) % look_every == 0 and self._all_ended(rows, cache, ended):
+                break
+        return tokens.tolist()
+
+    def _all_ended(self, rows: _Rows, cache: DynamicCache, ended: Tensor) -> bool:
+        """Take rows that have ended out of the batch; say whether none is left, on any rank if they decode together."""
+        going = (~ended[rows.alive]).nonzero().flatten()
+        num_going, num_rows = len(going), len(rows.alive)
+        if num_going == 0:
+            return self.config.gather or not distributed.any_rank(False)
+        if not self.config.gather:
+            distributed.any_rank(True)
+        if num_rows - num_going >= _WORTH_DROPPING * num_rows:
+            rows.keep(going)
+            cache.batch_select_indices(going)
+        return False
+
+
+@dataclass
+class _Rows:
+    """The rows of a batch that are still being decoded. P: the longest prompt; prompts are padded on the left."""
+
+    next_ids: Tensor  # [B, P] in the first step, then [B, 1]
+    positions: Tensor  # of next_ids; 0 on the first real token of a row, whatever its padding
+    mask: Tensor  # [B, P + T] 1 on real tokens, those to come among them
+    is_padded: bool
+    alive: Tensor  # [B] their places in the batch
+    num_prompt: int  # P
+
+    @staticmethod
+    def of(prompts: list[tuple[int, ...]], num_new: int, pad_id: int, device: torch.device) -> _Rows:
         longest = max(map(len, prompts))
-        padded = [[self.pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        processors = LogitsProcessorList([] if greedy else [InverseTransform(keys, self.config, longest, self.device)])
-        own, model.generation_config = model.generation_config, self._generation_config()
-        try:
-            output = model.generate(
-                input_ids=torch.tensor(padded, device=self.device),
-                attention_mask=torch.tensor(mask, device=self.device),
-                logits_processor=processors,
-                synced_gpus=False,
-            )
-        finally:
-            model.generation_config = own
-        responses = output[:, longest:].tolist()
-        return [Sequence(p, self._cut(r)) for p, r in zip(prompts, responses, strict=True)]
-
-    def _generation_config(self) -> GenerationConfig:
-        """Neutral settings: a Hub model's own top-k or repetition penalty would part samples from their logprobs."""
-        return GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self.config.max_new_tokens,
-            eos_token_id=sorted(self.end_ids),
-            pad_token_id=self.pad_id,
+        ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * (len(prompt) + num_new) for prompt in prompts]
+        real = torch.tensor(mask, device=device)
+        return _Rows(
+            next_ids=torch.tensor(ids, device=device),
+            positions=(real.cumsum(dim=1) - 1).clamp(min=0)[:, :longest],
+            mask=real,
+            is_padded=min(map(len, prompts)) < longest,
+            alive=torch.arange(len(prompts), device=device),
+            num_prompt=longest,
         )
 
-    def _cut(self, response: list[int]) -> tuple[int, ...]:
-        """Drop what follows the first end token."""
-        for place, token in enumerate(response):
-            if token in self.end_ids:
-                return tuple(response[: place + 1])
-        return tuple(response)
+    def logits(self, model: PreTrainedModel, cache: DynamicCache, step: int) -> Tensor:
+        """Read next_ids; return the logits [B, V] of the token after them."""
+        mask = self.mask[:, : self.num_prompt + step] if self.is_padded else None
+        output = model(
+            input_ids=self.next_ids,
+            attention_mask=mask,
+            position_ids=self.positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
+    def read_next(self, tokens: Tensor) -> None:
+        """Go on with one token a row [B]."""
+        self.next_ids, self.positions = tokens[:, None], self.positions[:, -1:] + 1
 
-class InverseTransform(LogitsProcessor):  # type: ignore[misc]  # mypy skips transformers
-    """Makes greedy search sample: it leaves only the token that the row's next uniform number picks."""
-
-    def __init__(self, keys: list[str], config: RolloutConfig, num_prompt: int, device: torch.device) -> None:
-        self.uniforms = torch.stack([uniforms(key, config.max_new_tokens) for key in keys]).to(device)  # [B, T]
-        self.temperature, self.top_p = config.temperature, config.top_p
-        self.num_prompt = num_prompt
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids: [B, tokens so far]; scores: logits [B, V]; returns [B, V], 0 at the drawn token, else -inf."""
-        step = input_ids.shape[1] - self.num_prompt
-        drawn = draw(scores, self.uniforms[:, step], self.temperature, self.top_p)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but some."""
+        self.next_ids, self.positions = self.next_ids[rows], self.positions[rows]
+        self.mask, self.alive = self.mask[rows], self.alive[rows]
 
 
 def uniforms(key: str, size: int) -> Tensor:

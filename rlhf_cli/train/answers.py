@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import chunks, flatten
+from rlhf_cli.data.tokens import EndTokens, chunks, flatten
 from rlhf_cli.engine import distributed
 from rlhf_cli.report.intervals import Interval, bootstrap_mean
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.rollout.embedded import EmbeddedSampler
+from rlhf_cli.rollout import RolloutEngine
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,20 @@ class AnswerBook:
     """Asks the policy the same held-out prompts again and again; sampled answers draw the same numbers each time."""
 
     def __init__(
-        self, prompts: list[Prompt], sampler: EmbeddedSampler, reward_model: RewardModel, renderer: Renderer, seed: int
+        self,
+        prompts: list[Prompt],
+        sampler: RolloutEngine,
+        ends: EndTokens,
+        reward_model: RewardModel,
+        renderer: Renderer,
+        config: TrainPPOConfig,
     ) -> None:
         self.prompts = prompts
         self.sampler = sampler
+        self.ends = ends
         self.reward_model = reward_model
         self.renderer = renderer
-        self.seed = seed
+        self.config = config
 
     def ask(self, stage: str) -> list[Answer]:
         """Return greedy and sampled answers to every prompt, the same list on every rank; all ranks together."""
@@ -48,11 +56,12 @@ class AnswerBook:
     def _ask(self, stage: str, mode: str) -> list[Answer]:
         # every rank makes the same number of forward passes
         mine = distributed.share(distributed.pad_to_ranks(list(range(len(self.prompts)))))
-        keys = [f"{self.seed}/held-out/{place}" for place in mine]
+        keys = [f"{self.config.run.seed}/held-out/{place}" for place in mine]
         sequences = self.sampler.sample([self.prompts[place].ids for place in mine], keys, greedy=mode == "greedy")
         scores: list[float] = []
-        for part in chunks(sequences, self.sampler.config.micro_batch_size):
-            scores += self.reward_model.score(part).tolist()
+        with self.reward_model.engine.gathered(self.config.rollout.gather):
+            for part in chunks(sequences, self.config.rollout.micro_batch_size):
+                scores += self.reward_model.score(part).tolist()
         answers = [
             Answer(
                 stage=stage,
@@ -61,7 +70,7 @@ class AnswerBook:
                 response=self.renderer.response_text(sequence.response_ids),
                 score=score,
                 num_tokens=len(sequence.response_ids),
-                ended=self.sampler.ended(sequence),
+                ended=self.ends.ended(sequence),
             )
             for place, sequence, score in zip(mine, sequences, scores, strict=True)
         ]

@@ -71,6 +71,7 @@ class Rollout:
 class PPOTargets:
     """What the update compares its own forward passes with, for some rows."""
 
+    mask: Tensor  # [B, T] bool, 1 on the tokens to train on
     logprobs: Tensor  # [B, T] old_logprobs
     ref_logprobs: Tensor  # [B, T]
     values: Tensor  # [B, T] old_values
@@ -87,8 +88,8 @@ class PPOBatch:
     advantages: Tensor  # [B, T] whitened over the real tokens of the batch
     returns: Tensor  # [B, T] advantages before whitening + values
 
-    def rows(self, rows: list[int], length: int, device: torch.device) -> PPOTargets:
-        """Take some rows, cut to the `length` of the longest of them."""
+    def rows(self, rows: list[int], mask: Tensor, device: torch.device) -> PPOTargets:
+        """Take some rows, cut to the mask of those tokens [B, T] that are to be trained on."""
         rollout = self.rollout
         wanted = (rollout.logprobs, rollout.ref_logprobs, rollout.values, self.advantages, self.returns)
-        return PPOTargets(*(tensor[rows, :length].to(device) for tensor in wanted))
+        return PPOTargets(mask, *(tensor[rows, : mask.shape[1]].to(device) for tensor in wanted))

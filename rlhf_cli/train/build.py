@@ -13,9 +13,9 @@ from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt, load_prompts
 from rlhf_cli.data.sources import Sides
 from rlhf_cli.data.texts import load_texts
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.tokens import EndTokens, Sequence
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
+from rlhf_cli.engine.choose import frozen_engine, train_engine
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import (
     check_length,
@@ -42,6 +42,7 @@ class PPOParts:
     modules: dict[str, PreTrainedModel]  # policy and value_model, inside their engines
     engines: Models
     sampler: EmbeddedSampler
+    ends: EndTokens
 
 
 def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
@@ -62,11 +63,11 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     for model, key in ((policy, "model"), (scorer, "reward_model")):
         check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
-    end_ids = end_token_ids(tokenizer, policy.generation_config)
-    engines = _engines(config, tokenizer, policy, value, scorer)
-    sampler = EmbeddedSampler(engines.policy, config.rollout, end_ids, pad_id(tokenizer), distributed.device())
+    ends = EndTokens(end_token_ids(tokenizer, policy.generation_config), pad_id(tokenizer))
+    engines = _engines(config, tokenizer, ends, policy, value, scorer)
+    sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
-    return PPOParts(tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler)
+    return PPOParts(tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends)
 
 
 def _models(
@@ -87,6 +88,7 @@ def _models(
 def _engines(
     config: TrainPPOConfig,
     tokenizer: PreTrainedTokenizerBase,
+    ends: EndTokens,
     policy: PreTrainedModel,
     value: PreTrainedModel,
     scorer: PreTrainedModel,
@@ -97,17 +99,16 @@ def _engines(
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
     policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
     value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
-    end_ids = end_token_ids(tokenizer, policy.generation_config)
-    scoring = FrozenEngine(TokenScorer(scorer), reward_dtype, deepspeed)
-    policy_engine = TrainEngine(
+    scoring = frozen_engine(TokenScorer(scorer), reward_dtype, deepspeed)
+    policy_engine = train_engine(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
-    value_engine = TrainEngine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
+    value_engine = train_engine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
     reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
-        reference=FrozenEngine(ResponseLM(reference), policy_dtype, deepspeed),
-        reward_model=RewardModel(scoring, tokenizer.eos_token_id, end_ids, pad_id(tokenizer), device),
+        reference=frozen_engine(ResponseLM(reference), policy_dtype, deepspeed),
+        reward_model=RewardModel(scoring, tokenizer.eos_token_id, ends, device),
         value_model=value_engine,
     )
 

@@ -27,7 +27,7 @@ from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import Sequence as TokenSequence
 from rlhf_cli.data.tokens import chunks, collate
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.zero import FrozenEngine
+from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.report.checks import Check
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout.embedded import uniforms
@@ -147,10 +147,10 @@ def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bo
         )
     differences = []
     for part in chunks(sequences, trainer.config.ppo.micro_batch_size):
-        batch = collate(part, trainer.sampler.pad_id, trainer.device)
-        values = models.value_model(**batch.model_inputs())[0]
-        scores = models.reward_model.engine(**batch.model_inputs())[0]
-        differences.append((values - scores)[batch.attention_mask.bool()])
+        batch = collate(part, trainer.ends.pad_id, trainer.device)
+        values = models.value_model(batch.input_ids)[0]
+        scores = models.reward_model.engine(batch.input_ids)[0]
+        differences.append(batch.before_each_response_token(values - scores))
     advice = "the reward model's head must be copied with its backbone, in the same dtype"
     return Check("the value model starts as the reward model", _largest(*differences), bounds.same, advice)
 
@@ -189,8 +189,8 @@ def _update_checks(
     num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
     kl = clipped = 0.0
     for places in chunks(list(range(len(sequences)))[::-1], size):
-        tokens = collate([sequences[place] for place in places], trainer.sampler.pad_id, trainer.device)
-        part = batch.rows(places, tokens.response_mask.shape[1], trainer.device)
+        tokens = collate([sequences[place] for place in places], trainer.ends.pad_id, trainer.device)
+        part = batch.rows(places, tokens.response_mask, trainer.device)
         _, sums = trainer.policy_objective(part, tokens)
         kl, clipped = kl + float(sums["approx_kl"]), clipped + float(sums["clipfrac/policy"])
     advice = "the update computes other logprobs than the scoring: look at temperature, masks, rows"
@@ -210,7 +210,7 @@ def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: l
     rollout = trainer.config.rollout
     distances = []
     for sequence, key in zip(sequences, keys, strict=True):
-        logits, ids = trainer.response_logits([sequence])[0], torch.tensor(sequence.response_ids)
+        logits, ids = trainer.response_logits([sequence]), torch.tensor(sequence.response_ids)
         numbers = uniforms(key, rollout.max_new_tokens)[: len(ids)]
         distances.append(distance_from_slice(logits, ids, numbers, rollout.temperature))
     neutral = rollout.top_p == 1
@@ -238,10 +238,10 @@ def _text_check(probes: list[Prompt], sequences: list[TokenSequence], texts: Tex
 
 
 def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: Renderer) -> list[Check]:
-    ends, longest = trainer.sampler.end_ids, trainer.config.rollout.max_new_tokens
+    ends, longest = trainer.ends.ids, trainer.config.rollout.max_new_tokens
     num_wrong = sum(
         any(token in ends for token in sequence.response_ids[:-1])
-        or (len(sequence.response_ids) < longest and not trainer.sampler.ended(sequence))
+        or (len(sequence.response_ids) < longest and not trainer.ends.ended(sequence))
         for sequence in sequences
     )
     tokenizer = renderer.tokenizer

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from rlhf_cli.algo.advantages import gae, min_length_scores, missing_eos_scores, token_rewards
 from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
-from rlhf_cli.algo.logprobs import token_entropy, token_logprobs
+from rlhf_cli.algo.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
 from rlhf_cli.algo.masking import masked_mean, masked_sum, masked_variance, masked_whiten
 from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import Sequence, Size, TokenBatch, chunks, collate, flatten, micro_batches
+from rlhf_cli.data.tokens import EndTokens, Sequence, Size, TokenBatch, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.zero import FrozenEngine, StepResult, TrainEngine
+from rlhf_cli.engine.base import FrozenEngine, StepResult, TrainEngine
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.rollout.embedded import EmbeddedSampler
+from rlhf_cli.rollout import RolloutEngine
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
 from rlhf_cli.train.boundary import Boundary
 
@@ -65,7 +65,8 @@ class PPOTrainer:
         self,
         config: TrainPPOConfig,
         models: Models,
-        sampler: EmbeddedSampler,
+        sampler: RolloutEngine,
+        ends: EndTokens,
         data: PPOData,
         boundary: Boundary,
         report: Reporter,
@@ -73,6 +74,7 @@ class PPOTrainer:
         self.config = config
         self.models = models
         self.sampler = sampler
+        self.ends = ends
         self.data = data
         self.boundary = boundary
         self.report = report
@@ -142,26 +144,37 @@ class PPOTrainer:
 
     @torch.no_grad()
     def score(self, sequences: list[Sequence]) -> Rollout:
-        """Compute what the four models say of this rank's responses, and gather those of all ranks."""
-        temperature = self.config.rollout.temperature
-        episodes: dict[int, Episode] = {}
-        for places, _ in self._micro_batches(sequences):
-            part = [sequences[place] for place in places]
-            batch = self._collate(part)
-            logits = self._logits(self.models.policy, batch)
-            logprobs = token_logprobs(logits, batch.response_ids, temperature)
-            entropy = token_entropy(logits, temperature)
-            ref_logits = self._logits(self.models.reference, batch)
-            ref_logprobs = token_logprobs(ref_logits, batch.response_ids, temperature)
-            values = self._values(batch)
-            scores = self.models.reward_model.score(part)
-            for row, (place, sequence) in enumerate(zip(places, part, strict=True)):
-                length = len(sequence.response_ids)
-                per_token = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values, "entropy": entropy}
-                own = {name: tensor[row, :length].cpu() for name, tensor in per_token.items()}
-                ended = self.sampler.ended(sequence)
-                episodes[place] = Episode(sequence=sequence, ended=ended, score=float(scores[row]), **own)
-        return Rollout.of(flatten(distributed.gather_all([episodes[place] for place in range(len(sequences))])))
+        """Compute what the four models say of this rank's responses, one after the other; gather that of all ranks."""
+        models = self.models
+        own = self._by_row(models.policy, sequences, self._logprobs_and_entropy)
+        reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
+        values = self._by_row(models.value_model, sequences, lambda part: self._values(self._collate(part)))
+        scores = self._by_row(models.reward_model.engine, sequences, models.reward_model.score)
+        episodes = []
+        for row, sequence in enumerate(sequences):
+            length = len(sequence.response_ids)
+            episode = Episode(
+                sequence=sequence,
+                ended=self.ends.ended(sequence),
+                logprobs=own[row][0, :length],
+                ref_logprobs=reference[row][:length],
+                values=values[row][:length],
+                entropy=own[row][1, :length],
+                score=float(scores[row]),
+            )
+            episodes.append(episode)
+        return Rollout.of(flatten(distributed.gather_all(episodes)))
+
+    def _by_row(
+        self, engine: TrainEngine | FrozenEngine, sequences: list[Sequence], read: Callable[[list[Sequence]], Tensor]
+    ) -> list[Tensor]:
+        """Apply `read` to micro-batches of sequences; return on the CPU what it gives for each of them."""
+        hold = self.config.rollout.gather
+        found: dict[int, Tensor] = {}
+        with engine.gathered(hold):
+            for places, _ in self._micro_batches(sequences, in_step=not hold):
+                found |= zip(places, read([sequences[place] for place in places]).cpu(), strict=True)
+        return [found[place] for place in range(len(sequences))]
 
     def estimate(self, rollout: Rollout) -> PPOBatch:
         """Turn a scored rollout into rewards, advantages and returns, all [B, T]."""
@@ -182,10 +195,11 @@ class PPOTrainer:
         num_tokens = num_skipped = num_updates = 0
         for minibatch in self._minibatches():
             tokens = int(batch.rollout.response_mask[minibatch].sum())
-            sums = self._accumulate(batch, minibatch, tokens, learns=policy_step >= 0)
+            sums = self._accumulate(batch, minibatch, tokens, self._value_backward)
             results = {"value": self.models.value_model.step(self.state.step * per_step + num_updates)}
             if policy_step >= 0:
                 update = policy_step * per_step + num_updates
+                sums |= self._accumulate(batch, minibatch, tokens, self._policy_backward)
                 totals.update(self._pretrain(update))
                 results["policy"] = self.models.policy.step(update)
             totals.update(sums)
@@ -205,19 +219,21 @@ class PPOTrainer:
             order = shuffled(ppo.batch_size, f"{self.config.run.seed}/minibatches/{self.state.step}/{epoch}")
             yield from chunks(order, ppo.minibatch_size)
 
-    def _accumulate(self, batch: PPOBatch, minibatch: list[int], num_tokens: int, learns: bool) -> dict[str, float]:
-        """Add the gradients of a minibatch; return the sums of the statistics over its tokens, of all ranks."""
+    def _accumulate(
+        self,
+        batch: PPOBatch,
+        minibatch: list[int],
+        num_tokens: int,
+        backward: Callable[[PPOTargets, TokenBatch, int], dict[str, Tensor]],
+    ) -> dict[str, float]:
+        """Add one model's gradients of a minibatch; return the sums of the statistics over its tokens, of all ranks."""
         sums: dict[str, Tensor] = {}
-        share = distributed.share(minibatch)
+        share = distributed.balanced_share(minibatch, [len(batch.rollout.sequences[row]) for row in minibatch])
         for places, real in self._micro_batches([batch.rollout.sequences[row] for row in share]):
             rows = [share[place] for place in places]
             tokens = self._collate([batch.rollout.sequences[row] for row in rows])
-            if not real:
-                tokens = replace(tokens, response_mask=torch.zeros_like(tokens.response_mask))
-            part = batch.rows(rows, tokens.response_mask.shape[1], self.device)
-            own = self._value_backward(part, tokens, num_tokens)
-            if learns:
-                own |= self._policy_backward(part, tokens, num_tokens)
+            mask = tokens.response_mask if real else torch.zeros_like(tokens.response_mask)
+            own = backward(batch.rows(rows, mask, self.device), tokens, num_tokens)
             sums = {name: sums.get(name, 0) + value for name, value in own.items()}
         total = distributed.global_sum(torch.stack(list(sums.values()))).tolist()
         return dict(zip(sums, total, strict=True))
@@ -230,12 +246,9 @@ class PPOTrainer:
 
     def policy_objective(self, part: PPOTargets, tokens: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the policy's loss on some rows and its statistics, all summed over their tokens."""
-        ppo, mask, temperature = self.config.ppo, tokens.response_mask, self.config.rollout.temperature
+        ppo, mask = self.config.ppo, part.mask
         high = ppo.cliprange if ppo.cliprange_high is None else ppo.cliprange_high
-        logits = self._logits(self.models.policy, tokens)
-        logprobs = token_logprobs(logits, tokens.response_ids, temperature)
-        # a pad token can be so unlikely that an exp of it is infinite: 0 in the loss, but NaN in its gradient
-        logprobs = torch.where(mask, logprobs, part.logprobs)
+        logprobs, entropy = self._policy_view(tokens)
         surrogate = (logprobs, part.logprobs, part.advantages, ppo.cliprange, high, ppo.dual_clip)
         loss = masked_sum(policy_loss(*surrogate), mask)
         sums = {"loss/policy": loss.detach()}
@@ -244,7 +257,7 @@ class PPOTrainer:
             loss = loss + ppo.kl_loss_coef * kl
             sums["loss/kl"] = kl.detach()
         if ppo.entropy_coef:
-            loss = loss - ppo.entropy_coef * masked_sum(token_entropy(logits, temperature), mask)
+            loss = loss - ppo.entropy_coef * masked_sum(entropy, mask)
         with torch.no_grad():
             sums["approx_kl"] = masked_sum(approx_kl(logprobs, part.logprobs), mask)
             sums["clipfrac/policy"] = masked_sum(policy_clipped(*surrogate), mask)
@@ -253,10 +266,10 @@ class PPOTrainer:
     def _value_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
         """Add the value model's gradients of some rows; return sums over their tokens."""
         errors = (self._values(tokens), part.values, part.returns, self.config.ppo.cliprange_value)
-        loss = masked_sum(value_loss(*errors), tokens.response_mask)
+        loss = masked_sum(value_loss(*errors), part.mask)
         self.models.value_model.backward(loss / num_tokens)
         with torch.no_grad():
-            clipped = masked_sum(value_clipped(*errors), tokens.response_mask)
+            clipped = masked_sum(value_clipped(*errors), part.mask)
         return {"loss/value": loss.detach(), "clipfrac/value": clipped}
 
     def _pretrain(self, update: int) -> dict[str, float]:
@@ -270,37 +283,59 @@ class PPOTrainer:
         total = torch.zeros((), device=self.device)
         for part in chunks(distributed.share(blocks), pretrain.micro_batch_size):
             tokens = self._collate(part)
-            logprobs = token_logprobs(self._logits(self.models.policy, tokens), tokens.response_ids, temperature=1.0)
-            loss = -masked_sum(logprobs, tokens.response_mask) / num_tokens
+            logits = self._logits(self.models.policy, tokens)
+            loss = -token_logprobs(logits, tokens.real_response_ids(), temperature=1.0).sum() / num_tokens
             self.models.policy.backward(pretrain.coef * loss)
             total += loss.detach()
         return {_PRETRAIN: float(distributed.global_sum(total))}
 
     def response_logits(self, sequences: list[Sequence]) -> Tensor:
-        """Return the policy's logits [B, T, V] that predict the response tokens, as scoring and update see them."""
+        """Return the policy's logits [N, V] that predict the response tokens, row after row, as the update does."""
         return self._logits(self.models.policy, self._collate(sequences))
 
     def response_logprobs(self, sequences: list[Sequence]) -> list[Tensor]:
         """Return the policy's logprobs of each response, [its length] on the CPU, as the update sees them."""
-        ids = self._collate(sequences).response_ids
-        logprobs = token_logprobs(self.response_logits(sequences), ids, self.config.rollout.temperature).cpu()
+        logprobs = self._logprobs(self.models.policy, sequences).cpu()
         return [row[: len(sequence.response_ids)] for row, sequence in zip(logprobs, sequences, strict=True)]
 
-    def _micro_batches(self, sequences: list[Sequence]) -> list[tuple[list[int], bool]]:
-        """Group this rank's sequences into forward passes, as many as on every other rank; False: for company only."""
+    def _micro_batches(self, sequences: list[Sequence], in_step: bool = True) -> list[tuple[list[int], bool]]:
+        """Group this rank's sequences into forward passes; False: for company only.
+
+        in_step: as many passes as on every other rank, which ZeRO-3 wants where it gathers in each.
+        """
         ppo = self.config.ppo
-        groups = micro_batches([Size.of(one) for one in sequences], ppo.micro_batch_size, ppo.micro_batch_tokens)
-        return [(group, True) for group in groups] if ppo.micro_batch_tokens is None else distributed.evened(groups)
+        sizes = [Size(1, len(sequence)) for sequence in sequences]
+        groups = micro_batches(sizes, ppo.micro_batch_size, ppo.micro_batch_tokens)
+        if ppo.micro_batch_tokens is None or not in_step:
+            return [(group, True) for group in groups]
+        return distributed.evened(groups)
 
     def _collate(self, sequences: list[Sequence]) -> TokenBatch:
-        return collate(sequences, self.sampler.pad_id, self.device)
+        return collate(sequences, self.ends.pad_id, self.device)
 
     def _logits(self, model: TrainEngine | FrozenEngine, batch: TokenBatch) -> Tensor:
-        logits: Tensor = model(**batch.model_inputs(), num_response=batch.response_ids.shape[1])
+        """Logits [N, V] that predict the real response tokens."""
+        logits: Tensor = model(batch.input_ids, **batch.before_response_tokens())
         return logits
 
+    def _policy_view(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The policy's logprobs and entropy at each response token, [B, T] each, 0 on padding."""
+        logits = self._logits(self.models.policy, batch)
+        both = token_logprobs_and_entropy(logits, batch.real_response_ids(), self.config.rollout.temperature)
+        return batch.per_response_token(both[0]), batch.per_response_token(both[1])
+
+    def _logprobs_and_entropy(self, sequences: list[Sequence]) -> Tensor:
+        """The same of some sequences, [B, 2, T]."""
+        return torch.stack(self._policy_view(self._collate(sequences)), dim=1)
+
+    def _logprobs(self, model: TrainEngine | FrozenEngine, sequences: list[Sequence]) -> Tensor:
+        """A model's logprobs of each response token [B, T], 0 on padding."""
+        batch, temperature = self._collate(sequences), self.config.rollout.temperature
+        logits = self._logits(model, batch)
+        return batch.per_response_token(token_logprobs(logits, batch.real_response_ids(), temperature))
+
     def _values(self, batch: TokenBatch) -> Tensor:
-        per_token, _ = self.models.value_model(**batch.model_inputs())
+        per_token, _ = self.models.value_model(batch.input_ids)
         return batch.before_each_response_token(per_token)
 
 

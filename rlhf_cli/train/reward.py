@@ -16,7 +16,7 @@ from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.tokens import Sequence, Size, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.zero import TrainEngine
+from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.train.boundary import Boundary
 
@@ -112,9 +112,8 @@ class RewardTrainer:
         train = self.config.train
         indices = batch_indices(len(self.rows), train.batch_size, self.step, self.config.run.seed)
         totals = torch.zeros(5, device=distributed.device())
-        share = sorted(
-            distributed.share([self.rows[index] for index in indices]), key=lambda row: row.num_tokens
-        )  # less padding
+        rows = [self.rows[index] for index in indices]
+        share = distributed.balanced_share(rows, [row.num_tokens for row in rows])
         for part, real in self._micro_batches(share):
             totals += self._accumulate(part, real)
         result = self.model.step(self.step)
@@ -133,7 +132,7 @@ class RewardTrainer:
     def _micro_batches(self, rows: list[Ranking]) -> list[tuple[list[Ranking], bool]]:
         """Group this rank's rows into forward passes, as many as on every other rank; False: for company only."""
         train = self.config.train
-        sizes = [Size(len(row.answers), 0, row.num_tokens) for row in rows]
+        sizes = [Size(len(row.answers), row.num_tokens) for row in rows]
         groups = micro_batches(sizes, train.micro_batch_size, train.micro_batch_tokens)
         parts = [[rows[place] for place in group] for group in groups]
         return [(part, True) for part in parts] if train.micro_batch_tokens is None else distributed.evened(parts)
@@ -225,7 +224,7 @@ class RewardTrainer:
     def _forward(self, rows: list[Ranking]) -> tuple[Tensor, Tensor]:
         texts = [_whole(answer) for row in rows for answer in row.answers]
         batch = collate(texts, self.pad_id, distributed.device())
-        scores, hidden = self.model(**batch.model_inputs())
+        scores, hidden = self.model(batch.input_ids)
         return batch.at_last_token(scores), batch.at_last_token(hidden).float()
 
     @torch.no_grad()

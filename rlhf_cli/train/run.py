@@ -30,13 +30,14 @@ from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.tokens import fingerprint_of
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.checkpoint import Checkpoints, to_resume_together, write_folder
+from rlhf_cli.engine.choose import train_engine
 from rlhf_cli.engine.files import disk_errors, require_room, size
 from rlhf_cli.engine.manifest import steps
 from rlhf_cli.engine.process import end_with_parent
 from rlhf_cli.engine.signals import StopSignals
 from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.engine.zero import TrainEngine, fingerprint
 from rlhf_cli.models.export import export
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import (
@@ -223,7 +224,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
     longest = max(row.num_tokens for row in (*data.train, *data.eval))
     check_length(classifier, longest, "model", "data.max_tokens")
-    engine = TrainEngine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
+    engine = train_engine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
     start.ending.trained = Trained.of(engine.num_weights, classifier.config, torch_dtype(config.model))
     checkpoints = Checkpoints(
         run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last, start.text
@@ -268,11 +269,12 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     rows = [(prompt.ids, ()) for prompt in (*built.prompts.train, *built.prompts.eval)]
     inputs = {
         "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
-        "model": fingerprint(engines.reference.module),
-        "reward_model": fingerprint(engines.reward_model.engine.module),
+        "model": engines.reference.fingerprint(),
+        "reward_model": engines.reward_model.engine.fingerprint(),
     }
     boundary = start.boundary(config, checkpoints, inputs)
-    trainer = PPOTrainer(config, engines, sampler, PPOData(built.prompts.train, built.texts), boundary, report)
+    data = PPOData(built.prompts.train, built.texts)
+    trainer = PPOTrainer(config, engines, sampler, built.ends, data, boundary, report)
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
         bounds = bounds_of(config.model, config.reward_model)
@@ -281,7 +283,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
         return
     folder = start.open(config, checkpoints, config.ppo.num_steps, PPO_HEADLINE)
     held_out = built.prompts.eval[: config.eval.num_prompts]
-    book = AnswerBook(held_out, sampler, engines.reward_model, built.renderer, config.run.seed)
+    book = AnswerBook(held_out, sampler, built.ends, engines.reward_model, built.renderer, config)
     report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
     PROGRESS.enter("answers before training")
     before = book.ask("before")

@@ -1,0 +1,142 @@
+"""The four models on one rank, in plain PyTorch: nothing is sharded, so nothing is gathered or hooked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_cli.config.sections import OptimConfig
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
+from rlhf_cli.engine.watchdog import PROGRESS
+
+
+class PlainFrozen(FrozenEngine):
+    """A whole model on this rank's device, without gradients."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module.to(distributed.device()).requires_grad_(False).eval()
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module."""
+        return self._module
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        PROGRESS.tick()
+        return self._module(*args, **kwargs)
+
+    @contextmanager
+    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
+        """Everything is here already."""
+        yield self._module
+
+    def _shard(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().flatten()
+
+
+class PlainTrain(TrainEngine):
+    """A whole model with its optimizer. Gradients are added up in float32, in which the weights are kept as well."""
+
+    def __init__(self, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None) -> None:
+        self._module = module.to(distributed.device()).train()
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._masters: dict[nn.Parameter, Tensor] = {}  # float32 weights are their own masters
+        for parameter in module.parameters():
+            self._masters[parameter] = parameter.detach().float()
+            parameter.register_post_accumulate_grad_hook(self._add_gradient)  # type: ignore[no-untyped-call]
+        self._adamw = adamw(list(self._masters.values()), optim)
+        super().__init__(optim, num_updates, ema_decay, distributed.device())
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module."""
+        return self._module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        PROGRESS.tick()
+        return self._module(*args, **kwargs)
+
+    @contextmanager
+    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
+        """Everything is here already."""
+        yield self._module
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of `loss`."""
+        PROGRESS.tick()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _add_gradient(self, parameter: Tensor) -> None:
+        """Move a gradient that has just been computed to the float32 sum."""
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.grad is not None
+        if parameter in self._gradients:
+            self._gradients[parameter] += parameter.grad
+        else:
+            self._gradients[parameter] = parameter.grad.float()
+        parameter.grad = None
+
+    @torch.no_grad()
+    def _update(self, rate: float) -> tuple[float, bool]:
+        gradients = [self._gradients.pop(one, None) for one in self._masters]
+        found = [gradient for gradient in gradients if gradient is not None]
+        norm = float(nn.utils.get_total_norm(found)) if found else 0.0
+        if norm == float("inf") or norm != norm:
+            return norm, False
+        factor = self._optim.max_grad_norm / (norm + 1e-6) if self._optim.max_grad_norm else 1.0
+        for gradient, master in zip(gradients, self._masters.values(), strict=True):
+            master.grad = torch.zeros_like(master) if gradient is None else gradient.mul_(min(1.0, factor))
+        self._adamw.param_groups[0]["lr"] = rate
+        self._adamw.step()
+        self._adamw.zero_grad()
+        for parameter, master in self._masters.items():
+            if parameter.dtype is not torch.float32:
+                parameter.copy_(master)
+        return norm, True
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of the weights on the CPU, in the training dtype."""
+        tensors = (*self._module.named_parameters(), *saved_buffers(self._module))
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors}
+
+    def _shard(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().flatten()
+
+    def _size(self, parameter: nn.Parameter) -> int:
+        return parameter.numel()
+
+    def _shard_size(self, parameter: nn.Parameter) -> int:
+        return parameter.numel()
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        return self._masters[parameter].flatten()
+
+    def _set_master(self, parameter: nn.Parameter, shard: Tensor) -> None:
+        self._masters[parameter].copy_(shard.view(parameter.shape))
+        parameter.data.copy_(self._masters[parameter])
+
+    def _adam_step(self) -> Tensor | None:
+        state = self._adamw.state
+        return next(iter(state.values()))["step"] if state else None
+
+    def _start_adam(self, step: Tensor) -> None:
+        for master in self._masters.values():
+            zeros = {moment: torch.zeros_like(master) for moment in MOMENTS}
+            self._adamw.state[master] = {"step": step.clone().to(master.device), **zeros}
+
+    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        tensor: Tensor = self._adamw.state[self._masters[parameter]][moment]
+        return tensor.flatten()
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, shard: Tensor) -> None:
+        self._adamw.state[self._masters[parameter]][moment].copy_(shard.view(parameter.shape))
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        yield
