@@ -66,6 +66,11 @@ def barrier() -> None:
     dist.barrier()
 
 
+def synchronise() -> None:
+    """Wait until this rank's device has done what it was told."""
+    get_accelerator().synchronize()
+
+
 def broadcast(item: Item) -> Item:
     """Return rank 0's `item` on every rank. Items are pickled: own objects only."""
     box = [item]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,15 @@ from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.checks import Check, table
 from rlhf_cli.report.run_dir import RunDir
 from rlhf_cli.report.status import State, write_status
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a phase of a step has done, on all ranks."""
+
+    flops: int  # that it cannot do without
+    tokens: int
+
 
 _PIPED_WIDTH = 160  # where nobody says how wide it is
 logger = logging.getLogger("rlhf")
@@ -35,6 +45,7 @@ class Reporter:
         self._said: list[str] = []
         self._warned: set[str] = set()
         self._seconds: dict[str, float] = {}
+        self._peak: float | None = None
         self._progress: Progress | None = None
 
     def open(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
@@ -43,6 +54,13 @@ class Reporter:
         self.run_dir, self._num_steps, self._headline = run_dir, num_steps, headline
         for text in self._said:
             logger.info("%s", text)
+
+    def measure_against(self, peak: float) -> None:
+        """Log from here on how much of `peak`, the FLOP/s of all ranks together, each phase makes use of."""
+        self._peak = peak
+        self.say(
+            f"matrix products: {peak / 1e12:.3g} TFLOP/s on all ranks together, measured; perf/mfu is a share of it"
+        )
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -54,12 +72,18 @@ class Reporter:
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
-    def log(self, step: int, metrics: dict[str, float], num_tokens: int) -> None:
-        """Write the metrics of a step with its times, speed and memory; num_tokens: response tokens of all ranks."""
+    def log(
+        self, step: int, metrics: dict[str, float], num_tokens: int, work: Mapping[str, Work] | None = None
+    ) -> None:
+        """Write the metrics of a step with its times, speed and memory.
+
+        num_tokens: response tokens of all ranks; work: what the phases did, by their names.
+        """
         seconds = sum(self._seconds.values())
         record: dict[str, Any] = {"step": step, **metrics}
         record |= {f"time/{phase}": spent for phase, spent in self._seconds.items()}
         record |= {"time/step": seconds, "tokens_per_s": num_tokens / seconds, "memory/peak_gib": peak_memory_gib()}
+        record |= self._speed(work or {})
         self._seconds = {}
         if self.run_dir is None:
             return
@@ -72,6 +96,16 @@ class Reporter:
             self.console.print(f"step {step}/{self._num_steps}  {line}  {seconds:.1f} s", highlight=False)
         else:
             self._progress.update(self._progress.task_ids[0], completed=step, figures=line)
+
+    def _speed(self, work: Mapping[str, Work]) -> dict[str, float]:
+        """Tokens a second and share of the peak, of each phase and of all."""
+        figures = {f"perf/{phase}_tokens_per_s": done.tokens / self._seconds[phase] for phase, done in work.items()}
+        if self._peak and work:
+            figures |= {
+                f"perf/mfu_{phase}": done.flops / self._seconds[phase] / self._peak for phase, done in work.items()
+            }
+            figures["perf/mfu"] = sum(done.flops for done in work.values()) / sum(self._seconds.values()) / self._peak
+        return figures
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of an evaluation, as a record of its own."""

@@ -24,10 +24,11 @@ from rlhf_cli.models.load import (
     load_tokenizer,
     torch_dtype,
 )
+from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
-from rlhf_cli.train.ppo import Models
+from rlhf_cli.train.ppo import Models, Sizes
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class PPOParts:
     engines: Models
     sampler: EmbeddedSampler
     ends: EndTokens
+    sizes: Sizes
 
 
 def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
@@ -64,10 +66,11 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
     ends = EndTokens(end_token_ids(tokenizer, policy.generation_config), pad_id(tokenizer))
+    sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer))  # before they are sharded
     engines = _engines(config, tokenizer, ends, policy, value, scorer)
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
-    return PPOParts(tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends)
+    return PPOParts(tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends, sizes)
 
 
 def _models(

@@ -21,7 +21,8 @@ from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import EndTokens, Sequence, Size, TokenBatch, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, StepResult, TrainEngine
-from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.models.size import ModelSize
+from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout import RolloutEngine
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
@@ -58,6 +59,27 @@ class Models:
     value_model: TrainEngine
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The arithmetic of the models that generate and of those that score."""
+
+    policy: ModelSize
+    scorer: ModelSize
+
+    def work(self, sequences: list[Sequence], num_epochs: int, trains_policy: bool) -> dict[str, Work]:
+        """Return what a step on such sequences takes, phase by phase."""
+        lengths = [len(sequence) for sequence in sequences]
+        num_response = sum(len(sequence.response_ids) for sequence in sequences)
+        policy = self.policy.forward_flops(lengths, num_response)
+        scorer = self.scorer.forward_flops(lengths, 0)
+        passes = 3 * num_epochs  # a backward pass is two forward passes
+        return {
+            "rollout": Work(policy, num_response),
+            "score": Work(2 * policy + 2 * scorer, sum(lengths)),
+            "update": Work(passes * (scorer + policy * trains_policy), num_epochs * sum(lengths)),
+        }
+
+
 class PPOTrainer:
     """One PPO run. Every rank samples and scores its share of the prompts; estimates are made on the whole batch."""
 
@@ -78,6 +100,7 @@ class PPOTrainer:
         self.data = data
         self.boundary = boundary
         self.report = report
+        self.sizes: Sizes | None = None  # set where perf/ is to be logged
         self.device = distributed.device()
         self.state = PPOState(kl_coef=config.ppo.kl_coef)
         self._recent_kl: deque[float] = deque(maxlen=4 * _ENOUGH_RESPONSES)
@@ -92,8 +115,9 @@ class PPOTrainer:
                 rollout = self.score(sequences)
             with self.report.time("update"):
                 metrics = self.learn(rollout)
+            work = self._work(rollout)
             self.state = self._next_state(metrics.get("kl"))
-            self.report.log(self.state.step, metrics, num_tokens=int(rollout.response_mask.sum()))
+            self.report.log(self.state.step, metrics, int(rollout.response_mask.sum()), work)
             self.state.kl_coef *= self.boundary.look(self.state.step, metrics)
             self.boundary.after_step(asdict(self.state), metrics)
         self.boundary.after_last_step(asdict(self.state))
@@ -117,6 +141,12 @@ class PPOTrainer:
         losses = self.update(batch)
         self._look_for_negative_kl(rollout)
         return {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
+
+    def _work(self, rollout: Rollout) -> dict[str, Work]:
+        if self.sizes is None:
+            return {}
+        ppo = self.config.ppo
+        return self.sizes.work(rollout.sequences, ppo.num_epochs, self.state.step >= ppo.value_warmup_steps)
 
     def _look_for_negative_kl(self, rollout: Rollout) -> None:
         k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)

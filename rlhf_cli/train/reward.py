@@ -17,7 +17,8 @@ from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.tokens import Sequence, Size, chunks, collate, flatten, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
-from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.models.size import ModelSize
+from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.train.boundary import Boundary
 
 
@@ -89,6 +90,7 @@ class RewardTrainer:
         self.pad_id = pad_id
         self.boundary = boundary
         self.report = report
+        self.size: ModelSize | None = None  # set where perf/ is to be logged
         self.step = 0
 
     def fit(self) -> None:
@@ -99,20 +101,31 @@ class RewardTrainer:
             self.boundary.before_step({"step": self.step})
             with self.report.time("update"):
                 metrics, num_tokens = self.update()
+            work = self._work()
             self.step += 1
-            self.report.log(self.step, metrics, num_tokens)
+            self.report.log(self.step, metrics, num_tokens, work)
             self.boundary.look(self.step, metrics)
             if evaluate_every and self.step % evaluate_every == 0 and self.step < last:
                 metrics |= self.evaluate()
             self.boundary.after_step({"step": self.step}, metrics)
         self.boundary.after_last_step({"step": self.step})
 
+    def _work(self) -> dict[str, Work]:
+        if self.size is None:
+            return {}
+        lengths = [len(answer) for row in self._batch() for answer in row.answers]
+        return {"update": Work(3 * self.size.forward_flops(lengths, 0), sum(lengths))}
+
+    def _batch(self) -> list[Ranking]:
+        """The rows of the step, of all ranks."""
+        size, seed = self.config.train.batch_size, self.config.run.seed
+        return [self.rows[index] for index in batch_indices(len(self.rows), size, self.step, seed)]
+
     def update(self) -> tuple[dict[str, float], int]:
         """Make one optimizer step; return its metrics, means over the global batch, and the tokens it read."""
         train = self.config.train
-        indices = batch_indices(len(self.rows), train.batch_size, self.step, self.config.run.seed)
         totals = torch.zeros(5, device=distributed.device())
-        rows = [self.rows[index] for index in indices]
+        rows = self._batch()
         share = distributed.balanced_share(rows, [row.num_tokens for row in rows])
         for part, real in self._micro_batches(share):
             totals += self._accumulate(part, real)

@@ -36,6 +36,7 @@ from rlhf_cli.engine.choose import train_engine
 from rlhf_cli.engine.files import disk_errors, require_room, size
 from rlhf_cli.engine.manifest import steps
 from rlhf_cli.engine.process import end_with_parent
+from rlhf_cli.engine.roofline import matmul_flops
 from rlhf_cli.engine.signals import StopSignals
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.models.export import export
@@ -46,13 +47,14 @@ from rlhf_cli.models.load import (
     load_tokenizer,
     torch_dtype,
 )
+from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import SUMMARY, RunDir, run_folder
 from rlhf_cli.report.status import State, read_status, write_status
 from rlhf_cli.train.answers import AnswerBook, compare
 from rlhf_cli.train.boundary import Boundary
-from rlhf_cli.train.build import build_ppo, pad_id
+from rlhf_cli.train.build import PPOParts, build_ppo, pad_id
 from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
 from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
 from rlhf_cli.train.guards import Guards
@@ -224,6 +226,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
     longest = max(row.num_tokens for row in (*data.train, *data.eval))
     check_length(classifier, longest, "model", "data.max_tokens")
+    model_size = ModelSize.of(classifier)  # before it is sharded
     engine = train_engine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
     start.ending.trained = Trained.of(engine.num_weights, classifier.config, torch_dtype(config.model))
     checkpoints = Checkpoints(
@@ -232,6 +235,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     rows = [(answer.prompt_ids, answer.response_ids) for row in (*data.train, *data.eval) for answer in row.answers]
     boundary = start.boundary(config, checkpoints, {"data": fingerprint_of(rows)})
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
+    trainer.size = model_size
     if config.check.num_prompts:
         report_checks(lambda: check_rm(trainer, tokenizer, bounds_of(config.model)), config.check, report)
     if start.check_only:
@@ -239,6 +243,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     folder = start.open(config, checkpoints, steps, RM_HEADLINE)
     if resumed is not None:
         trainer.step = start.resume(checkpoints, boundary, resumed)["step"]
+    report.measure_against(matmul_flops(torch_dtype(config.model)))
     before = start.logged(0) if resumed is not None else {}
     if not before and trainer.step == 0 and config.train.eval_every_steps:
         before = trainer.evaluate()
@@ -266,15 +271,10 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     weights = sum(engine.num_weights for engine in trained.values())
     start.ending.trained = Trained.of(weights, built.modules["policy"].config, torch_dtype(config.model))
     checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last, start.text)
-    rows = [(prompt.ids, ()) for prompt in (*built.prompts.train, *built.prompts.eval)]
-    inputs = {
-        "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
-        "model": engines.reference.fingerprint(),
-        "reward_model": engines.reward_model.engine.fingerprint(),
-    }
-    boundary = start.boundary(config, checkpoints, inputs)
+    boundary = start.boundary(config, checkpoints, _fingerprints(built))
     data = PPOData(built.prompts.train, built.texts)
     trainer = PPOTrainer(config, engines, sampler, built.ends, data, boundary, report)
+    trainer.sizes = built.sizes
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
         bounds = bounds_of(config.model, config.reward_model)
@@ -282,6 +282,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     if start.check_only:
         return
     folder = start.open(config, checkpoints, config.ppo.num_steps, PPO_HEADLINE)
+    report.measure_against(matmul_flops(torch_dtype(config.model)))
     held_out = built.prompts.eval[: config.eval.num_prompts]
     book = AnswerBook(held_out, sampler, built.ends, engines.reward_model, built.renderer, config)
     report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
@@ -306,6 +307,16 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
             f"difference {row['difference_mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
         )
     report.say(f"policy and value model: {folder / 'final'}")
+
+
+def _fingerprints(built: PPOParts) -> dict[str, str]:
+    """Tell what a PPO run reads and does not change from what another one reads."""
+    rows = [(prompt.ids, ()) for prompt in (*built.prompts.train, *built.prompts.eval)]
+    return {
+        "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
+        "model": built.engines.reference.fingerprint(),
+        "reward_model": built.engines.reward_model.engine.fingerprint(),
+    }
 
 
 def _export_trained(
