@@ -40,7 +40,7 @@ class _LogProbs(torch.autograd.Function):
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
         for rows in _chunks(*logits.shape):
-            scaled = logits[rows].float().div_(temperature)
+            scaled = logits[rows].to(torch.float32, copy=True).div_(temperature)
             normaliser[rows] = torch.logsumexp(scaled, dim=1)
             scaled -= normaliser[rows, None]  # log p
             logprobs[rows] = scaled.gather(1, tokens[rows, None]).squeeze(1)
@@ -56,7 +56,7 @@ class _LogProbs(torch.autograd.Function):
         logits, tokens, normaliser, entropy = ctx.saved_tensors
         result = torch.empty_like(logits)
         for rows in _chunks(*logits.shape):
-            log_p = logits[rows].float().div_(ctx.temperature).sub_(normaliser[rows, None])
+            log_p = logits[rows].to(torch.float32, copy=True).div_(ctx.temperature).sub_(normaliser[rows, None])
             p = log_p.exp()
             gradient = torch.zeros_like(p)
             if of_logprobs is not None:

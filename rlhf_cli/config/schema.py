@@ -10,10 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import InputError, require
 from rlhf_cli.config.guards import GuardConfig, PPOGuardConfig
-from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueModelConfig
+from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueInit, ValueModelConfig
 from rlhf_cli.config.sections import (
     CheckConfig,
     CheckpointConfig,
+    DType,
     EvalConfig,
     LaunchConfig,
     ModelConfig,
@@ -45,6 +46,7 @@ class TrainRMConfig:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
         self.optim.check("optim")
+        _check_state_dtype("optim", self.optim, self.model)
         _check_deepspeed(self.deepspeed)
         _check_best(self.checkpoint, RM_METRICS)
         every, evaluates = self.checkpoint.every_steps, self.train.eval_every_steps
@@ -87,6 +89,9 @@ class TrainPPOConfig:
         self.reward_model.check("reward_model")
         self.optim.check("optim")
         self.value_optim.check("value_optim")
+        _check_state_dtype("optim", self.optim, self.model)
+        values_start_from = self.reward_model if self.value_model.init is ValueInit.reward_model else self.model
+        _check_state_dtype("value_optim", self.value_optim, values_start_from)
         _check_deepspeed(self.deepspeed)
         _check_best(self.checkpoint, PPO_METRICS)
         self.guard.check(self.ppo)
@@ -136,6 +141,11 @@ def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
         device = zero.get(key, {}).get("device", "none")
         known = device in ("none", "cpu")
         require(known, f"deepspeed.zero_optimization.{key}.device", device, "cpu or none: checkpoints read no nvme")
+
+
+def _check_state_dtype(section: str, optim: OptimConfig, model: ModelConfig) -> None:
+    fits = optim.state_dtype is DType.float32 or model.dtype is DType.bfloat16
+    require(fits, f"{section}.state_dtype", optim.state_dtype.value, "float32 for a model in float32")
 
 
 def _check_best(checkpoint: CheckpointConfig, metrics: tuple[str, ...]) -> None:

@@ -78,6 +78,9 @@ class ModelConfig:
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2`, ...; unset leaves the choice to transformers."""
 
+    liger_kernel: bool = False
+    """Use Liger's Triton kernels for norms, rotations and MLPs: NVIDIA GPUs only, `pip install 'rlhf[liger]'`."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -201,6 +204,9 @@ class OptimConfig:
 
     max_grad_norm: float = 1.0
     """Global norm to which gradients are clipped; 0 turns clipping off."""
+
+    state_dtype: DType = DType.float32
+    """Type of the updated weights and of AdamW's means; bfloat16 halves them and rounds small updates away."""
 
     max_skipped_updates: int = 10
     """Stop the run once so many updates in a row were skipped because a gradient was not finite; 0: never."""

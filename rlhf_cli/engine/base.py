@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
 from rlhf_cli.config.errors import NonFiniteError
-from rlhf_cli.config.sections import OptimConfig, Schedule
+from rlhf_cli.config.sections import DType, OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.shards import ShardReader, write_shards
 from rlhf_cli.engine.watchdog import PROGRESS
@@ -82,7 +82,7 @@ class TrainEngine(Engine):
         self._optim, self._num_updates, self._ema_decay, self._ema_device = optim, num_updates, ema_decay, ema_device
         self._num_skipped = 0  # in a row
         weights = [] if ema_decay is None else self.module.named_parameters()
-        self._ema = {name: self._master(one).to(ema_device, copy=True) for name, one in weights}
+        self._ema = {name: self._master(one).to(ema_device, torch.float32, copy=True) for name, one in weights}
 
     @property
     def has_ema(self) -> bool:
@@ -101,8 +101,9 @@ class TrainEngine(Engine):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that `save` writes, of all ranks together: float32 weights, AdamW's two means, the moving average."""
-        return 4 * (len(MOMENTS) + 1 + self.has_ema) * self.num_weights
+        """Bytes that `save` writes, of all ranks together: weights, AdamW's two means, the moving average."""
+        each = 2 if self._optim.state_dtype is DType.bfloat16 else 4
+        return (each * (len(MOMENTS) + 1) + 4 * self.has_ema) * self.num_weights
 
     @property
     def export_bytes(self) -> int:
@@ -130,7 +131,7 @@ class TrainEngine(Engine):
         self._count_skipped(applied)
         if applied and self._ema_decay is not None:
             for name, parameter in self.module.named_parameters():
-                self._ema[name].lerp_(self._master(parameter).to(self._ema_device), 1 - self._ema_decay)
+                self._ema[name].lerp_(self._master(parameter).to(self._ema_device, torch.float32), 1 - self._ema_decay)
         return StepResult(grad_norm, not applied, rate)
 
     def _count_skipped(self, applied: bool) -> None:
@@ -216,11 +217,11 @@ class TrainEngine(Engine):
 
     @abstractmethod
     def _master(self, parameter: nn.Parameter) -> Tensor:
-        """Return this rank's part of a parameter's float32 weights, flat."""
+        """Return this rank's part of the weights that the optimizer updates, flat: float32, or optim.state_dtype."""
 
     @abstractmethod
     def _set_master(self, parameter: nn.Parameter, shard: Tensor) -> None:
-        """Set this rank's part of a parameter, in float32 and in the training dtype."""
+        """Set this rank's part of a parameter, in the optimizer's dtype and in the training dtype."""
 
     @abstractmethod
     def _adam_step(self) -> Tensor | None:

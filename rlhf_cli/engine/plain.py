@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_cli.config.sections import OptimConfig
+from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
 from rlhf_cli.engine.watchdog import PROGRESS
@@ -41,14 +41,15 @@ class PlainFrozen(FrozenEngine):
 
 
 class PlainTrain(TrainEngine):
-    """A whole model with its optimizer. Gradients are added up in float32, in which the weights are kept as well."""
+    """A whole model with its optimizer. Gradients are added up in float32, in which weights are updated by default."""
 
     def __init__(self, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None) -> None:
         self._module = module.to(distributed.device()).train()
         self._gradients: dict[nn.Parameter, Tensor] = {}
-        self._masters: dict[nn.Parameter, Tensor] = {}  # float32 weights are their own masters
+        self._masters: dict[nn.Parameter, Tensor] = {}  # weights of the optimizer's dtype are their own masters
+        dtype = torch.bfloat16 if optim.state_dtype is DType.bfloat16 else torch.float32
         for parameter in module.parameters():
-            self._masters[parameter] = parameter.detach().float()
+            self._masters[parameter] = parameter.detach().to(dtype)
             parameter.register_post_accumulate_grad_hook(self._add_gradient)  # type: ignore[no-untyped-call]
         self._adamw = adamw(list(self._masters.values()), optim)
         super().__init__(optim, num_updates, ema_decay, distributed.device())
@@ -91,12 +92,13 @@ class PlainTrain(TrainEngine):
             return norm, False
         factor = self._optim.max_grad_norm / (norm + 1e-6) if self._optim.max_grad_norm else 1.0
         for gradient, master in zip(gradients, self._masters.values(), strict=True):
-            master.grad = torch.zeros_like(master) if gradient is None else gradient.mul_(min(1.0, factor))
+            scaled = torch.zeros_like(master) if gradient is None else gradient.mul_(min(1.0, factor))
+            master.grad = scaled.to(master.dtype)
         self._adamw.param_groups[0]["lr"] = rate
         self._adamw.step()
         self._adamw.zero_grad()
         for parameter, master in self._masters.items():
-            if parameter.dtype is not torch.float32:
+            if parameter.dtype is not master.dtype:
                 parameter.copy_(master)
         return norm, True
 

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.sections import OptimConfig
+from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
 from rlhf_cli.engine.watchdog import PROGRESS
@@ -85,6 +85,8 @@ class ZeroTrain(TrainEngine):
     ) -> None:
         config = _engine_config(deepspeed, dtype)
         config["gradient_clipping"] = optim.max_grad_norm
+        if optim.state_dtype is DType.bfloat16:
+            config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
         config["zero_allow_untested_optimizer"] = True
         config["zero_force_ds_cpu_optimizer"] = False  # with offload too: DeepSpeed's own needs a compiler
         # backward() only accumulates and step() reduces, however many micro-batches an update has

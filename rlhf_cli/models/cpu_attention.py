@@ -1,7 +1,7 @@
 """Causal attention on a CPU with a backward pass by matrix products.
 
-torch's own (2.13) has a fast forward pass and a backward pass that takes ten times as long, much of a training step of
-short texts: scripts/bench_attention.py. Both keep one number a row, not the [L, L] weights.
+torch's own (2.13) has a fast forward pass, and a backward pass that takes six times as long for short texts: see
+docs/performance.md. Both keep one number a row, not the [L, L] weights.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_cpu"
+_LONGEST = 160  # tokens; of longer texts torch's own backward pass is the faster one
 
 
 class CausalAttention(torch.autograd.Function):
@@ -56,7 +57,7 @@ def attention(
     is_causal = options.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     plain_causal = attention_mask is None and is_causal and not options.get("dropout")
-    if plain_causal and query.requires_grad and query.shape[2] == key.shape[2] > 1:
+    if plain_causal and query.requires_grad and 1 < query.shape[2] == key.shape[2] <= _LONGEST:
         scale = options.get("scaling") or query.shape[-1] ** -0.5
         output = CausalAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
         return output.transpose(1, 2).contiguous(), None

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
@@ -227,9 +229,20 @@ def _prepared(
     model.exported_config = copy.deepcopy(model.config)  # with the dropout rates it came with
     _switch_dropout_off(model)
     use_on_cpu(model)
+    if config.liger_kernel:
+        _use_liger(model, key)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def _use_liger(model: PreTrainedModel, key: str) -> None:
+    """Patch a model with Liger's kernels; raise InputError where they cannot run."""
+    if not torch.cuda.is_available():
+        raise InputError(f"{key}.liger_kernel is true, and there is no NVIDIA GPU for its kernels; set it to false")
+    if not is_liger_kernel_available():
+        raise InputError(f"{key}.liger_kernel is true, and liger-kernel is missing: pip install 'rlhf[liger]'")
+    apply_liger_kernel(model, None)
 
 
 def _make_savable(generation: GenerationConfig) -> None:

@@ -16,6 +16,18 @@ def test_generation_gathers_once_and_gives_back(on_ranks):
     assert on_ranks("generation") == ["True\n", "True\n"]
 
 
+def test_what_is_gathered_gives_the_same_numbers_and_is_given_back_also_after_a_failure(on_ranks):
+    on_ranks("gathering")
+
+
+def test_layers_are_fetched_whole(on_ranks):
+    on_ranks("layers")
+
+
+def test_sampling_layer_by_layer_gives_the_same_responses(on_ranks):
+    on_ranks("layerwise")
+
+
 def test_a_frozen_engine_scores_like_the_plain_model(on_ranks):
     on_ranks("frozen")
 

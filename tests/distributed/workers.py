@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +13,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from deepspeed.utils import get_z3_leaf_modules
 from torch.testing import assert_close
 
 from rlhf_cli.algo.logprobs import token_logprobs
-from rlhf_cli.algo.masking import masked_sum
 from rlhf_cli.config.errors import NonFiniteError
 from rlhf_cli.config.sections import OptimConfig, RolloutConfig, Schedule
-from rlhf_cli.data.tokens import Sequence, collate
+from rlhf_cli.data.tokens import EndTokens, Sequence, TokenBatch, collate
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.plain import PlainFrozen
 from rlhf_cli.engine.signals import leave
-from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
+from rlhf_cli.engine.zero import ZeroFrozen, ZeroTrain
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
@@ -58,7 +60,7 @@ OPTIM = OptimConfig(
 NUM_UPDATES = 3
 RATES = (0.01, 0.0055, 0.001)  # in a straight line to a tenth
 TOKENIZER = byte_tokenizer()
-END_IDS = frozenset({TOKENIZER.eos_token_id})
+ENDS = EndTokens(frozenset({TOKENIZER.eos_token_id}), 0)
 CPU = torch.device("cpu")
 SEQUENCES = [Sequence(tuple(range(3, 3 + 2 * n)), tuple(range(40, 41 + 3 * n))) for n in range(1, 9)]  # uneven lengths
 
@@ -69,8 +71,12 @@ def policy(architecture: str = "llama", **extra: object) -> ResponseLM:
 
 def token_loss(model: object, sequences: list[Sequence]) -> torch.Tensor:
     batch = collate(sequences, 0, CPU)
-    logits = model(**batch.model_inputs(), num_response=batch.response_ids.shape[1])  # type: ignore[operator]
-    return -masked_sum(token_logprobs(logits, batch.response_ids, 1.0), batch.response_mask)
+    return -token_logprobs(logits_of(model, batch), batch.real_response_ids(), 1.0).sum()
+
+
+def logits_of(model: object, batch: TokenBatch) -> torch.Tensor:
+    logits: torch.Tensor = model(batch.input_ids, **batch.before_response_tokens())  # type: ignore[operator]
+    return logits
 
 
 def plain_updates() -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -92,7 +98,7 @@ def plain_updates() -> tuple[dict[str, torch.Tensor], list[float]]:
 
 def updates(_: Path, deepspeed: dict[str, object] = ZERO3) -> None:
     """ZeRO-3 over the ranks, with uneven micro-batches, makes the same updates as plain torch."""
-    engine = TrainEngine(policy(), torch.float32, OPTIM, NUM_UPDATES, deepspeed)
+    engine = ZeroTrain(policy(), torch.float32, OPTIM, NUM_UPDATES, deepspeed)
     share = SEQUENCES[distributed.rank() :: distributed.world_size()]
     num_tokens = sum(len(sequence.response_ids) for sequence in SEQUENCES)
     expected, expected_norms = plain_updates()
@@ -113,23 +119,21 @@ def offloaded_updates(folder: Path) -> None:
     updates(folder, OFFLOAD)
 
 
-def shards(engine: TrainEngine | FrozenEngine) -> str:
+def shards(engine: ZeroTrain | ZeroFrozen) -> str:
     digest = hashlib.sha256()
     for parameter in engine.module.parameters():
         digest.update(parameter.ds_tensor.detach().float().numpy().tobytes())  # type: ignore[attr-defined]
     return digest.hexdigest()
 
 
-def held_elements(engine: TrainEngine) -> int:
+def held_elements(engine: ZeroTrain) -> int:
     return sum(parameter.numel() for parameter in engine.module.parameters())
 
 
 def generation(_: Path) -> None:
     """Gathered generation: unequal counts and lengths do not hang, shards stay, memory and hooks come back."""
-    engine = TrainEngine(policy(), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
-    sampler = EmbeddedSampler(
-        engine, RolloutConfig(max_new_tokens=12, micro_batch_size=2), frozenset({TOKENIZER.eos_token_id}), 0, CPU
-    )
+    engine = ZeroTrain(policy(), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
+    sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=12, micro_batch_size=2), ENDS, CPU)
     before = shards(engine)
     prompts = [sequence.prompt_ids for sequence in SEQUENCES[: 3 + 2 * distributed.rank()]]
     first = sampler.sample(prompts, [f"key {index}" for index in range(len(prompts))])
@@ -138,13 +142,6 @@ def generation(_: Path) -> None:
     assert first[0] == again[0] != other[0]  # a draw depends on its key, not on its batch
     assert shards(engine) == before
     assert held_elements(engine) == 0
-    try:
-        with engine.gathered():
-            assert held_elements(engine) > 0
-            raise KeyError("inside")
-    except KeyError:
-        pass
-    assert held_elements(engine) == 0
     engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)
     assert held_elements(engine) == 0  # without its hooks a layer would keep what it gathered
     engine.step(0)
@@ -152,18 +149,100 @@ def generation(_: Path) -> None:
     print(distributed.gather_all(first[:3]) == [first[:3]] * 2)
 
 
+def put_in_place(engine: ZeroTrain | ZeroFrozen) -> tuple[object, ...]:
+    """What DeepSpeed has hung on a model: hooks, in layers and in its own lists, and its linear function."""
+    optimizer = engine._engine.optimizer
+    offload = getattr(optimizer, "parameter_offload", optimizer)
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    of_layers = {kind: sum(len(getattr(part, kind)) for part in engine.module.modules()) for kind in kinds}
+    listed = len(offload.forward_hooks), len(offload.backward_hooks)
+    return *of_layers.values(), *listed, torch.nn.functional.linear
+
+
+def gathering(_: Path) -> None:
+    """Whole weights give the bits that layers do, in any number of passes a rank; all comes back, also after a failure."""
+    model = load_sequence_classifier(tiny_config("llama"), "model", TOKENIZER, 0, new_head=True)
+    train = ZeroTrain(policy(), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
+    scorer = ZeroFrozen(TokenScorer(model), torch.float32, ZERO3)
+    batch = collate(SEQUENCES[distributed.rank() :][:3], 0, CPU)
+    with torch.no_grad():
+        check_gathering(train, lambda: logits_of(train, batch))
+        check_gathering(scorer, lambda: scorer(batch.input_ids)[0])
+    train.backward(token_loss(train, SEQUENCES[:2]) / 10)
+    assert held_elements(train) == 0
+    train.step(0)
+
+
+def check_gathering(engine: ZeroTrain | ZeroFrozen, read: Callable[[], torch.Tensor]) -> None:
+    num_weights = sum(int(parameter.ds_numel) for parameter in engine.module.parameters())  # type: ignore[attr-defined]
+    sharded = read()
+    before = put_in_place(engine), shards(engine), engine.fingerprint()
+    assert before[0][4] > 0
+    for fails in (False, True):
+        try:
+            with engine.gathered() as module:
+                assert module is engine.module
+                assert held_elements(engine) == num_weights
+                assert put_in_place(engine)[4:] == (0, 0, torch.nn.functional.linear)
+                assert put_in_place(engine)[:4] < before[0][:4]
+                for _ in range(1 + 2 * distributed.rank()):
+                    assert torch.equal(read(), sharded)
+                if fails:
+                    raise KeyError("inside")
+        except KeyError:
+            assert fails
+        assert held_elements(engine) == 0
+        assert (put_in_place(engine), shards(engine), engine.fingerprint()) == before
+        assert torch.equal(read(), sharded)
+    with engine.gathered(hold=False) as module:
+        assert held_elements(engine) == 0
+        assert torch.equal(read(), sharded)
+    assert (put_in_place(engine), shards(engine), engine.fingerprint()) == before
+
+
+def layers(_: Path) -> None:
+    """ZeRO-3 fetches a transformer layer with one hook and one gather, whatever the architecture."""
+    for architecture, name in (
+        *(("llama", "LlamaDecoderLayer"), ("qwen2", "Qwen2DecoderLayer")),
+        *(("gpt2", "GPT2Block"), ("gpt_neox", "GPTNeoXLayer")),
+    ):
+        engine = ZeroTrain(policy(architecture), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
+        assert [type(layer).__name__ for layer in get_z3_leaf_modules(engine.module)] == [name] * 2
+
+
+def layerwise(_: Path) -> None:
+    """Sampling with layers fetched one by one gives what whole weights give, though ranks end at different steps."""
+    engine = ZeroTrain(policy(), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
+    before = shards(engine)
+    prompts = [sequence.prompt_ids for sequence in SEQUENCES[: 5 - 3 * distributed.rank()]]  # 5 and 2
+    keys = [f"key {distributed.rank()} {index}" for index in range(len(prompts))]
+    ends = EndTokens(frozenset(range(0, 259, 7)), 0)
+    found = []
+    for gather in (True, False):
+        config = RolloutConfig(max_new_tokens=12, micro_batch_size=2, gather=gather)
+        found.append(EmbeddedSampler(engine, config, ends, CPU).sample(prompts, keys))
+        assert held_elements(engine) == 0
+    assert found[0] == found[1]
+    longest = distributed.gather_all(max(len(sequence.response_ids) for sequence in found[0]))
+    assert longest[0] != longest[1], longest
+    assert shards(engine) == before
+
+
 def frozen(_: Path) -> None:
     """A frozen engine gives the plain model's scores, for all ranks, and has nothing to train."""
     plain = TokenScorer(load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, 0, new_head=True)).eval()
     again = TokenScorer(load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, 0, new_head=True))
-    engine = FrozenEngine(again, torch.float32, ZERO3)
+    engine = ZeroFrozen(again, torch.float32, ZERO3)
     batch = collate(SEQUENCES[: 2 + distributed.rank()], 0, CPU)
     with torch.no_grad():
-        expected = plain(**batch.model_inputs())[0]
-    scores = engine(**batch.model_inputs())[0]
-    real = batch.attention_mask.bool()
-    assert_close(scores[real], expected[real], atol=1e-6, rtol=0)
+        expected = plain(batch.input_ids)[0]
+    scores = engine(batch.input_ids)[0]
+    assert_close(
+        batch.before_each_response_token(scores), batch.before_each_response_token(expected), atol=1e-6, rtol=0
+    )
     assert not scores.requires_grad
+    own, once = int(engine.fingerprint()), int(PlainFrozen(plain).fingerprint()) // distributed.world_size()
+    assert own == once  # each rank has summed the whole plain model
 
 
 def checkpointing(_: Path) -> None:
@@ -173,10 +252,10 @@ def checkpointing(_: Path) -> None:
         module = policy("qwen2")
         if on:
             module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        engine = TrainEngine(module, torch.float32, OPTIM, NUM_UPDATES, ZERO3)
+        engine = ZeroTrain(module, torch.float32, OPTIM, NUM_UPDATES, ZERO3)
         engine.backward(token_loss(engine, SEQUENCES[:3]) / 10)
         norms.append(engine.step(0).grad_norm)
-        sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), END_IDS, 0, CPU)
+        sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), ENDS, CPU)
         assert len(sampler.sample([(5, 6)], ["a"])) == 1
     assert_close(norms[0], norms[1], rtol=1e-6, atol=0)
 
@@ -186,7 +265,7 @@ def bfloat16(_: Path) -> None:
     module = policy().to(torch.bfloat16)
     before = module.state_dict()["model.lm_head.weight"].float().clone()
     optim = OptimConfig(learning_rate=1e-5, schedule=Schedule.constant, warmup_ratio=0.0)
-    engine = TrainEngine(module, torch.bfloat16, optim, 100, ZERO3)
+    engine = ZeroTrain(module, torch.bfloat16, optim, 100, ZERO3)
     for _step in range(100):
         engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)
         engine.step(0)
@@ -201,7 +280,7 @@ def skipping(_: Path) -> None:
     """A gradient that is not finite on one rank skips the update on all; three in a row stop the run."""
     for dtype in (torch.float32, torch.bfloat16):
         optim = replace(OPTIM, max_skipped_updates=3)
-        engine = TrainEngine(policy().to(dtype), dtype, optim, 9, ZERO3)
+        engine = ZeroTrain(policy().to(dtype), dtype, optim, 9, ZERO3)
         broken = float("nan") if distributed.rank() == 0 else 1.0
         before = shards(engine)
         for update in range(2):
@@ -224,7 +303,7 @@ def skipping(_: Path) -> None:
 def frozen_through_training(_: Path) -> None:
     """Reference and reward model are bit-identical before and after a run; what generation gathers is given back."""
     config, record = ppo_config("base"), Record()
-    trainer = ppo_trainer(config, ppo_models(), plain=False, record=record)
+    trainer = ppo_trainer(config, ppo_models(), "zero", record)
     engines = (trainer.models.reference, trainer.models.reward_model.engine)
     before, learnt = [shards(engine) for engine in engines], shards(trainer.models.policy)
     trainer.fit()
@@ -236,11 +315,12 @@ def oracle(_: Path) -> None:
     """The trainers, with DeepSpeed's engines, against the reference in float64, for every set of options."""
     for name in RM_CASES:
         print(name, file=sys.stderr)
-        check_rm_case(name, plain=False)
+        check_rm_case(name, "zero")
     for name in PPO_CASES:
         print(name, file=sys.stderr)
-        check_ppo_case(name, plain=False)
-    check_ppo_case("base", plain=False, architecture="llama")
+        check_ppo_case(name, "zero")
+    check_ppo_case("base", "zero", architecture="llama")
+    check_ppo_case("base", "zero", gather=False)
 
 
 def main() -> None:

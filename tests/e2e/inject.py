@@ -14,18 +14,14 @@ import torch
 from rlhf_cli.cli import entry
 from rlhf_cli.engine import files
 from rlhf_cli.engine.checkpoint import Checkpoints
+from rlhf_cli.engine.plain import PlainTrain
 from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.engine.zero import TrainEngine
+from rlhf_cli.engine.zero import ZeroTrain
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.train import run
 from rlhf_cli.train.ppo import PPOTrainer
 
-_collect, _score, _write_own, _backward = (
-    PPOTrainer.collect,
-    RewardModel.score,
-    Checkpoints._write_own,
-    TrainEngine.backward,
-)
+_collect, _score, _write_own = PPOTrainer.collect, RewardModel.score, Checkpoints._write_own
 
 
 def _raise(self):
@@ -54,8 +50,14 @@ def _nan_scores(first, last):
     return score
 
 
-def _nan_loss(self, loss):
-    return _backward(self, loss * math.nan if PROGRESS.step == 3 else loss)
+def _nan_loss():
+    """In the engine of one rank and in that of several."""
+    for engine in (PlainTrain, ZeroTrain):
+
+        def backward(self, loss, plain=engine.backward):
+            return plain(self, loss * math.nan if PROGRESS.step == 3 else loss)
+
+        engine.backward = backward
 
 
 def _die_while_writing(self, staging):
@@ -79,7 +81,7 @@ FAULTS = {
     "out-of-memory": lambda: setattr(PPOTrainer, "collect", _out_of_memory),
     "one-nan-score": lambda: setattr(RewardModel, "score", _nan_scores(2, 2)),
     "nan-scores": lambda: setattr(RewardModel, "score", _nan_scores(3, math.inf)),
-    "nan-loss": lambda: setattr(TrainEngine, "backward", _nan_loss),
+    "nan-loss": _nan_loss,
     "die-while-writing": lambda: setattr(Checkpoints, "_write_own", _die_while_writing),
     "export": lambda: setattr(run, "export", _break_export),
     "no-space": _no_space,

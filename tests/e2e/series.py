@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-NOT_COMPARED = ("time/", "tokens_per_s", "memory/")
+NOT_COMPARED = ("time/", "tokens_per_s", "perf/", "memory/")
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """Read the records of a run, without its clock and its memory."""
+    """Read the records of a run, without its clock, its speed and its memory."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(NOT_COMPARED)} for line in lines]
 

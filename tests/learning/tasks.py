@@ -1,4 +1,4 @@
-"""Toy tasks with a known optimum, and the real trainers on them, around tiny random models and plain torch engines."""
+"""Toy tasks with a known optimum, and the real trainers on them, around tiny random models in the engines of one rank."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from rlhf_cli.config.objectives import PPOConfig, RewardConfig
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import CheckpointConfig, OptimConfig, RolloutConfig, RunConfig
 from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.tokens import EndTokens, Sequence
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.train.ppo import PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer
-from tests.oracle.cases import EOS, TOKENIZER, Record, ppo_trainer
-from tests.oracle.engines import PlainTrain
+from tests.oracle.cases import EOS, TOKENIZER, Record, ppo_trainer, train_engine
 from tests.unit.models.tiny import tiny_config
 
 SEED = 0
@@ -103,10 +102,9 @@ class Toy:
 
     def trainer(self, models: dict[str, nn.Module], record: Record) -> PPOTrainer:
         """The real trainer around copies of the models."""
-        trainer = ppo_trainer(self.config(), models, True, record)
-        trainer.sampler.end_ids = self.end_ids
+        trainer = ppo_trainer(self.config(), models, "plain", record, EndTokens(self.end_ids, 0))
         if self.score is not None:
-            trainer.models = replace(trainer.models, reward_model=self.score)
+            trainer.models.reward_model.score = self.score.score
         return trainer
 
     def run(self) -> Record:
@@ -163,7 +161,7 @@ def train_reward_model(rows: list[Ranking], held_out: list[Ranking], seed: int =
         checkpoint=NO_FILES,
     )
     model = load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, seed, new_head=True)
-    engine: Any = PlainTrain(TokenScorer(model), config.optim, config.train.num_steps or 0)
+    engine = train_engine("plain", TokenScorer(model), config.optim, config.train.num_steps or 0)
     record: Any = Record()
     trainer = RewardTrainer(config, engine, rows, held_out, TOKENIZER.pad_token_id, record, record)
     trainer.fit()

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from rlhf_cli.config.sections import CheckpointConfig, OptimConfig, RolloutConfi
 from rlhf_cli.data.order import batch_indices
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.tokens import EndTokens, Sequence
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.zero import FrozenEngine, TrainEngine
+from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
+from rlhf_cli.engine.zero import ZeroFrozen, ZeroTrain
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
@@ -35,13 +36,14 @@ from rlhf_cli.rollout.embedded import EmbeddedSampler
 from rlhf_cli.train.batch import PPOBatch
 from rlhf_cli.train.ppo import Models, PPOData, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer
-from tests.oracle.engines import PlainFrozen, PlainTrain
+from tests.oracle.engines import SimpleFrozen, SimpleTrain
 from tests.oracle.ppo import Adam, Oracle, Sample
 from tests.unit.models.tiny import tiny_config
 
 TOKENIZER = byte_tokenizer()
 EOS: int = TOKENIZER.eos_token_id
 END_IDS = frozenset({EOS, *range(3, 40)})  # a random model ends a response in one of these every seventh token
+ENDS = EndTokens(END_IDS, pad_id=0)
 ZERO3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
 CPU = torch.device("cpu")
 # Adam divides a gradient by its own size; a large eps keeps the rounding of the smallest gradients small
@@ -90,7 +92,7 @@ class Record:
     minibatches: list[list[list[int]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def log(self, step: int, metrics: dict[str, float], num_tokens: int) -> None:
+    def log(self, step: int, metrics: dict[str, float], num_tokens: int, work: Any = None) -> None:
         self.metrics.append(metrics)
 
     def warn_once(self, text: str) -> None:
@@ -150,36 +152,38 @@ def _moved(model: nn.Module, seed: int) -> nn.Module:
     return other
 
 
+def train_engine(
+    kind: str, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None
+) -> Any:
+    """An engine that trains. kind: simple (of the tests), plain (the product's on one rank) or zero (DeepSpeed's)."""
+    if kind == "zero":
+        return ZeroTrain(module, torch.float32, optim, num_updates, ZERO3, ema_decay)
+    return {"simple": SimpleTrain, "plain": PlainTrain}[kind](module, optim, num_updates, ema_decay)
+
+
+def frozen_engine(kind: str, module: nn.Module) -> Any:
+    """An engine that is only read."""
+    if kind == "zero":
+        return ZeroFrozen(module, torch.float32, ZERO3)
+    return {"simple": SimpleFrozen, "plain": PlainFrozen}[kind](module)
+
+
 def ppo_trainer(
-    config: TrainPPOConfig, models: dict[str, nn.Module], plain: bool, record: Record, pad_id: int = 0
+    config: TrainPPOConfig, models: dict[str, nn.Module], kind: str, record: Record, ends: EndTokens = ENDS
 ) -> PPOTrainer:
-    """The real trainer around copies of the models, with plain engines or with DeepSpeed's."""
+    """The real trainer around copies of the models; kind: of their engines."""
     own = {name: copy.deepcopy(model) for name, model in models.items()}
     ppo = config.ppo
-    updates, policy_updates = ppo.num_steps, ppo.num_steps - ppo.value_warmup_steps
-    per_step = ppo.updates_per_step
-    wrapped = {
-        "policy": ResponseLM(own["policy"]),
-        "reference": ResponseLM(own["reference"]),
-        "reward_model": TokenScorer(own["reward_model"]),
-        "value_model": TokenScorer(own["value_model"]),
-    }
-    if plain:
-        policy: Any = PlainTrain(wrapped["policy"], config.optim, policy_updates * per_step, ppo.ema_decay)
-        value: Any = PlainTrain(wrapped["value_model"], config.value_optim, updates * per_step)
-        reference: Any = PlainFrozen(wrapped["reference"])
-        scorer: Any = PlainFrozen(wrapped["reward_model"])
-    else:
-        float32 = torch.float32
-        policy = TrainEngine(wrapped["policy"], float32, config.optim, policy_updates * per_step, ZERO3, ppo.ema_decay)
-        value = TrainEngine(wrapped["value_model"], float32, config.value_optim, updates * per_step, ZERO3)
-        reference = FrozenEngine(wrapped["reference"], float32, ZERO3)
-        scorer = FrozenEngine(wrapped["reward_model"], float32, ZERO3)
-    sampler = EmbeddedSampler(policy, config.rollout, END_IDS, pad_id, CPU)
-    reward_model = RewardModel(scorer, EOS, END_IDS, pad_id, CPU)
+    updates = ppo.num_steps * ppo.updates_per_step
+    policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
+    policy = train_engine(kind, ResponseLM(own["policy"]), config.optim, policy_updates, ppo.ema_decay)
+    value = train_engine(kind, TokenScorer(own["value_model"]), config.value_optim, updates)
+    reference = frozen_engine(kind, ResponseLM(own["reference"]))
+    reward_model = RewardModel(frozen_engine(kind, TokenScorer(own["reward_model"])), EOS, ends, CPU)
+    sampler = EmbeddedSampler(policy, config.rollout, ends, CPU)
     data = PPOData(PROMPTS, TEXTS if config.pretrain.path else [])
-    recorder: Any = record
-    trainer = PPOTrainer(config, Models(policy, reference, reward_model, value), sampler, data, recorder, recorder)
+    four, recorder = Models(policy, reference, reward_model, value), cast(Any, record)
+    trainer = PPOTrainer(config, four, sampler, ends, data, recorder, recorder)
     _record_updates(trainer, record)
     return trainer
 
@@ -218,12 +222,12 @@ def _blocks(config: TrainPPOConfig, step: int, num_updates: int) -> list[list[li
     return [[[*TEXTS[i].prompt_ids, *TEXTS[i].response_ids] for i in indices] for indices in taken]
 
 
-def run_plain(
+def run_simple(
     config: TrainPPOConfig, architecture: str = "gpt2", pad_id: int = 0
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Run the real trainer on plain torch; return all weights it leaves, averages included, and its metrics."""
+    """Run the real trainer on simple engines; return all weights it leaves, averages included, and its metrics."""
     record = Record()
-    trainer = ppo_trainer(config, ppo_models(architecture), True, record, pad_id)
+    trainer = ppo_trainer(config, ppo_models(architecture), "simple", record, EndTokens(END_IDS, pad_id))
     trainer.fit()
     policy, value = trainer.models.policy, trainer.models.value_model
     weights = {"policy": policy.full_state_dict(), "value_model": value.full_state_dict()}
@@ -233,10 +237,11 @@ def run_plain(
     return named, record.metrics
 
 
-def check_ppo_case(name: str, plain: bool, architecture: str = "gpt2") -> None:
+def check_ppo_case(name: str, kind: str, architecture: str = "gpt2", gather: bool = True) -> None:
     """The real trainer and the oracle agree on everything, from the logprobs to the updated weights."""
     config, models, record = ppo_config(name), ppo_models(architecture), Record()
-    trainer = ppo_trainer(config, models, plain, record)
+    config = replace(config, rollout=replace(config.rollout, gather=gather))
+    trainer = ppo_trainer(config, models, kind, record)
     trainer.fit()
     oracle, steps = run_oracle(config, models, record)
     for batch, metrics, step in zip(record.batches, record.metrics, steps, strict=True):
@@ -320,14 +325,11 @@ def rm_config(name: str) -> TrainRMConfig:
     )
 
 
-def check_rm_case(name: str, plain: bool, architecture: str = "gpt2") -> None:
+def check_rm_case(name: str, kind: str, architecture: str = "gpt2") -> None:
     """Three updates of the real reward-model trainer against one answer at a time in float64."""
     config, rows = rm_config(name), rm_rows(name)
     model = load_sequence_classifier(tiny_config(architecture), "model", TOKENIZER, 1, new_head=True)
-    wrapped = TokenScorer(copy.deepcopy(model))
-    engine: Any = (
-        PlainTrain(wrapped, config.optim, 3) if plain else TrainEngine(wrapped, torch.float32, config.optim, 3, ZERO3)
-    )
+    engine = train_engine(kind, TokenScorer(copy.deepcopy(model)), config.optim, 3)
     record: Any = Record()
     trainer = RewardTrainer(config, engine, rows, [], 0, record, record)
     trainer.fit()

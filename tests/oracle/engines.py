@@ -1,4 +1,8 @@
-"""Plain torch behind the interface of the engines: one process, no sharding. For unit tests of the trainers."""
+"""Plain torch behind the interface of the engines, for unit tests of the trainers: one process, no sharding.
+
+Written apart from rlhf_cli/engine/plain.py, which is tested against it: gradients stay where autograd puts them, torch
+clips them and AdamW is not fused.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_cli.config.sections import OptimConfig
-from rlhf_cli.engine.zero import StepResult, learning_rate
+from rlhf_cli.engine.base import StepResult, learning_rate
 
 
-class PlainFrozen:
+class SimpleFrozen:
     def __init__(self, module: nn.Module) -> None:
         self.module = module.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
+    def __call__(self, input_ids: Tensor, **places: Tensor) -> Any:
+        return self.module(input_ids, **places)
+
+    @contextmanager
+    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
+        yield self.module
 
 
-class PlainTrain:
+class SimpleTrain:
     def __init__(self, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None) -> None:
         self.module = module.train()
         self.optim, self.num_updates, self.ema_decay = optim, num_updates, ema_decay
@@ -35,8 +43,8 @@ class PlainTrain:
             weight_decay=optim.weight_decay,
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
+    def __call__(self, input_ids: Tensor, **places: Tensor) -> Any:
+        return self.module(input_ids, **places)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -55,10 +63,10 @@ class PlainTrain:
         return StepResult(norm, False, rate)
 
     @contextmanager
-    def gathered(self) -> Iterator[nn.Module]:
+    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
         yield self.module
 
-    def largest_difference(self, other: PlainTrain) -> float:
+    def largest_difference(self, other: SimpleTrain) -> float:
         theirs = dict(other.module.named_parameters())
         shared = [(p, theirs[name]) for name, p in self.module.named_parameters() if name in theirs]
         return max(float((ours - p).detach().abs().max()) for ours, p in shared)

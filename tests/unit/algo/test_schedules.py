@@ -2,7 +2,7 @@ import pytest
 
 from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
 from rlhf_cli.config.sections import OptimConfig, Schedule
-from rlhf_cli.engine.zero import learning_rate
+from rlhf_cli.engine.base import learning_rate
 
 
 def test_the_warmup_has_no_update_at_rate_zero_and_ends_at_the_peak():

@@ -1,4 +1,4 @@
-"""What stands in the padding, and how much of it there is, changes nothing."""
+"""What stands in the padding, and how much of it there is, changes nothing: it is on the right, where nobody looks."""
 
 import pytest
 import torch
@@ -28,32 +28,35 @@ def scorer(request):
     return TokenScorer(load_sequence_classifier(tiny_config(request.param), "model", byte_tokenizer(), 0, True)).eval()
 
 
+def logits_of(policy, batch):
+    return policy(batch.input_ids, **batch.before_response_tokens())
+
+
+def logprobs_of(policy, batch):
+    return batch.per_response_token(token_logprobs(logits_of(policy, batch), batch.real_response_ids(), 1.0))
+
+
 @pytest.mark.parametrize("pad_id", [0, EOS])
 @torch.no_grad()
 def test_logprobs_do_not_depend_on_padding_or_neighbours(policy, pad_id):
-    def logprobs(sequences):
-        batch = collate(sequences, pad_id, CPU)
-        logits = policy(**batch.model_inputs(), num_response=batch.response_ids.shape[1])
-        return token_logprobs(logits, batch.response_ids, 1.0)
-
-    alone = logprobs([SHORT])
-    assert_close(logprobs([LONG, SHORT])[1:, :3], alone, atol=1e-5, rtol=0)
+    alone = logprobs_of(policy, collate([SHORT], pad_id, CPU))
+    together = logprobs_of(policy, collate([LONG, SHORT], pad_id, CPU))
+    assert_close(together[1:, :3], alone, atol=1e-5, rtol=0)
+    assert not together[1:, 3:].any()
 
 
 @pytest.mark.parametrize("num_pads", [1, 9, 60])
-@pytest.mark.parametrize("side", ["prompt", "response"])
+@pytest.mark.parametrize("longer", ["prompt", "response"])
 @pytest.mark.parametrize("pad_id", [0, EOS])
 @torch.no_grad()
-def test_any_number_of_pads_on_either_side_changes_nothing(policy, scorer, pad_id, side, num_pads):
+def test_any_number_of_pads_changes_nothing(policy, scorer, pad_id, longer, num_pads):
     """A neighbour whose prompt (or response) is longer by num_pads sets how much padding the other gets."""
-    longer = tuple(range(30, 30 + 3 + num_pads))
-    neighbour = Sequence(longer, (20, 21, EOS)) if side == "prompt" else Sequence((10, 11, 12), longer)
+    ids = tuple(range(30, 30 + 3 + num_pads))
+    neighbour = Sequence(ids, (20, 21, EOS)) if longer == "prompt" else Sequence((10, 11, 12), ids)
 
     def read(sequences):
         batch = collate(sequences, pad_id, CPU)
-        logits = policy(**batch.model_inputs(), num_response=batch.response_ids.shape[1])
-        logprobs = token_logprobs(logits, batch.response_ids, 1.0)
-        scores = scorer(**batch.model_inputs())[0]
+        logprobs, scores = logprobs_of(policy, batch), scorer(batch.input_ids)[0]
         loss = -masked_sum(logprobs[-1:], batch.response_mask[-1:])
         values = batch.before_each_response_token(scores)
         return logprobs[-1, :3], values[-1, :3], batch.at_last_token(scores)[-1], loss
@@ -63,11 +66,19 @@ def test_any_number_of_pads_on_either_side_changes_nothing(policy, scorer, pad_i
 
 
 @torch.no_grad()
-def test_response_logits_are_those_of_the_plain_model(policy):
+def test_response_logits_are_those_of_the_plain_model_row_after_row(policy):
+    batch = collate([LONG, SHORT], 0, CPU)
+    whole = [policy.model(torch.tensor([s.prompt_ids + s.response_ids])).logits[0] for s in (LONG, SHORT)]
+    assert_close(logits_of(policy, batch), torch.cat([whole[0][19:34], whole[1][2:5]]), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_forward_pass_that_fails_leaves_the_head_as_it_was(policy):
     batch = collate([SHORT], 0, CPU)
-    whole = policy.model(torch.tensor([SHORT.prompt_ids + SHORT.response_ids])).logits
-    got = policy(**batch.model_inputs(), num_response=3)
-    assert_close(got, whole[:, 2:5], atol=1e-5, rtol=0)
+    whole = policy.model(batch.input_ids).logits
+    with pytest.raises(IndexError):
+        policy(batch.input_ids, torch.tensor([0]), torch.tensor([99]))
+    assert torch.equal(policy.model(batch.input_ids).logits, whole)
 
 
 @pytest.mark.parametrize("pad_id", [0, EOS])
@@ -77,16 +88,15 @@ def test_the_score_is_read_at_the_last_real_token_eos_included(scorer, pad_id):
     scorer.model.config.pad_token_id = None  # then transformers reads the very last token
     expected = scorer.model(whole).logits[:, 0]
     batch = collate([LONG, SHORT], pad_id, CPU)
-    got = batch.at_last_token(scorer(**batch.model_inputs())[0])[1:]
+    got = batch.at_last_token(scorer(batch.input_ids)[0])[1:]
     assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_values_are_read_at_the_token_before_each_response_token(scorer):
     prefix = torch.tensor([SHORT.prompt_ids + SHORT.response_ids[:1]])
-    mask = torch.ones_like(prefix)
-    value_before_second = scorer(prefix, mask, mask.cumsum(1) - 1)[0][0, -1]
+    value_before_second = scorer(prefix)[0][0, -1]
     batch = collate([LONG, SHORT], 0, CPU)
-    values = batch.before_each_response_token(scorer(**batch.model_inputs())[0])
+    values = batch.before_each_response_token(scorer(batch.input_ids)[0])
     assert values.shape == batch.response_ids.shape
     assert_close(values[1, 1], value_before_second, atol=1e-5, rtol=0)

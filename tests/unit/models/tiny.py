@@ -15,9 +15,10 @@ ARCHITECTURES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neox": dict(_LLAMA_LIKE),
 }
+OTHERS = {"mistral": {**_LLAMA_LIKE, "num_key_value_heads": 2}}  # with sliding windows
 
 
 def tiny_config(architecture: str, **extra: object) -> ModelConfig:
     """A float32 ModelConfig with random weights; `extra` goes into the transformers config."""
-    keys = {"model_type": architecture, **ARCHITECTURES[architecture], **extra}
+    keys = {"model_type": architecture, **{**ARCHITECTURES, **OTHERS}[architecture], **extra}
     return ModelConfig(from_config=keys, tokenizer="bytes", dtype=DType.float32)

@@ -1,5 +1,6 @@
 """Sampling on one process, with a stand-in for the engine that holds a plain model."""
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -7,38 +8,254 @@ import torch
 from transformers import GenerationConfig
 
 from rlhf_cli.algo.logprobs import token_logprobs
+from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.tokens import collate
+from rlhf_cli.data.tokens import EndTokens, Sequence, collate
+from rlhf_cli.engine import distributed
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load import load_causal_lm
-from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids, uniforms
+from rlhf_cli.rollout import embedded
+from rlhf_cli.rollout.embedded import EmbeddedSampler, _Rows, end_token_ids, uniforms
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
 
 CPU = torch.device("cpu")
-PROMPTS = [(5, 6, 7), (8,), tuple(range(20, 40))]
-KEYS = ["a", "b", "c"]
+PROMPTS = [(5, 6, 7), (8,), tuple(range(20, 40)), (9, 10, 11), (12, 13), (14, 15, 16, 17)]
+KEYS = ["a", "b", "c", "d", "e", "f"]
+EOS = frozenset({257})
+MANY = frozenset(range(0, 259, 7))  # a random model ends a response every seventh token
+NEVER = frozenset({259})
 
 
 class Engine:
+    """Stands in for an engine; notes how it was gathered, and the batches that the model reads."""
+
     def __init__(self, module):
-        self.module = module
+        self.module, self.held, self.read = module, [], []
+        module.model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, model, _, options):
+        assert not model.training
+        self.read.append(options)
+
+    @property
+    def shapes(self):
+        """Rows and columns of each forward pass."""
+        return [tuple(options["input_ids"].shape) for options in self.read]
 
     @contextmanager
-    def gathered(self):
+    def gathered(self, hold=True):
+        self.held.append(hold)
         yield self.module
 
 
-def sampler(architecture="llama", end_ids=frozenset({257}), **options):
-    module = ResponseLM(load_causal_lm(tiny_config(architecture), "model", byte_tokenizer(), 0))
-    return EmbeddedSampler(Engine(module), RolloutConfig(**{"max_new_tokens": 20, **options}), end_ids, 0, CPU)
+def policy(architecture="llama", **extra):
+    """A model whose weights are large enough for its tokens to depend on what it has read."""
+    model = load_causal_lm(tiny_config(architecture, **extra), "model", byte_tokenizer(), 0)
+    with torch.no_grad():
+        for matrix in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+            matrix.mul_(8)
+    return model
+
+
+def sampler(architecture="llama", end_ids=EOS, model=None, **options):
+    module = ResponseLM(copy.deepcopy(model or policy(architecture))).train()
+    config = RolloutConfig(**{"max_new_tokens": 20, **options})
+    return EmbeddedSampler(Engine(module), config, EndTokens(end_ids, 0), CPU)
+
+
+@torch.no_grad()
+def slowly(model, end_ids, prompts, keys, greedy=False, **options):
+    """One prompt at a time, all of the text read again for each token, without cache, padding or mask."""
+    config, found = RolloutConfig(**{"max_new_tokens": 20, **options}), []
+    for prompt, key in zip(prompts, keys, strict=True):
+        numbers, response = uniforms(key, config.max_new_tokens), []
+        for number in numbers:
+            logits = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[:, -1]
+            token = logits.argmax(dim=1) if greedy else draw(logits, number[None], config.temperature, config.top_p)
+            response.append(int(token))
+            if response[-1] in end_ids:
+                break
+        found.append(Sequence(prompt, tuple(response)))
+    return found
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_response_does_not_depend_on_its_batch(architecture):
-    together = sampler(architecture).sample(PROMPTS, KEYS)
-    alone = [sampler(architecture).sample([prompt], [key])[0] for prompt, key in zip(PROMPTS, KEYS, strict=True)]
-    assert together == alone == sampler(architecture, micro_batch_size=2).sample(PROMPTS, KEYS)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}, {"greedy": True}])
+def test_responses_are_those_of_the_slow_way_whatever_the_lengths_of_prompts(architecture, options):
+    """Prompts of 1 to 20 tokens in one batch: their padding is on the left, and rows leave it as they end."""
+    model, greedy = policy(architecture), options.get("greedy", False)
+    more = {name: value for name, value in options.items() if name != "greedy"}
+    expected = slowly(model, MANY, PROMPTS, KEYS, greedy, **more)
+    assert sampler(model=model, end_ids=MANY, **more).sample(PROMPTS, KEYS, greedy) == expected
+    lengths = {len(sequence.response_ids) for sequence in expected}
+    assert greedy or len(lengths) > 1
+    if not greedy:  # the model does depend on what it has read
+        shorter = slowly(model, MANY, [prompt[1:] for prompt in PROMPTS if len(prompt) > 1], KEYS[1:], **more)
+        assert [one.response_ids for one in shorter] != [one.response_ids for one in expected if one.prompt_ids != (8,)]
+
+
+def test_a_model_with_a_sliding_window_is_sampled_as_well():
+    model = policy("mistral", sliding_window=4)
+    assert sampler(model=model, end_ids=MANY).sample(PROMPTS, KEYS) == slowly(model, MANY, PROMPTS, KEYS)
+
+
+@pytest.mark.parametrize("look_every", [1, 16])
+@pytest.mark.parametrize("gather", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [{"micro_batch_size": 1}, {"micro_batch_size": 2}, {"micro_batch_size": 6}, {"micro_batch_tokens": 80}],
+)
+def test_a_response_does_not_depend_on_its_batch(shape, gather, look_every, one_rank, monkeypatch):
+    monkeypatch.setattr(embedded, "_LOOK_EVERY", {"cpu": look_every})
+    model = policy()
+    made = sampler(model=model, end_ids=MANY, gather=gather, **shape)
+    assert made.sample(PROMPTS, KEYS) == slowly(model, MANY, PROMPTS, KEYS)
+    assert made.policy.held == [gather]
+
+
+def test_prompts_of_like_length_are_answered_together():
+    """1, 2 | 3, 3 | 4, 20; or as many as fit in 80 tokens with the 20 of their responses: 3 x 23, 2 x 24, 1 x 40."""
+    by_rows, by_tokens = sampler(end_ids=NEVER, micro_batch_size=2), sampler(end_ids=NEVER, micro_batch_tokens=80)
+    for made, expected in ((by_rows, [(2, 2), (2, 3), (2, 20)]), (by_tokens, [(3, 3), (2, 4), (1, 20)])):
+        made.sample(PROMPTS, KEYS)
+        assert [shape for shape in made.policy.shapes if shape[1] > 1] == expected
+
+
+def test_each_prompt_is_read_once_and_then_token_by_token():
+    made = sampler(end_ids=NEVER)
+    made.sample(PROMPTS, KEYS)
+    assert made.policy.shapes == [(6, 20)] + [(6, 1)] * 19  # the last token is drawn and never read
+
+
+def test_prompts_of_one_length_need_no_mask():
+    made = sampler(end_ids=NEVER, max_new_tokens=3)
+    made.sample([(5, 6), (7, 8)], ["a", "b"])
+    assert all(options["attention_mask"] is None for options in made.policy.read)
+    made.sample([(5, 6), (7,)], ["a", "b"])
+    assert [tuple(options["attention_mask"].shape) for options in made.policy.read[3:]] == [(2, 2), (2, 3), (2, 4)]
+
+
+def test_rows_that_have_ended_leave_the_batch_and_nothing_is_decoded_after_the_last():
+    """A row of n tokens takes part in n forward passes, where a quarter of the rows is a row."""
+    made = sampler(end_ids=MANY)
+    lengths = [len(one.response_ids) for one in made.sample(PROMPTS[:4], KEYS[:4])]
+    assert 1 <= min(lengths) < max(lengths) < 20
+    rows = [shape[0] for shape in made.policy.shapes]
+    assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
+
+
+class Scripted:
+    """Stands in for draw: row b draws token 1 until its response has lengths[b] tokens, and then always 9."""
+
+    def __init__(self, lengths):
+        self.lengths, self.seen = torch.tensor(lengths), []
+
+    def __call__(self, logits, numbers, *_):
+        places = (numbers // 1000).long()  # uniform numbers that say their row and step
+        self.seen.append(places.tolist())
+        return torch.where((numbers % 1000).long() + 1 < self.lengths[places], 1, 9)
+
+
+def scripted(monkeypatch, lengths, look_every=1, **options):
+    """Sample with responses of given lengths; return the sampler and the rows that were drawn for, step by step."""
+    script = Scripted(lengths)
+    monkeypatch.setattr(embedded, "draw", script)
+    monkeypatch.setattr(embedded, "uniforms", lambda key, size: 1000.0 * int(key) + torch.arange(size).double())
+    monkeypatch.setattr(embedded, "_LOOK_EVERY", {"cpu": look_every})
+    made = sampler(end_ids=frozenset({9}), **options)
+    keys = [str(n) for n in range(len(lengths))]
+    found = made.sample([(5 + n, 6) for n in range(len(lengths))], keys)
+    wanted = [min(length, made.config.max_new_tokens) for length in lengths]
+    assert [len(one.response_ids) for one in found] == wanted
+    return made, script.seen
+
+
+def test_the_cache_is_copied_only_for_a_quarter_of_the_rows(monkeypatch):
+    """Of eight, one that ends stays until there are two; then of six two again; of four each one leaves at once."""
+    _, seen = scripted(monkeypatch, [1, 2, 3, 4, 5, 6, 7, 8])
+    full = list(range(8))
+    assert seen == [full, full, full[2:], full[2:], full[4:], full[5:], full[6:], full[7:]]
+
+
+def test_where_looking_is_dear_rows_leave_and_decoding_ends_at_every_sixteenth_token(monkeypatch):
+    _, seen = scripted(monkeypatch, [1, 16, 17, 18, 40], look_every=16, max_new_tokens=40)
+    assert seen == [[0, 1, 2, 3, 4]] * 16 + [[2, 3, 4]] * 16 + [[4]] * 8
+    _, seen = scripted(monkeypatch, [1, 3, 2], look_every=16, max_new_tokens=40)
+    assert seen == [[0, 1, 2]] * 16
+
+
+def test_a_gpu_is_asked_every_sixteenth_token():
+    assert (embedded._LOOK_EVERY, embedded._LOOK_SELDOM) == ({"cpu": 1}, 16)
+
+
+def test_nobody_looks_after_the_last_token(monkeypatch, one_rank):
+    """A look is a collective where ranks decode together: as many on all, none where nothing hangs on it."""
+    asked = []
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: (asked.append(flag), flag)[1])
+    scripted(monkeypatch, [9, 9], max_new_tokens=3, gather=False)
+    assert asked == [True, True]
+
+
+@pytest.mark.parametrize("others_go_on", [True, False])
+def test_a_rank_whose_rows_have_ended_keeps_others_company_where_layers_are_fetched_one_by_one(
+    others_go_on, monkeypatch, one_rank
+):
+    asked = []
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: (asked.append(flag), flag or others_go_on)[1])
+    made, _ = scripted(monkeypatch, [2, 1], max_new_tokens=5, gather=False)
+    assert len(made.policy.shapes) == (5 if others_go_on else 2)
+    assert asked == ([True, False, False, False] if others_go_on else [True, False])
+
+
+def test_a_rank_with_fewer_batches_keeps_others_company_too(monkeypatch, one_rank):
+    """Another rank has three batches; here are two, and the first is made again. With whole weights nobody waits."""
+    monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 3])
+    for gather, num_batches in ((False, 3), (True, 2)):
+        made = sampler(end_ids=NEVER, gather=gather, micro_batch_size=3, max_new_tokens=2)
+        assert len(made.sample(PROMPTS, KEYS)) == 6
+        assert len([shape for shape in made.policy.shapes if shape[1] > 1]) == num_batches
+
+
+def test_positions_count_real_tokens_and_the_mask_hides_the_padding():
+    """Prompts of 3 and 1 tokens, two tokens to come."""
+    rows = _Rows.of([(5, 6, 7), (8,)], 2, 0, CPU)
+    assert rows.next_ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert rows.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert rows.mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert rows.is_padded
+    rows.read_next(torch.tensor([40, 50]))
+    assert rows.next_ids.tolist() == [[40], [50]]
+    assert rows.positions.tolist() == [[3], [1]]
+    rows.keep(torch.tensor([1]))
+    assert (rows.next_ids.tolist(), rows.positions.tolist(), rows.alive.tolist()) == ([[50]], [[1]], [1])
+    assert rows.mask.tolist() == [[0, 0, 1, 1, 1]]
+    rows.read_next(torch.tensor([60]))
+    assert rows.positions.tolist() == [[2]]
+    assert not _Rows.of([(5, 6), (7, 8)], 2, 0, CPU).is_padded
+
+
+def test_the_model_samples_in_eval_mode_and_goes_back_to_training_though_it_fails(monkeypatch):
+    made = sampler()
+    made.sample(PROMPTS, KEYS)  # Engine sees to the eval mode
+    assert made.policy.module.model.training
+
+    def broken(*_):
+        raise LookupError
+
+    monkeypatch.setattr(embedded, "draw", broken)
+    with pytest.raises(LookupError):
+        made.sample(PROMPTS, KEYS)
+    assert made.policy.module.model.training
+
+
+def test_gradient_checkpointing_leaves_the_cache_on():
+    model = policy()
+    expected = sampler(model=model).sample(PROMPTS, KEYS)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    made = sampler(model=model)
+    assert made.sample(PROMPTS, KEYS) == expected
+    assert {shape[1] for shape in made.policy.shapes[1:]} == {1}
 
 
 def test_a_response_depends_on_its_key():
@@ -50,36 +267,37 @@ def test_a_response_depends_on_its_key():
 @torch.no_grad()
 def test_samples_follow_the_logprobs_they_are_given():
     """Over many keys, the share of each first token is its probability at the sampling temperature."""
-    one = sampler(max_new_tokens=1, temperature=0.05, micro_batch_size=4000)
+    model = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
+    one = sampler(model=model, max_new_tokens=1, temperature=0.05, micro_batch_size=4000)
     drawn = one.sample([(5, 6)] * 4000, [str(index) for index in range(4000)])
     tokens = torch.tensor([sequence.response_ids[0] for sequence in drawn])
     likeliest = int(tokens.mode().values)
     batch = collate([drawn[int((tokens == likeliest).nonzero()[0])]], 0, CPU)
-    logits = one.policy.module(**batch.model_inputs(), num_response=1)
-    expected = token_logprobs(logits, batch.response_ids, 0.05).exp().item()
+    logits = ResponseLM(model.eval())(batch.input_ids, **batch.before_response_tokens())
+    expected = token_logprobs(logits, batch.real_response_ids(), 0.05).exp().item()
     assert 0.02 < expected < 0.9
     share = (tokens == likeliest).float().mean().item()
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
 
 
 def test_greedy_takes_the_likeliest_token_whatever_the_key():
-    assert sampler().sample(PROMPTS, KEYS, greedy=True) == sampler().sample(PROMPTS, ["x", "y", "z"], greedy=True)
+    assert sampler().sample(PROMPTS, KEYS, greedy=True) == sampler().sample(PROMPTS, KEYS[::-1], greedy=True)
 
 
 def test_a_response_stops_at_the_first_end_token_and_keeps_it():
-    free = sampler().sample(PROMPTS[:1], ["a"])[0]
+    free = sampler(end_ids=NEVER).sample(PROMPTS[:1], ["a"])[0]
     stop = free.response_ids[4]
     stopping = sampler(end_ids=frozenset({stop}))
     cut = stopping.sample(PROMPTS[:1], ["a"])[0]
     assert cut.response_ids == free.response_ids[: free.response_ids.index(stop) + 1]
-    assert stopping.ended(cut)
-    assert not stopping.ended(free) or free.response_ids[-1] == stop
+    assert stopping.ends.ended(cut)
+    assert len(free.response_ids) == 20
 
 
 def test_the_models_own_sampling_settings_are_not_used_and_are_kept():
     plain = sampler().sample(PROMPTS, KEYS)
     tuned = sampler()
-    own = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=5.0, max_length=4)
+    own = GenerationConfig(do_sample=True, temperature=0.1, top_k=1, repetition_penalty=5.0, max_length=4)
     tuned.policy.module.model.generation_config = own
     assert tuned.sample(PROMPTS, KEYS) == plain
     assert tuned.policy.module.model.generation_config is own

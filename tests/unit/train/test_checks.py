@@ -15,17 +15,17 @@ from rlhf_cli.config.objectives import ValueInit, ValueModelConfig
 from rlhf_cli.config.sections import CheckConfig, DType, ModelConfig, PromptDataConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.tokens import EndTokens, TokenBatch
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.reporter import Reporter
-from rlhf_cli.rewards import reward_model
 from rlhf_cli.rollout import embedded
-from rlhf_cli.train import ppo, reward
+from rlhf_cli.train import ppo
 from rlhf_cli.train.checks import BFLOAT16, FLOAT32, TextSide, bounds_of, check_ppo, check_rm, report_checks, spread
 from rlhf_cli.train.reward import RewardTrainer
-from tests.oracle.cases import EOS, OPTIM, Record, ppo_config, ppo_trainer, rm_config, rm_rows
-from tests.oracle.engines import PlainTrain
+from tests.oracle.cases import ENDS, EOS, OPTIM, Record, ppo_config, ppo_trainer, rm_config, rm_rows
+from tests.oracle.engines import SimpleTrain
 from tests.unit.models.tiny import tiny_config
 
 TOKENIZER = byte_tokenizer()
@@ -58,9 +58,19 @@ def failed(checks):
     return {check.name for check in checks if check.status == "FAIL"}
 
 
-def sound(architecture="gpt2", name="base", **more):
+def sound(architecture="gpt2", name="base", ends=ENDS, **more):
     config = replace(ppo_config(name), **more)
-    return ppo_trainer(config, models(architecture), plain=True, record=Record())
+    return ppo_trainer(config, models(architecture), "simple", Record(), ends)
+
+
+def attentive():
+    """A set-up whose policy minds what it attends to, as a trained one does."""
+    four = models()
+    for name in ("policy", "reference"):
+        for layer in four[name].transformer.h:
+            for matrix in (layer.attn.c_attn.weight, layer.attn.c_proj.weight):
+                torch.nn.init.normal_(matrix, std=0.5, generator=torch.Generator().manual_seed(0))
+    return ppo_trainer(ppo_config("base"), four, "simple", Record())
 
 
 def check(trainer, texts=None):
@@ -134,43 +144,59 @@ def test_a_value_model_that_should_start_from_the_policy_is_compared_with_it(one
     assert check(trainer) == set()
 
 
-def test_positions_that_count_padding_are_caught(one_rank, monkeypatch):
-    def collate(*args):
-        batch = embedded_collate(*args)
-        return replace(batch, position_ids=torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids))
-
-    embedded_collate = ppo.collate
-    monkeypatch.setattr(ppo, "collate", collate)
-    assert PADDING in check(sound())
-
-
-def unmasked(collate, name):
-    """A collate whose batches have 1 everywhere in one of their masks."""
+def changed_rows(monkeypatch, change):
+    """Let the sampler's batches be changed as they are made."""
+    of = embedded._Rows.of
 
     def changed(*args):
-        batch = collate(*args)
-        return replace(batch, **{name: torch.ones_like(getattr(batch, name))})
+        rows = of(*args)
+        change(rows)
+        return rows
 
-    return changed
+    monkeypatch.setattr(embedded._Rows, "of", staticmethod(changed))
+
+
+def test_positions_that_count_padding_are_caught(one_rank, monkeypatch):
+    def count_all(rows):
+        rows.positions = torch.arange(rows.num_prompt).expand_as(rows.positions)
+
+    changed_rows(monkeypatch, count_all)
+    assert check(sound()) == {SAMPLING}
 
 
 def test_attention_to_padding_is_caught(one_rank, monkeypatch):
-    monkeypatch.setattr(ppo, "collate", unmasked(ppo.collate, "attention_mask"))
-    assert PADDING in check(sound())
+    def see_all(rows):
+        rows.mask = torch.ones_like(rows.mask)
+
+    assert check(attentive()) == set()
+    changed_rows(monkeypatch, see_all)
+    assert check(attentive()) == {SAMPLING}
 
 
 def test_prompts_padded_on_the_wrong_side_are_caught(one_rank):
     """transformers pads on the right where it is told nothing; generation then goes on after the padding."""
     trainer = sound()
-    generate = trainer.sampler._generate
+    decode = trainer.sampler._decode
 
-    def wrong(model, some, keys, greedy):
+    def wrong(model, some, uniform):
         longest = max(map(len, some))
-        made = generate(model, [(*prompt, *[0] * (longest - len(prompt))) for prompt in some], keys, greedy)
-        return [replace(one, prompt_ids=prompt) for one, prompt in zip(made, some, strict=True)]
+        return decode(model, [(*prompt, *[0] * (longest - len(prompt))) for prompt in some], uniform)
 
-    trainer.sampler._generate = wrong
+    trainer.sampler._decode = wrong
     assert SAMPLING in check(trainer)
+
+
+def test_batches_padded_on_the_left_are_caught(one_rank, monkeypatch):
+    """The models are given no mask: what is not behind the text is read as a part of it."""
+    collate = ppo.collate
+
+    def left(sequences, pad_id, device):
+        longest = max(map(len, sequences))
+        filled = [replace(one, prompt_ids=(*[pad_id] * (longest - len(one)), *one.prompt_ids)) for one in sequences]
+        return collate(filled, pad_id, device)
+
+    monkeypatch.setattr(ppo, "collate", left)
+    assert PADDING in check(sound())
 
 
 def test_an_update_at_another_temperature_is_caught(one_rank):
@@ -193,10 +219,13 @@ def test_a_value_model_that_says_nan_is_caught(one_rank):
     assert {VALUE, SECOND_LOOK} <= check(trainer)
 
 
+def last_column(batch, per_token):
+    return per_token[:, -1]
+
+
 def test_a_score_read_in_the_last_column_is_caught_though_all_responses_are_of_one_length(one_rank, monkeypatch):
-    trainer = sound()
-    trainer.sampler.end_ids = frozenset({EOS})  # a random model hardly ever ends
-    monkeypatch.setattr(reward_model, "collate", unmasked(reward_model.collate, "response_mask"))
+    trainer = sound(ends=EndTokens(frozenset({EOS}), 0))  # a random model hardly ever ends
+    monkeypatch.setattr(TokenBatch, "at_last_token", last_column)
     assert check(trainer) == {"scores do not change with padding and neighbours"}
 
 
@@ -258,10 +287,11 @@ def test_a_tokenizer_that_reads_another_text_is_caught(make, one_rank):
 
 
 def test_a_sampler_that_goes_on_after_eos_is_caught(one_rank):
-    trainer = sound()
-    trainer.sampler.end_ids = frozenset(range(1, 259, 2))
-    trainer.sampler._cut = tuple
-    assert END in check(trainer)
+    class Uncut(EndTokens):
+        def cut(self, response):
+            return tuple(response)
+
+    assert END in check(sound(ends=Uncut(frozenset(range(1, 259, 2)), 0)))
 
 
 def test_a_template_with_another_end_of_turn_is_a_warning(one_rank):
@@ -274,7 +304,7 @@ def test_a_template_with_another_end_of_turn_is_a_warning(one_rank):
 
 def reward_trainer(rows=None):
     model = load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, 1, new_head=True)
-    engine = PlainTrain(TokenScorer(model), OPTIM, 3)
+    engine = SimpleTrain(TokenScorer(model), OPTIM, 3)
     return RewardTrainer(rm_config("pairs"), engine, rows or rm_rows("pairs"), [], 0, Record(), Record())
 
 
@@ -294,7 +324,7 @@ def test_a_reward_model_with_dropout_is_caught(one_rank):
 
 def test_a_score_read_off_by_one_is_caught(one_rank, monkeypatch):
     """Read at the last column instead of the last real token."""
-    monkeypatch.setattr(reward, "collate", unmasked(reward.collate, "response_mask"))
+    monkeypatch.setattr(TokenBatch, "at_last_token", last_column)
     assert check_reward(reward_trainer()) == {"scores do not change with padding and neighbours"}
 
 

@@ -12,13 +12,11 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.objectives import KLEstimator
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.tokens import EndTokens
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import load_sequence_classifier
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.rollout.embedded import EmbeddedSampler
-from rlhf_cli.train import ppo
 from rlhf_cli.train.build import pad_id
 from rlhf_cli.train.ppo import summary
 from rlhf_cli.train.reward import RewardTrainer
@@ -33,15 +31,15 @@ from tests.oracle.cases import (
     ppo_trainer,
     rm_config,
     rm_rows,
-    run_plain,
+    run_simple,
 )
-from tests.oracle.engines import PlainFrozen, PlainTrain
+from tests.oracle.engines import SimpleFrozen, SimpleTrain
 from tests.unit.models.tiny import tiny_config
 
 
 @pytest.mark.parametrize("shape", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"micro_batch_tokens": 20}])
 def test_a_run_does_not_depend_on_its_micro_batches(shape, one_rank):
-    base, run = run_plain(ppo_config("base")), run_plain(ppo_config("base", **shape))
+    base, run = run_simple(ppo_config("base")), run_simple(ppo_config("base", **shape))
     for one, other in zip(run[1], base[1], strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
     for name, tensor in run[0].items():
@@ -51,7 +49,7 @@ def test_a_run_does_not_depend_on_its_micro_batches(shape, one_rank):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_a_run_does_not_depend_on_which_token_pads(architecture, one_rank):
     """Pad == EOS, which is also what a tokenizer without a pad token gets; 0 and 77 are tokens like any other."""
-    runs = [run_plain(ppo_config("base"), architecture, pad_id) for pad_id in (0, EOS, 77)]
+    runs = [run_simple(ppo_config("base"), architecture, pad_id) for pad_id in (0, EOS, 77)]
     for weights, metrics in runs[1:]:
         for one, other in zip(metrics, runs[0][1], strict=True):
             assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
@@ -67,51 +65,50 @@ def test_a_tokenizer_without_a_pad_token_pads_with_eos():
 
 
 def test_two_runs_with_one_seed_are_identical_and_with_another_are_not(one_rank):
-    first, second = run_plain(ppo_config("base")), run_plain(ppo_config("base"))
+    first, second = run_simple(ppo_config("base")), run_simple(ppo_config("base"))
     assert first[1] == second[1]
     assert all(torch.equal(second[0][name], tensor) for name, tensor in first[0].items())
     config = ppo_config("base")
-    assert run_plain(replace(config, run=replace(config.run, seed=6)))[1] != first[1]
+    assert run_simple(replace(config, run=replace(config.run, seed=6)))[1] != first[1]
 
 
 def scored_rollout(**more):
-    trainer = ppo_trainer(ppo_config("base", **more), ppo_models(), plain=True, record=Record())
+    trainer = ppo_trainer(ppo_config("base", **more), ppo_models(), "simple", Record())
     return trainer, trainer.score(trainer.collect())
 
 
 def test_the_first_minibatch_has_ratio_one_and_nothing_clipped(one_rank):
-    """Exactly: the update's forward pass is the scoring's, on the same micro-batches, in their order."""
-    trainer, rollout = scored_rollout()
-    sums = trainer._accumulate(trainer.estimate(rollout), [0, 1, 2, 3], 1, learns=True)
+    """Exactly: the update's forward pass is the scoring's, on micro-batches of one row."""
+    trainer, rollout = scored_rollout(micro_batch_size=1)
+    sums = trainer._accumulate(trainer.estimate(rollout), [0, 1, 2, 3], 1, trainer._policy_backward)
     assert sums["approx_kl"] == 0
     assert sums["clipfrac/policy"] == 0
 
 
-def test_a_pad_token_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank, monkeypatch):
-    """At -300 nats an exp of it is infinite: nothing in the masked loss, but 0 x infinity = NaN in its gradient."""
+def test_padding_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank):
+    """Where old logprobs or the reference say +-300 on padding an exp of the difference is infinite.
+
+    Nothing of it is in the masked loss; but what made the padding's own logprobs has no gradient to lose either.
+    """
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, kl_loss_estimator=KLEstimator.k3)
     batch, rows = trainer.estimate(rollout), [0, 1, 2, 3]
     tokens = trainer._collate([rollout.sequences[row] for row in rows])
-    assert not tokens.response_mask.all()
-    plain = ppo.token_logprobs
-
-    def unlikely_pads(*args):
-        logprobs = plain(*args)
-        return torch.where(tokens.response_mask, logprobs, 0.0 * logprobs - 300)
-
-    monkeypatch.setattr(ppo, "token_logprobs", unlikely_pads)
-    loss, _ = trainer.policy_objective(batch.rows(rows, tokens.response_mask.shape[1], CPU), tokens)
-    loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in trainer.models.policy.module.parameters())
+    mask = tokens.response_mask
+    assert not mask.all()
+    part = batch.rows(rows, mask, CPU)
+    for far in (300.0, -300.0):
+        junk = {name: torch.where(mask, getattr(part, name), far) for name in ("logprobs", "ref_logprobs")}
+        loss, _ = trainer.policy_objective(replace(part, **junk), tokens)
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in trainer.models.policy.module.parameters())
 
 
 def test_rows_that_only_keep_other_ranks_company_add_nothing(one_rank):
     """Their mask is 0 everywhere, though their logprobs, advantages and distance to the reference are real."""
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, entropy_coef=0.1)
     tokens = trainer._collate(rollout.sequences[:2])
-    nothing = replace(tokens, response_mask=torch.zeros_like(tokens.response_mask))
-    part = trainer.estimate(rollout).rows([0, 1], tokens.response_mask.shape[1], CPU)
-    loss, sums = trainer.policy_objective(part, nothing)
+    part = trainer.estimate(rollout).rows([0, 1], torch.zeros_like(tokens.response_mask), CPU)
+    loss, sums = trainer.policy_objective(part, tokens)
     loss.backward()
     assert loss.item() == 0
     assert set(sums) == {"loss/policy", "loss/kl", "approx_kl", "clipfrac/policy"}
@@ -151,7 +148,7 @@ def test_the_penalty_in_the_reward_and_the_one_in_the_loss_are_switched_apart(on
 
 
 def test_every_sample_is_used_once_an_epoch(one_rank):
-    trainer = ppo_trainer(ppo_config("four-epochs"), ppo_models(), plain=True, record=Record())
+    trainer = ppo_trainer(ppo_config("four-epochs"), ppo_models(), "simple", Record())
     batches = list(trainer._minibatches())
     assert [len(batch) for batch in batches] == [4] * 8
     epochs = [batches[place] + batches[place + 1] for place in range(0, 8, 2)]
@@ -166,7 +163,7 @@ def test_metrics_weigh_every_token_once_whatever_the_minibatches(shape, one_rank
     found = []
     for options in ({"num_epochs": 1, "minibatch_size": 8}, shape):
         config = replace(ppo_config("base", micro_batch_size=2, **options), optim=still, value_optim=still)
-        trainer = ppo_trainer(config, ppo_models(), plain=True, record=Record())
+        trainer = ppo_trainer(config, ppo_models(), "simple", Record())
         found.append(trainer.update(trainer.estimate(trainer.score(trainer.collect()))))
     for name in ("loss/policy", "loss/value", "approx_kl", "clipfrac/policy", "clipfrac/value"):
         assert found[1][name] == pytest.approx(found[0][name], rel=1e-5, abs=1e-7), name
@@ -198,17 +195,21 @@ def test_a_custom_end_token_ends_a_response_and_saves_it_the_penalty(one_rank):
     assert_close(paid, torch.where(rollout.ended, 0.0, 5.0), atol=1e-5, rtol=0)
 
 
+def reward_trainer(model, rows, eval_rows, pad_id=0):
+    engine, record = SimpleTrain(TokenScorer(model), OPTIM, 3), Record()
+    return RewardTrainer(rm_config("pairs"), engine, rows, eval_rows, pad_id, record, record)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_training_evaluation_and_ppo_read_the_same_score(architecture, one_rank):
-    """Reward-model training pads everything on the right, PPO prompts on the left; the ids are the same."""
+    """Reward-model training has no prompts, PPO has; the ids are the same."""
     model = load_sequence_classifier(tiny_config(architecture), "model", byte_tokenizer(), 1, new_head=True)
     rows = rm_rows("pairs")
-    record = Record()
-    trainer = RewardTrainer(rm_config("pairs"), PlainTrain(TokenScorer(model), OPTIM, 3), rows, [], EOS, record, record)
+    trainer = reward_trainer(model, rows, [], pad_id=EOS)
     in_training = trainer.scores(rows)
     in_evaluation = trainer._over_all(rows, trainer._scores)
     answers = [answer for row in rows for answer in row.answers]
-    in_ppo = RewardModel(PlainFrozen(TokenScorer(model)), EOS, frozenset({EOS}), 0, CPU).score(answers)
+    in_ppo = RewardModel(SimpleFrozen(TokenScorer(model)), EOS, EndTokens(frozenset({EOS}), 0), CPU).score(answers)
     assert_close(in_evaluation, in_training, atol=1e-6, rtol=0)
     assert_close(in_ppo, in_training, atol=1e-6, rtol=0)
     model.config.pad_token_id = None
@@ -219,19 +220,16 @@ def test_training_evaluation_and_ppo_read_the_same_score(architecture, one_rank)
 
 
 def test_sampling_is_neutral_by_default():
+    """Temperature and top-p are all that can change the distribution; how prompts are batched changes no response."""
     config = RolloutConfig()
     assert (config.temperature, config.top_p) == (1.0, 1.0)
-    assert set(RolloutConfig.__dataclass_fields__) == {"max_new_tokens", "temperature", "top_p", "micro_batch_size"}
-    made = EmbeddedSampler(None, config, frozenset({EOS}), 0, CPU)._generation_config()
-    neutral = {"top_k": (None, 50), "top_p": (None, 1.0), "min_length": (None, 0), "repetition_penalty": (None, 1.0)}
-    assert made.do_sample is False  # greedy over what the inverse transform leaves: top_k has no say
-    for name, allowed in neutral.items():
-        assert getattr(made, name) in allowed
+    how = {"micro_batch_size", "micro_batch_tokens", "gather"}
+    assert RolloutConfig.__dataclass_fields__.keys() == {"max_new_tokens", "temperature", "top_p"} | how
 
 
 def test_the_rows_of_a_step_are_drawn_with_numbers_of_their_own(one_rank):
     """Eight prompts, eight keys; the same prompts in the next step get others."""
-    trainer = ppo_trainer(ppo_config("base"), ppo_models(), plain=True, record=Record())
+    trainer = ppo_trainer(ppo_config("base"), ppo_models(), "simple", Record())
     seen: Counter[str] = Counter()
     sample = trainer.sampler.sample
     trainer.sampler.sample = lambda prompts, keys: (seen.update(keys), sample(prompts, keys))[1]
@@ -245,8 +243,7 @@ def test_swapping_better_and_worse_mirrors_the_margins(one_rank):
     rows = rm_rows("pairs")
     swapped = [replace(row, answers=row.answers[::-1]) for row in rows]
     model = load_sequence_classifier(tiny_config("gpt2"), "model", byte_tokenizer(), 1, new_head=True)
-    record = Record()
-    trainer = RewardTrainer(rm_config("pairs"), PlainTrain(TokenScorer(model), OPTIM, 3), rows, rows, 0, record, record)
+    trainer = reward_trainer(model, rows, rows)
     straight = trainer.evaluate()
     trainer.eval_rows = swapped
     mirrored = trainer.evaluate()
@@ -258,12 +255,8 @@ def test_equal_scores_cost_ln_2(one_rank):
     model = load_sequence_classifier(tiny_config("gpt2"), "model", byte_tokenizer(), 1, new_head=True)
     with torch.no_grad():
         model.score.weight.zero_()
-    rows, record = rm_rows("pairs"), Record()
-    trainer = RewardTrainer(rm_config("pairs"), PlainTrain(TokenScorer(model), OPTIM, 3), rows, rows, 0, record, record)
+    rows = rm_rows("pairs")
+    trainer = reward_trainer(model, rows, rows)
     figures = trainer.evaluate()
     assert figures["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert figures["eval/accuracy"] == 0.5
-
-
-def test_a_sequence_counts_its_tokens():
-    assert len(Sequence((1, 2), (3,))) == 3

@@ -1,36 +1,47 @@
-"""The trainers, on plain torch, against a slow reference in float64, one sequence at a time (tests/oracle)."""
+"""The trainers, on one rank, against a slow reference in float64, one sequence at a time (tests/oracle)."""
 
 from functools import cache
 
 import pytest
 import torch
 
-from tests.oracle.cases import BASE, PPO_CASES, RM_CASES, check_ppo_case, check_rm_case, ppo_config, run_plain
+from tests.oracle.cases import BASE, PPO_CASES, RM_CASES, check_ppo_case, check_rm_case, ppo_config, run_simple
 
 
 @pytest.mark.parametrize("name", PPO_CASES)
 def test_ppo_agrees_with_the_oracle(name, one_rank):
-    check_ppo_case(name, plain=True)
+    check_ppo_case(name, "simple")
 
 
 @pytest.mark.parametrize("name", RM_CASES)
 def test_the_reward_model_agrees_with_the_oracle(name, one_rank):
-    check_rm_case(name, plain=True)
+    check_rm_case(name, "simple")
+
+
+@pytest.mark.parametrize("name", ["base", "average", "pretrain", "early-end"])
+def test_ppo_on_the_products_engines_agrees_with_the_oracle(name, one_rank):
+    """Which keep their own sums of gradients and float32 weights, with a fused AdamW."""
+    check_ppo_case(name, "plain")
+
+
+@pytest.mark.parametrize("name", ["pairs", "rankings"])
+def test_the_reward_model_on_the_products_engine_agrees_with_the_oracle(name, one_rank):
+    check_rm_case(name, "plain")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_ppo_agrees_with_the_oracle_on_other_architectures(architecture, one_rank):
-    check_ppo_case("base", plain=True, architecture=architecture)
+    check_ppo_case("base", "simple", architecture=architecture)
 
 
 @cache
 def base_run():
-    return run_plain(ppo_config("base"))
+    return run_simple(ppo_config("base"))
 
 
 @pytest.mark.parametrize("name", PPO_CASES.keys() - {"base"})
 def test_every_option_moves_the_weights_elsewhere(name, one_rank):
-    weights, _ = run_plain(ppo_config(name))
+    weights, _ = run_simple(ppo_config(name))
     base, _ = base_run()
     assert any(not torch.equal(weights[key], base.get(key, torch.zeros(1))) for key in weights)
 
@@ -54,7 +65,7 @@ NEUTRAL = {
 @pytest.mark.parametrize("option", NEUTRAL)
 def test_a_neutral_option_changes_no_bit(option, one_rank):
     """Each option at a value that should have no say, alone, beside the run in which it is at its default."""
-    weights, metrics = run_plain(ppo_config("base", **{option: NEUTRAL[option]}))
+    weights, metrics = run_simple(ppo_config("base", **{option: NEUTRAL[option]}))
     base, base_metrics = base_run()
     assert metrics == base_metrics
     assert all(torch.equal(weights[key], tensor) for key, tensor in base.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,9 +18,9 @@ from rlhf_cli.config.sections import CheckpointConfig, RolloutConfig, RunConfig
 from rlhf_cli.data.order import batch_indices
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.tokens import EndTokens, Sequence, collate
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.zero import StepResult
+from rlhf_cli.engine.base import StepResult
 from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, shaped_scores, summary
@@ -35,9 +36,13 @@ class Engine:
     def __init__(self, output=None, skips=()):
         self.output, self.skips, self.updates, self.inputs = output, skips, [], []
 
-    def __call__(self, **inputs):
-        self.inputs.append(inputs)
+    def __call__(self, input_ids, **places):
+        self.inputs.append({"input_ids": input_ids, **places})
         return self.output
+
+    @contextmanager
+    def gathered(self, hold):
+        yield self
 
     def backward(self, loss):
         loss.backward()
@@ -61,7 +66,8 @@ def config_of(seed=7, pretrain=None, temperature=1.0, **options):
 
 def trainer_of(config, policy=None, value_model=None, texts=(), prompts=()):
     models = SimpleNamespace(policy=policy or Engine(), value_model=value_model or Engine())
-    return PPOTrainer(config, models, SimpleNamespace(pad_id=0), PPOData(list(prompts), list(texts)), None, None)
+    data, ends = PPOData(list(prompts), list(texts)), EndTokens(frozenset(), 0)
+    return PPOTrainer(config, models, SimpleNamespace(), ends, data, None, None)
 
 
 def sequence(length, prompt=1):
@@ -77,23 +83,35 @@ def batch_of(lengths):
 
 
 def updated(config, sums, state=None, skips=((), ())):
-    """Run `update` on minibatches of 3 and 6 tokens, twice each, that report `sums`; also what they were told."""
+    """Run `update` on minibatches of 3 and 6 tokens, twice each, whose value model reports `sums`.
+
+    Also return what they were told, model by model, and the numbers of both models' updates.
+    """
     policy, value_model = Engine(skips=skips[0]), Engine(skips=skips[1])
     trainer = trainer_of(config, policy, value_model)
     trainer.state = state or PPOState(0.1)
     told = []
     trainer._minibatches = lambda: iter([[0, 1], [2, 3]] * 2)
-    trainer._accumulate = lambda batch, rows, tokens, learns: (told.append((rows, tokens, learns)), dict(sums))[1]
+
+    def accumulate(batch, rows, tokens, backward):
+        is_value = backward == trainer._value_backward
+        assert is_value or backward == trainer._policy_backward
+        told.append((rows, tokens, "value" if is_value else "policy"))
+        return {name: total for name, total in sums.items() if name.endswith("/value") is is_value}
+
+    trainer._accumulate = accumulate
     return trainer.update(batch_of([1, 2, 2, 4])), told, (policy.updates, value_model.updates)
 
 
 def test_an_update_divides_by_the_tokens_of_all_its_minibatches(one_rank):
-    """Sums of 9 in each of four minibatches of 3, 6, 3 and 6 tokens: 36 / 18."""
-    metrics, told, updates = updated(config_of(), {"loss/value": 9.0})
-    assert told == [([0, 1], 3, True), ([2, 3], 6, True)] * 2
+    """Sums of 9 and 4.5 in each of four minibatches of 3, 6, 3 and 6 tokens: 36 / 18, 18 / 18."""
+    metrics, told, updates = updated(config_of(), {"loss/value": 9.0, "loss/policy": 4.5})
+    small, large = ([0, 1], 3), ([2, 3], 6)
+    assert told == [(*rows, model) for rows in (small, large) for model in ("value", "policy")] * 2
     assert updates == ([0, 1, 2, 3], [0, 1, 2, 3])
     assert metrics == {
         "loss/value": 2.0,
+        "loss/policy": 1.0,
         "grad_norm/value": 0.5,
         "grad_norm/policy": 0.5,
         "lr/value": 0.25,
@@ -107,13 +125,13 @@ def test_updates_are_numbered_over_the_run_and_the_policys_from_the_end_of_its_w
     """Step 2 of four updates each, of which the first step trained the value model alone."""
     _, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step=2))
     assert updates == ([4, 5, 6, 7], [8, 9, 10, 11])
-    assert all(learns for *_, learns in told)
+    assert [model for *_, model in told] == ["value", "policy"] * 4
 
 
 def test_the_policy_learns_from_the_first_step_after_the_warmup(one_rank):
     for step, learns in ((0, False), (1, True)):
         metrics, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step))
-        assert [said for *_, said in told] == [learns] * 4
+        assert [model for *_, model in told] == (["value", "policy"] if learns else ["value"]) * 4
         assert updates == ([0, 1, 2, 3] if learns else [], [4 * step + n for n in range(4)])
         assert ("lr/policy" in metrics) is learns
 
@@ -170,12 +188,12 @@ JUNK = 50.0  # what stands in the padding below
 def policy_case(**options):
     """Two responses of 2 and 1 tokens over a vocabulary of 2 whose logits are 0: every logprob is -log 2.
 
-    Old logprobs: ratios 2, 1 and 1/2, advantages 3, -1 and -5. The padding is junk all over.
+    Old logprobs: ratios 2, 1 and 1/2, advantages 3, -1 and -5. The targets' padding is junk all over.
     """
-    logits = torch.zeros(2, 2, 2)
-    logits[1, 1] = torch.tensor([JUNK, -JUNK])
-    logits.requires_grad_()
+    logits = torch.zeros(3, 2, requires_grad=True)
+    tokens = collate([Sequence((1,), (0, 1)), Sequence((1,), (1,))], 0, CPU)
     part = PPOTargets(
+        mask=tokens.response_mask,
         logprobs=torch.tensor([[-2 * LOG2, -LOG2], [0.0, JUNK]]),
         ref_logprobs=torch.tensor([[-LOG2 - 1, -LOG2], [-LOG2 + 3, JUNK]]),
         values=torch.zeros(2, 2),
@@ -183,8 +201,10 @@ def policy_case(**options):
         returns=torch.zeros(2, 2),
     )
     trainer = trainer_of(config_of(**options), policy=Engine(logits))
-    tokens = trainer._collate([Sequence((1,), (0, 1)), Sequence((1,), (1,))])
-    return trainer._policy_backward(part, tokens, num_tokens=10), logits.grad
+    sums = trainer._policy_backward(part, tokens, num_tokens=10)
+    (read,) = trainer.models.policy.inputs
+    assert (read["rows"].tolist(), read["columns"].tolist()) == ([0, 0, 1], [0, 1, 0])
+    return sums, logits.grad
 
 
 def test_the_policys_gradients_and_sums_leave_the_padding_out(one_rank):
@@ -197,9 +217,7 @@ def test_the_policys_gradients_and_sums_leave_the_padding_out(one_rank):
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(
         {"loss/policy": 1.4, "approx_kl": 0.5, "clipfrac/policy": 2.0}, abs=1e-6
     )
-    expected = torch.zeros(2, 2, 2)
-    expected[0, 1] = torch.tensor([-0.05, 0.05])
-    assert_close(gradient, expected, atol=1e-7, rtol=0)
+    assert_close(gradient, torch.tensor([[0.0, 0.0], [-0.05, 0.05], [0.0, 0.0]]), atol=1e-7, rtol=0)
 
 
 def test_the_kl_and_the_entropy_in_the_loss_leave_the_padding_out(one_rank):
@@ -209,23 +227,18 @@ def test_the_kl_and_the_entropy_in_the_loss_leave_the_padding_out(one_rank):
     """
     sums, gradient = policy_case(kl_loss_coef=0.4, entropy_coef=0.2)
     assert float(sums["loss/kl"]) == pytest.approx(5.0, abs=1e-5)
-    expected = torch.zeros(2, 2, 2)
-    expected[0, 0] = torch.tensor([0.02, -0.02])
-    expected[0, 1] = torch.tensor([-0.05, 0.05])
-    expected[1, 0] = torch.tensor([0.06, -0.06])
-    assert_close(gradient, expected, atol=1e-6, rtol=0)
+    assert_close(gradient, torch.tensor([[0.02, -0.02], [-0.05, 0.05], [0.06, -0.06]]), atol=1e-6, rtol=0)
 
 
 def test_the_entropy_pulls_the_likelier_token_down_and_no_padding(one_rank):
     """Probabilities 1/4 and 3/4: d(entropy)/d(logit 1) = -p0 p1 log 3 = -3/16 log 3, and its negative at logit 0."""
-    logits = torch.tensor([[[0.0, LOG3], [0.0, LOG3]]], requires_grad=True)
+    logits = torch.tensor([[0.0, LOG3], [0.0, LOG3]], requires_grad=True)
     trainer = trainer_of(config_of(entropy_coef=0.5), policy=Engine(logits))
-    tokens = trainer._collate([Sequence((1,), (1, 1))])
-    tokens = replace(tokens, response_mask=torch.tensor([[True, False]]))
-    zero = torch.zeros(1, 2)
-    trainer._policy_backward(PPOTargets(zero, zero, zero, zero, zero), tokens, num_tokens=10)
+    tokens, zero = collate([Sequence((1,), (1, 1))], 0, CPU), torch.zeros(1, 2)
+    mask = torch.tensor([[True, False]])  # the second token is there for company
+    trainer._policy_backward(PPOTargets(mask, zero, zero, zero, zero, zero), tokens, num_tokens=10)
     slope = 0.5 * 3 / 16 * LOG3 / 10
-    assert_close(logits.grad, torch.tensor([[[-slope, slope], [0.0, 0.0]]]), atol=1e-7, rtol=0)
+    assert_close(logits.grad, torch.tensor([[-slope, slope], [0.0, 0.0]]), atol=1e-7, rtol=0)
 
 
 def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
@@ -234,9 +247,11 @@ def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
     """
     values = torch.tensor([[1.0, 1.0, JUNK], [3.0, JUNK, JUNK]], requires_grad=True)
     old = torch.tensor([[0.0, 1.0], [3.0, 0.0]])
-    part = PPOTargets(*[torch.zeros(2, 2)] * 2, old, torch.zeros(2, 2), torch.tensor([[0.9, 2.0], [1.0, JUNK - 1]]))
     trainer = trainer_of(config_of(), value_model=Engine((values, None)))
-    sums = trainer._value_backward(part, trainer._collate([sequence(2), sequence(1)]), num_tokens=10)
+    tokens, zero = trainer._collate([sequence(2), sequence(1)]), torch.zeros(2, 2)
+    returns = torch.tensor([[0.9, 2.0], [1.0, JUNK - 1]])
+    part = PPOTargets(tokens.response_mask, zero, zero, old, zero, returns)
+    sums = trainer._value_backward(part, tokens, num_tokens=10)
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(
         {"loss/value": 2.745, "clipfrac/value": 1.0}, abs=1e-5
     )
@@ -245,25 +260,20 @@ def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
 
 def test_the_text_loss_is_a_mean_over_the_tokens_of_all_blocks(one_rank):
     """Two blocks of 3 and 1 tokens, every logprob -log 2 (at the sampling temperature it would still be): the mean is
-    log 2. Gradient: coef * (p - one_hot) / 4 at each token, none in the padding.
+    log 2. Gradient: coef * (p - one_hot) / 4 at each token.
     """
-    logits = torch.zeros(2, 3, 2)
-    logits[1, 1:] = torch.tensor([-JUNK, JUNK])  # the padding's ids are 0
-    logits.requires_grad_()
+    logits = torch.zeros(4, 2, requires_grad=True)
     pretrain = PretrainConfig(path="x", coef=0.5, batch_size=2, micro_batch_size=2)
     texts = [Sequence((1,), (1, 1, 1)), Sequence((1,), (1,))]
     trainer = trainer_of(config_of(pretrain=pretrain, temperature=0.5), policy=Engine(logits), texts=texts)
-    trainer._collate = lambda blocks: PPOTrainer._collate(trainer, sorted(blocks, key=len, reverse=True))
     assert trainer._pretrain(0) == {"loss/pretrain": pytest.approx(LOG2, abs=1e-6)}
-    expected = torch.tensor([0.0625, -0.0625]).expand(2, 3, 2).clone()
-    expected[1, 1:] = 0
-    assert_close(logits.grad, expected, atol=1e-7, rtol=0)
+    assert_close(logits.grad, torch.tensor([[0.0625, -0.0625]] * 4), atol=1e-7, rtol=0)
 
 
 def test_the_text_loss_takes_the_blocks_of_its_update(one_rank):
     """Four blocks, two an update: two updates of a pass take each once."""
     pretrain = PretrainConfig(path="x", batch_size=2, micro_batch_size=2)
-    logits = torch.zeros(2, 1, 60, requires_grad=True)
+    logits = torch.zeros(2, 60, requires_grad=True)
     trainer = trainer_of(
         config_of(pretrain=pretrain), Engine(logits), texts=[Sequence((1,), (50 + n,)) for n in range(4)]
     )
@@ -278,25 +288,34 @@ def test_without_texts_there_is_no_text_loss(one_rank):
     assert trainer_of(config_of())._pretrain(0) == {}
 
 
-def masks_seen(trainer, parts, lengths=(2, 1, 3, 1)):
-    """Run `_accumulate` on the four rows of a batch in some forward passes; what each pass counts as real."""
-    masks = []
-    trainer._micro_batches = lambda sequences: parts
-    trainer._value_backward = lambda part, tokens, n: (masks.append(tokens.response_mask), {"v": torch.tensor(1.0)})[1]
-    trainer._policy_backward = lambda part, tokens, n: {"p": torch.tensor(3.0)}
-    sums = trainer._accumulate(batch_of(lengths), [3, 2, 1, 0], 7, learns=True)
-    return [mask.tolist() for mask in masks], sums
+def test_forward_passes_add_up_and_one_for_company_has_no_token_to_train_on(one_rank):
+    """Rows 3, 2, 1, 0 of lengths 1, 3, 1, 2 and prompts of 1 are dealt by length: 1, 3, 0, 2."""
+    trainer, seen = trainer_of(config_of()), []
+    trainer._micro_batches = lambda sequences: [([0, 1], True), ([2, 3], True), ([2, 3], False)]
+
+    def backward(part, tokens, num_tokens):
+        seen.append((part.mask.tolist(), tokens.response_mask.tolist(), num_tokens))
+        return {"v": torch.tensor(1.0), "w": part.mask.sum()}
+
+    sums = trainer._accumulate(batch_of((2, 1, 3, 1)), [3, 2, 1, 0], 7, backward)
+    short, long = [[True], [True]], [[True, True, False], [True, True, True]]
+    assert seen == [(short, short, 7), (long, long, 7), ([[False] * 3] * 2, long, 7)]
+    assert sums == {"v": 3.0, "w": 7.0}
 
 
-def test_forward_passes_add_up_and_one_for_company_has_no_real_token(one_rank):
-    """Rows come as the minibatch has them: 3, 2, 1, 0 of lengths 1, 3, 1, 2."""
-    masks, sums = masks_seen(trainer_of(config_of()), [([0, 1], True), ([2, 3], True), ([2, 3], False)])
-    assert masks == [
-        [[True, False, False], [True, True, True]],
-        [[True, False], [True, True]],
-        [[False, False], [False, False]],
-    ]
-    assert sums == {"v": 3.0, "p": 9.0}
+def test_the_targets_of_a_forward_pass_are_those_of_its_own_rows(one_rank):
+    """Each row's old logprobs are its number, whatever order its sequence comes in."""
+    trainer, batch = trainer_of(config_of()), batch_of((4, 1, 3, 2))
+    numbers = torch.arange(4.0)[:, None].expand(4, 4)
+    batch = replace(batch, rollout=replace(batch.rollout, logprobs=numbers))
+    seen = []
+
+    def backward(part, tokens, _):
+        seen.extend(zip(part.logprobs[:, 0].tolist(), tokens.response_mask.sum(dim=1).tolist(), strict=True))
+        return {"v": torch.tensor(1.0)}
+
+    trainer._accumulate(batch, [0, 1, 3, 2], 10, backward)
+    assert sorted(seen) == [(0.0, 4), (1.0, 1), (2.0, 3), (3.0, 2)]
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(None, [([0], True)]), (99, [([0], True), ([0], False)])])
@@ -305,6 +324,7 @@ def test_ranks_make_as_many_forward_passes_as_the_busiest_when_sizes_vary(tokens
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 2])
     trainer = trainer_of(config_of(micro_batch_tokens=tokens))
     assert trainer._micro_batches([sequence(1)]) == expected
+    assert trainer._micro_batches([sequence(1)], in_step=False) == [([0], True)]  # where whole weights are held
 
 
 def test_micro_batches_count_prompt_and_response_tokens(one_rank):
@@ -314,25 +334,42 @@ def test_micro_batches_count_prompt_and_response_tokens(one_rank):
         assert trainer_of(config_of(micro_batch_tokens=tokens))._micro_batches(rows) == expected
 
 
-def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(one_rank):
-    """Each row's logits, values and score are those of its own sequence, though the longer ones are scored apart."""
+class ByLength(Engine):
+    """The logit of token 1 is the row's number of real tokens, of which the padding is 0; so is the value."""
 
-    class ByLength:
-        """The logit of token 1 is the row's number of real tokens; so is the value."""
+    def __init__(self):
+        super().__init__()
+        self.held = []
 
-        def __call__(self, attention_mask, num_response=None, **_):
-            real = attention_mask.sum(dim=1).float()
-            if num_response is None:
-                return real[:, None].expand(attention_mask.shape), None
-            logits = torch.zeros(len(real), num_response, 2)
-            logits[:, :, 1] = real[:, None]
-            return logits
+    @contextmanager
+    def gathered(self, hold):
+        self.held.append(hold)
+        yield self
+        self.held.append("given back")
 
+    def __call__(self, input_ids, rows=None, columns=None, **_):
+        assert self.held[-1] != "given back"
+        real = (input_ids > 0).sum(dim=1).float()
+        if rows is None:
+            return real[:, None].expand(input_ids.shape), None
+        return torch.stack([torch.zeros(len(rows)), real[rows]], dim=1)
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_rank):
+    """Each row's logits, values and score are those of its own sequence, though the longer ones are scored apart.
+
+    Each model is held once, one after the other.
+    """
     rows = [Sequence((1,), (1,) * length) for length in (3, 1, 2, 1)]
-    trainer = trainer_of(config_of(micro_batch_tokens=6), policy=ByLength(), value_model=ByLength())
+    config = config_of(micro_batch_tokens=6)
+    config = replace(config, rollout=replace(config.rollout, gather=gather))
+    trainer = trainer_of(config, policy=ByLength(), value_model=ByLength())
     trainer.models.reference = ByLength()
-    trainer.models.reward_model = SimpleNamespace(score=lambda part: torch.tensor([10.0 + len(one) for one in part]))
-    trainer.sampler.ended = lambda one: len(one.response_ids) < 3
+    trainer.models.reward_model = SimpleNamespace(
+        engine=ByLength(), score=lambda part: torch.tensor([10.0 + len(one) for one in part])
+    )
+    trainer.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
     rollout = trainer.score(rows)
     lengths = [4.0, 2.0, 3.0, 2.0]
     assert rollout.sequences == rows
@@ -342,7 +379,14 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(one_rank):
     expected = torch.tensor([-math.log1p(math.exp(-n)) for n in lengths])  # log softmax of (0, n) at 1
     assert_close(rollout.logprobs[:, 0], expected, atol=1e-6, rtol=0)
     assert_close(rollout.ref_logprobs[:, 0], expected, atol=1e-6, rtol=0)
-    assert not rollout.entropy[1, 1:].any()
+    certain = expected.exp()
+    entropies = -(certain * expected + (1 - certain) * (1 - certain).log())
+    assert_close(rollout.entropy[:, 0], entropies, atol=1e-5, rtol=0)
+    for per_token in (rollout.logprobs, rollout.ref_logprobs, rollout.entropy):
+        assert not per_token[~rollout.response_mask].any()
+    models = trainer.models
+    engines = (models.policy, models.reference, models.value_model, models.reward_model.engine)
+    assert all(engine.held == [gather, "given back"] for engine in engines)
 
 
 def test_the_targets_of_some_rows_keep_their_names(one_rank):
@@ -356,7 +400,9 @@ def test_the_targets_of_some_rows_keep_their_names(one_rank):
     part = PPOBatch(
         rollout, torch.zeros(2, 3), torch.full((2, 3), 4.0), torch.tensor([[5.0, 6.0, 7.0], [8.0, 9.0, 10.0]])
     )
-    rows = part.rows([1], 2, CPU)
+    mask = torch.tensor([[True, False]])
+    rows = part.rows([1], mask, CPU)
+    assert rows.mask is mask
     found = (rows.logprobs, rows.ref_logprobs, rows.values, rows.advantages, rows.returns)
     assert [tensor.tolist() for tensor in found] == [[[1.0] * 2], [[2.0] * 2], [[3.0] * 2], [[4.0] * 2], [[8.0, 9.0]]]
 
@@ -429,9 +475,10 @@ class LastId:
         self.scale = torch.ones((), requires_grad=True)
         self.updates, self.widths = [], []
 
-    def __call__(self, input_ids, attention_mask, position_ids):
+    def __call__(self, input_ids):
         self.widths.append(tuple(input_ids.shape))
-        hidden = torch.stack([input_ids.float(), position_ids.float()], dim=2)
+        positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        hidden = torch.stack([input_ids.float(), positions.float()], dim=2)
         return self.scale * input_ids.float(), hidden
 
     def backward(self, loss):
