@@ -215,7 +215,7 @@ def our_words(options: argparse.Namespace, given: Prepared, shape: Shape) -> lis
         f"data.train={given.folder / 'prompts.jsonl'}",
         "data.eval_fraction=0",
         f"data.max_prompt_tokens={highest}",
-        f"deepspeed={'zero3_single' if options.ranks == 1 else 'zero3'}",
+        "deepspeed=zero3",
         f"launch.num_gpus={options.ranks}",
         f"run.output_dir={given.folder / 'outputs'}",
         f"ppo.num_steps={options.iters}",

@@ -114,7 +114,7 @@ def our_words(options: argparse.Namespace, folder: Path, turn: int) -> list[str]
         f"data.train={folder / 'train.jsonl'}",
         f"data.eval={folder / 'test.jsonl'}",
         f"data.max_tokens={MAX_TOKENS}",
-        f"deepspeed={'zero3_single' if options.ranks == 1 else 'zero3'}",
+        "deepspeed=zero3",
         f"launch.num_gpus={options.ranks}",
         f"run.output_dir={folder / 'outputs'}",
         f"run.name=rm-{turn}",

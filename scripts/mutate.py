@@ -45,6 +45,7 @@ PYTEST = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider")
 ALGO = "tests/unit/algo"
 TRAIN = tuple(f"tests/unit/train/test_{name}.py" for name in ("ppo_estimate", "update", "oracle", "correctness"))
 BATCHES = ("tests/unit/data/test_tokens.py", "tests/unit/models/test_padding.py")
+ROLLOUT = ("tests/unit/rollout/test_cache.py", "tests/unit/rollout/test_embedded.py")
 # file -> the functions and classes that are mutated (none: all of it), and its tests, the fastest first
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{
@@ -55,17 +56,33 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         f"rlhf_cli/algo/{name}.py": ((), (f"{ALGO}/test_{name}.py",)) for name in ("sampling", "schedules", "normalise")
     },
     "rlhf_cli/data/tokens.py": ((), (*BATCHES, *TRAIN)),
+    "rlhf_cli/models/heads.py": (("ResponseLM", "TokenScorer"), (BATCHES[1], *TRAIN)),
+    "rlhf_cli/models/cpu_attention.py": (
+        ("CausalAttention", "one_token", "attention"),
+        ("tests/unit/models/test_cpu_attention.py",),
+    ),
+    "rlhf_cli/engine/distributed.py": (
+        ("share", "balanced_share", "evened", "pad_to_ranks"),
+        ("tests/unit/engine/test_distributed.py", *TRAIN),
+    ),
+    "rlhf_cli/engine/plain.py": (("_add_gradient", "_update"), ("tests/unit/engine/test_plain.py",)),
+    "rlhf_cli/rollout/cache.py": (("RoomyLayer",), ROLLOUT),
+    "rlhf_cli/rollout/embedded.py": (("sample", "_decode", "_all_ended", "_Rows"), ROLLOUT),
     "rlhf_cli/rewards/reward_model.py": ((), ("tests/unit/rewards", *TRAIN)),
     "rlhf_cli/train/batch.py": ((), TRAIN),
     "rlhf_cli/train/ppo.py": (
         (
             *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_micro_batches"),
             *(
+                "_by_row",
                 "_policy_backward",
                 "policy_objective",
                 "_value_backward",
                 "_pretrain",
                 "_logits",
+                "_policy_view",
+                "_logprobs_and_entropy",
+                "_logprobs",
                 "_values",
                 "summary",
                 "shaped_scores",
@@ -76,7 +93,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "rlhf_cli/train/reward.py": (
         (
-            *("num_steps", "Pairs", "update", "_accumulate", "_micro_batches", "evaluate", "calibrate"),
+            *("num_steps", "Pairs", "_batch", "update", "_accumulate", "_micro_batches", "evaluate", "calibrate"),
             *("_pairs", "_scores", "_hidden", "_forward", "_over_all", "_whole"),
         ),
         TRAIN[1:],
@@ -87,10 +104,15 @@ ADVANTAGES, LOSSES, NORMALISE, SAMPLING = (
     f"rlhf_cli/algo/{name}.py" for name in ("advantages", "losses", "normalise", "sampling")
 )
 PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/tokens.py"
+PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/cache.py"
+ATTENTION = "rlhf_cli/models/cpu_attention.py"
+ONCE = "to repeat once is to copy"
+GROUPS = "torch's kernel on the CPU (2.13) serves groups of query heads by itself too"
 SAME = "outside the mask both logprobs are the rollout's, and the ratio is 1"
 DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
 OPENED = "the first row opens a group, whatever the room"
 FLAT = "the tensors have two dimensions: the last is number 1"
+FOUR = "the tensors have four dimensions: the last but one is number 2"
 # (file, mutated line) -> why no test can tell it from the original
 EQUIVALENT: dict[tuple[str, str], str] = {
     (ADVANTAGES, "advantages = torch.ones_like(values)"): "every column is written before it is read",
@@ -104,9 +126,21 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): FLAT,
     (NORMALISE, "covariance = (rows + mean).T @ (rows - mean) / len(rows)"): DEVIATIONS,
     (NORMALISE, "covariance = (rows - mean).T @ (rows + mean) / len(rows)"): DEVIATIONS,
-    (TOKENS, "room = Size(1, 0, 0)"): OPENED,
-    (TOKENS, "room = Size(0, 1, 0)"): OPENED,
-    (TOKENS, "room = Size(0, 0, 1)"): OPENED,
+    (PLAIN, "factor = self._optim.max_grad_norm / (norm + 1e-6) if self._optim.max_grad_norm else 2.0"): (
+        "min(1.0, factor) follows"
+    ),
+    **{
+        (
+            ATTENTION,
+            f"whole = (tensor.repeat_interleave(groups, dim=1) if groups {test} else tensor for tensor in (key, value))",
+        ): why
+        for test, why in ((">= 1", ONCE), ("> 0", ONCE), ("< 1", GROUPS), ("> 2", GROUPS))
+    },
+    (ATTENTION, "groups = query.shape[1] // key.shape[2]"): GROUPS,
+    (CACHE, "end = self.length + key_states.shape[2]"): FOUR,
+    (CACHE, "return like.new_empty((*like.shape[:2], self.room, like.shape[-1]))"): FOUR,
+    (TOKENS, "room = Size(1, 0)"): OPENED,
+    (TOKENS, "room = Size(0, 1)"): OPENED,
     (
         REWARD,
         "return (self.weight * preference_loss(better, self.margin, worse, self.confidence)).sum()",

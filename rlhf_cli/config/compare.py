@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "*.eval_micro_batch_size",
     "*.gradient_checkpointing",
     "*.attn_implementation",
+    "*.liger_kernel",
+    "rollout.gather",
     "*.max_skipped_updates",
 )
 _MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))

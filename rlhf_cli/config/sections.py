@@ -130,6 +130,9 @@ class DataConfig:
     empty: RowPolicy = RowPolicy.drop
     """What to do with rows whose prompt or answer is empty."""
 
+    cache: bool = True
+    """Keep token ids in `$XDG_CACHE_HOME/rlhf` (`~/.cache/rlhf`), and read them there while data and options stay."""
+
     def __post_init__(self) -> None:
         require_finite_range("data.eval_fraction", self.eval_fraction, 0.0, 0.9)
 

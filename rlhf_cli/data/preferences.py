@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Self
 
 from rlhf_cli.config.sections import PreferenceDataConfig
+from rlhf_cli.data.cache import Ids, RowCache
 from rlhf_cli.data.conversation import Message, Renderer, as_messages, is_empty, split_answers
 from rlhf_cli.data.rows import BadRow, Row, column
 from rlhf_cli.data.sources import Sides, load_sides
@@ -23,6 +24,16 @@ class Ranking:
     prompt_key: str  # equal for rows with the same prompt
     margin: float = 0.0  # by which a better score should exceed a worse one
     confidence: float = 1.0  # the probability that the order is right
+
+    def parts(self) -> tuple[list[Ids], list[Any]]:
+        """Return the ids of the prompt, then of every answer, and the other fields."""
+        ids = [self.answers[0].prompt_ids, *(answer.response_ids for answer in self.answers)]
+        return ids, [self.longer_wins, self.prompt_key, self.margin, self.confidence]
+
+    @classmethod
+    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
+        """Return the ranking that has these parts."""
+        return cls(tuple(Sequence(ids[0], response_ids) for response_ids in ids[1:]), *rest)
 
     @property
     def num_tokens(self) -> int:
@@ -59,7 +70,7 @@ def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int
             raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
         return ranking
 
-    return load_sides(config, seed, _wanted_columns(config), convert)
+    return load_sides(config, seed, _wanted_columns(config), convert, RowCache(config, renderer, Ranking))
 
 
 def _wanted_columns(config: PreferenceDataConfig) -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any, Self
 
 from rlhf_cli.config.sections import PromptDataConfig
+from rlhf_cli.data.cache import Ids, RowCache
 from rlhf_cli.data.conversation import Renderer, as_messages, is_empty
 from rlhf_cli.data.rows import BadRow, Row, column
 from rlhf_cli.data.sources import Sides, load_sides
@@ -16,6 +18,16 @@ class Prompt:
     text: str  # the last message, for people
     ids: tuple[int, ...]
     prompt_key: str  # equal for rows with the same prompt
+
+    def parts(self) -> tuple[list[Ids], list[Any]]:
+        """Return its ids, and the other fields."""
+        return [self.ids], [self.text, self.prompt_key]
+
+    @classmethod
+    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
+        """Return the prompt that has these parts."""
+        text, prompt_key = rest
+        return cls(text, ids[0], prompt_key)
 
 
 def load_prompts(config: PromptDataConfig, renderer: Renderer, seed: int) -> Sides[Prompt]:
@@ -31,4 +43,5 @@ def load_prompts(config: PromptDataConfig, renderer: Renderer, seed: int) -> Sid
             raise BadRow(config.prompt_column, "too long", config.too_long, "data.too_long")
         return Prompt(messages[-1]["content"], ids, json.dumps(messages))
 
-    return load_sides(config, seed, {config.prompt_column: "data.prompt_column"}, convert)
+    wanted = {config.prompt_column: "data.prompt_column"}
+    return load_sides(config, seed, wanted, convert, RowCache(config, renderer, Prompt))

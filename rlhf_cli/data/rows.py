@@ -54,10 +54,11 @@ class Rejected:
             lines.append(f"  … and {num - NUM_SHOWN} more; {num} bad rows of {num_rows}")
         raise InputError("\n".join(lines))
 
-    def summary(self, source: str, kept: int) -> str:
-        """One line: `pairs.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal)`."""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
-        return f"{source}: {kept} rows kept, {self.dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
+
+def summary(source: str, kept: int, dropped: dict[str, int]) -> str:
+    """One line: `pairs.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal)`; dropped: reason -> rows."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    return f"{source}: {kept} rows kept, {sum(dropped.values())} dropped{f' ({reasons})' if reasons else ''}"
 
 
 def column(row: Row, name: str) -> Any:

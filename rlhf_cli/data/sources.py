@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,8 +15,10 @@ import datasets
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import DataConfig
+from rlhf_cli.data.cache import Loaded, RowCache, Storable
 from rlhf_cli.data.json_rows import read_json, read_jsonl
-from rlhf_cli.data.rows import NUM_SHOWN, BadRow, Rejected, Row, check_columns
+from rlhf_cli.data.rows import NUM_SHOWN, BadRow, Rejected, Row, check_columns, summary
+from rlhf_cli.engine.files import sha256
 from rlhf_cli.report.text import one_line
 
 _LOADERS = {".csv": "csv", ".parquet": "parquet"}
@@ -68,6 +72,26 @@ def _dataset(source: str, split: str) -> Any:
     return datasets.load_dataset(source, split=split)
 
 
+def _content(source: str, split: str) -> str | None:
+    """Return what changes with the rows of a source: a SHA-256 of a file or of a folder's files, or the fingerprint of
+    a Hub id; None where it cannot be read, as load_rows will say.
+
+    A saved folder has a fingerprint too, but the same one where a function was mapped anew and gave other rows.
+    """
+    path = Path(source)
+    try:
+        if path.is_file():
+            return f"{split} {path.suffix} {sha256(path)}"
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            listed = "".join(f"{sha256(file)} {file.relative_to(path)}\n" for file in files)
+            return f"{split} {hashlib.sha256(listed.encode()).hexdigest()}"
+        datasets.disable_progress_bars()
+        return f"{split} {_dataset(source, split)._fingerprint}"
+    except Exception:  # of as many kinds as in load_rows
+        return None
+
+
 def _reason(error: BaseException, source: str) -> str:
     if isinstance(error, UnicodeDecodeError) and source.endswith(".csv"):
         with Path(source).open("rb") as file:
@@ -100,7 +124,7 @@ def split_by_prompt(prompts: list[str], fraction: float, seed: int) -> tuple[lis
     return sides
 
 
-class HasPrompt(Protocol):
+class HasPrompt(Storable, Protocol):
     """An example that knows which prompt it belongs to."""
 
     @property
@@ -121,32 +145,54 @@ class Sides(Generic[Example]):
 
 
 def load_sides(
-    config: DataConfig, seed: int, wanted: dict[str, str], convert: Callable[[Row], Example]
+    config: DataConfig,
+    seed: int,
+    wanted: dict[str, str],
+    convert: Callable[[Row], Example],
+    cache: RowCache[Example],
 ) -> Sides[Example]:
     """Load `data.train`, and hold out `data.eval` or, where it is unset, a share of the prompts of `data.train`.
 
     wanted: the columns that every row must have, each with the option that names it.
-    convert: makes an example of a row, or raises BadRow.
+    convert: makes an example of a row, or raises BadRow; what it makes is taken from the cache where it is there.
     Raises InputError where rows are bad (the first 20, all counted) or nothing is left to train on.
     """
-    train, notes = _examples(config.train, config.train_split, "data.train", wanted, convert)
+    train, notes = _examples(config.train, config.train_split, "data.train", wanted, convert, cache)
     if config.eval is None:
         kept, held_out = split_by_prompt([example.prompt_key for example in train], config.eval_fraction, seed)
         held, train = [train[index] for index in held_out], [train[index] for index in kept]
         notes = [*notes, f"held out: {len(held)} of them ({config.eval_fraction:g} of the prompts)"]
     else:
-        held, more = _examples(config.eval, config.eval_split, "data.eval", wanted, convert)
+        held, more = _examples(config.eval, config.eval_split, "data.eval", wanted, convert, cache)
         notes = [*notes, *more]
     if not train:
         raise InputError(f"nothing is left to train on: {'; '.join(notes)}")
-    return Sides(train, held, notes)
+    return Sides(train, held, [*notes, *cache.notes])
 
 
 def _examples(
-    path: str, split: str, key: str, wanted: dict[str, str], convert: Callable[[Row], Example]
+    path: str,
+    split: str,
+    option: str,
+    wanted: dict[str, str],
+    convert: Callable[[Row], Example],
+    cache: RowCache[Example],
 ) -> tuple[list[Example], list[str]]:
-    rows = load_rows(path, split, key)
-    check_columns([row for _, row in rows if not isinstance(row, BadRow)], wanted, f"{key}={path}")
+    source = resolve_path(path, option)
+    content = partial(_content, source, split)
+    key = cache.key(content)
+    loaded = cache.read(key)
+    if loaded is None:
+        loaded = _converted(load_rows(path, split, option), f"{option}={path}", wanted, convert)
+        if key is not None and key == cache.key(content):  # nobody has changed it while it was read
+            cache.write(key, loaded)
+    return loaded.examples, [summary(path, len(loaded.examples), loaded.dropped)]
+
+
+def _converted(
+    rows: list[tuple[str, Row | BadRow]], source: str, wanted: dict[str, str], convert: Callable[[Row], Example]
+) -> Loaded[Example]:
+    check_columns([row for _, row in rows if not isinstance(row, BadRow)], wanted, source)
     rejected, examples = Rejected(), []
     for place, row in rows:
         try:
@@ -155,5 +201,5 @@ def _examples(
             examples.append(convert(row))
         except BadRow as bad:
             rejected.add(place, bad)
-    rejected.raise_if_refused(f"{key}={path}", len(rows))
-    return examples, [rejected.summary(path, len(examples))]
+    rejected.raise_if_refused(source, len(rows))
+    return Loaded(examples, dict(rejected.dropped))

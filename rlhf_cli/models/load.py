@@ -228,7 +228,8 @@ def _prepared(
     check_token_ids(model.config.to_dict(), rows, key)
     model.exported_config = copy.deepcopy(model.config)  # with the dropout rates it came with
     _switch_dropout_off(model)
-    use_on_cpu(model)
+    if config.attn_implementation is None:
+        use_on_cpu(model)
     if config.liger_kernel:
         _use_liger(model, key)
     if config.gradient_checkpointing:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,6 +32,8 @@ from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
 from rlhf_cli.train.ppo import Models, Sizes
 
+Loaded = TypeVar("Loaded")
+
 
 @dataclass(frozen=True)
 class PPOParts:
@@ -53,7 +57,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     reward_tokenizer = load_tokenizer(config.reward_model, "reward_model")
     _check_same_tokenizer(tokenizer, reward_tokenizer)
     renderer = Renderer(tokenizer, config.data)
-    prompts = load_prompts(config.data, renderer, config.run.seed)
+    prompts = load_once(lambda: load_prompts(config.data, renderer, config.run.seed))
     texts = [] if config.pretrain.path is None else load_texts(config.pretrain, tokenizer)
     for note in prompts.notes:
         report.say(note)
@@ -71,6 +75,17 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
     return PPOParts(tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends, sizes)
+
+
+def load_once(load: Callable[[], Loaded]) -> Loaded:
+    """Load on rank 0, and send the others what it gave: they tokenise nothing. Where rank 0 fails, all raise its error.
+
+    Items are pickled: own objects only.
+    """
+    if distributed.world_size() == 1:
+        return load()
+    first = distributed.together(lambda: load() if distributed.rank() == 0 else None)
+    return cast(Loaded, distributed.broadcast(first))
 
 
 def _models(

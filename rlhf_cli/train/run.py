@@ -54,7 +54,7 @@ from rlhf_cli.report.run_dir import SUMMARY, RunDir, run_folder
 from rlhf_cli.report.status import State, read_status, write_status
 from rlhf_cli.train.answers import AnswerBook, compare
 from rlhf_cli.train.boundary import Boundary
-from rlhf_cli.train.build import PPOParts, build_ppo, pad_id
+from rlhf_cli.train.build import PPOParts, build_ppo, load_once, pad_id
 from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
 from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
 from rlhf_cli.train.guards import Guards
@@ -219,7 +219,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     """Train, evaluate, normalise and export a reward model."""
     resumed = start.checkpoint(config.run)
     tokenizer = load_tokenizer(config.model, "model")
-    data = load_preferences(config.data, Renderer(tokenizer, config.data), config.run.seed)
+    data = load_once(lambda: load_preferences(config.data, Renderer(tokenizer, config.data), config.run.seed))
     steps, report = num_steps(config, len(data.train)), start.report
     for note in data.notes:
         report.say(note)

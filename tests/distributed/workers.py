@@ -62,6 +62,7 @@ RATES = (0.01, 0.0055, 0.001)  # in a straight line to a tenth
 TOKENIZER = byte_tokenizer()
 ENDS = EndTokens(frozenset({TOKENIZER.eos_token_id}), 0)
 CPU = torch.device("cpu")
+LINEAR = torch.nn.functional.linear  # as it is before DeepSpeed puts its own in its place
 SEQUENCES = [Sequence(tuple(range(3, 3 + 2 * n)), tuple(range(40, 41 + 3 * n))) for n in range(1, 9)]  # uneven lengths
 
 
@@ -160,7 +161,7 @@ def put_in_place(engine: ZeroTrain | ZeroFrozen) -> tuple[object, ...]:
 
 
 def gathering(_: Path) -> None:
-    """Whole weights give the bits that layers do, in any number of passes a rank; all comes back, also after a failure."""
+    """Whole weights give the bits that layers give, in any number of passes; all comes back, after a failure too."""
     model = load_sequence_classifier(tiny_config("llama"), "model", TOKENIZER, 0, new_head=True)
     train = ZeroTrain(policy(), torch.float32, OPTIM, NUM_UPDATES, ZERO3)
     scorer = ZeroFrozen(TokenScorer(model), torch.float32, ZERO3)
@@ -178,12 +179,13 @@ def check_gathering(engine: ZeroTrain | ZeroFrozen, read: Callable[[], torch.Ten
     sharded = read()
     before = put_in_place(engine), shards(engine), engine.fingerprint()
     assert before[0][4] > 0
+    assert before[0][6] is not LINEAR
     for fails in (False, True):
         try:
             with engine.gathered() as module:
                 assert module is engine.module
                 assert held_elements(engine) == num_weights
-                assert put_in_place(engine)[4:] == (0, 0, torch.nn.functional.linear)
+                assert put_in_place(engine)[4:] == (0, 0, LINEAR), put_in_place(engine)
                 assert put_in_place(engine)[:4] < before[0][:4]
                 for _ in range(1 + 2 * distributed.rank()):
                     assert torch.equal(read(), sharded)

@@ -1,4 +1,4 @@
-"""Toy tasks with a known optimum, and the real trainers on them, around tiny random models in the engines of one rank."""
+"""Toy tasks with a known optimum, and the real trainers on them, around tiny random models in one rank's engines."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ from torch.testing import assert_close
 from rlhf_cli.algo import logprobs
 from rlhf_cli.algo.logprobs import token_logprobs, token_logprobs_and_entropy
 
+LOG3 = math.log(3)
+
 
 def test_logprobs_by_hand_at_two_temperatures():
     """Logits log 1, log 3: probabilities 1/4, 3/4; at temperature 0.5 they are squared: 1/10, 9/10."""
@@ -81,6 +83,13 @@ def test_the_logits_keep_every_bit(dtype):
     assert torch.equal(leaf, logits)
     (outputs[0].sum() + outputs[1].sum()).backward()
     assert torch.equal(leaf, logits)
+
+
+def test_a_token_that_the_model_rules_out_leaves_the_gradient_of_logprobs_finite():
+    """Its logit is -inf, and so is its log p: only in the entropy's gradient that would count."""
+    logits = torch.tensor([[-torch.inf, 0.0, LOG3]], requires_grad=True)
+    token_logprobs(logits, torch.tensor([2]), 1.0).sum().backward()
+    assert_close(logits.grad, torch.tensor([[0.0, -0.25, 0.25]]), atol=1e-6, rtol=0)
 
 
 def test_two_backward_passes_through_one_result_add_up():

@@ -54,6 +54,8 @@ def test_shares_in_order_and_padding_to_the_ranks(monkeypatch):
     assert distributed.share([1, 2, 3, 4]) == [3, 4]
     assert distributed.pad_to_ranks([1, 2, 3]) == [1, 2, 3, 1]
     assert distributed.pad_to_ranks([1, 2]) == [1, 2]
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    assert distributed.pad_to_ranks([1, 2, 3, 4]) == [1, 2, 3, 4, 1, 1]
 
 
 def test_parts_are_evened_with_the_first_for_company(monkeypatch):

@@ -95,6 +95,10 @@ def test_updates_are_those_of_torchs_adamw_with_its_clipping(limit):
         assert_close(result.learning_rate, rate, rtol=1e-6, atol=0)
         assert not result.skipped
     assert_close(weights(engine), dict(model.named_parameters()), rtol=1e-6, atol=1e-7)
+    for (name, parameter), theirs in zip(engine.module.named_parameters(), model.parameters(), strict=True):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            expected = adam.state[theirs][moment].flatten()
+            assert_close(engine._moment(parameter, moment), expected, rtol=1e-5, atol=1e-9, msg=f"{name} {moment}")
     assert_close(engine.module.idle.detach(), torch.tensor([1.0, -2.0]) * math.prod(1 - 0.1 * rate for rate in RATES))
     assert not engine._moment(engine.module.idle, "exp_avg").any()
     assert all(parameter.grad is None for parameter in engine.module.parameters())
@@ -118,6 +122,14 @@ class OneWeight(nn.Module):
 
     def forward(self, factor):
         return (self.w * factor).sum()
+
+
+def test_clipping_by_hand():
+    """A gradient of 1e-6 with a limit of 1e-6: the norm is taken to be 1e-6 larger, so that half of it is left."""
+    engine = PlainTrain(OneWeight(torch.float32), replace(OPTIM, max_grad_norm=1e-6), 5)
+    engine.backward(engine(1e-6))
+    engine.step(0)
+    assert_close(engine._moment(engine.module.w, "exp_avg").item(), 0.1 * 0.5e-6, rtol=1e-4, atol=0)
 
 
 def test_bfloat16_gradients_add_up_in_float32():

@@ -10,7 +10,7 @@ from transformers.integrations import sdpa_attention
 
 from rlhf_cli.models import cpu_attention
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.models.cpu_attention import NAME, CausalAttention, attention, use_on_cpu
+from rlhf_cli.models.cpu_attention import NAME, CausalAttention, attention, one_token, use_on_cpu
 from rlhf_cli.models.export import export
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
@@ -94,15 +94,34 @@ class Layer(torch.nn.Module):
         self.is_causal = is_causal
 
 
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_the_newest_token_looks_at_all_before_it_but_what_is_masked(heads, dtype, tolerance):
+    """Of the second row two places are padding."""
+    (query, key, value), _ = tensors(heads, dtype)
+    whole = by_hand(query.double(), key.double(), value.double(), SCALE)[:, :, -1:]
+    cut = by_hand(*(one[1:, :, 2:].double() for one in (query, key, value)), SCALE)[:, :, -1:]
+    newest = query[:, :, -1:]
+    plain = one_token(newest, key, value, None, SCALE)
+    assert plain.dtype is dtype
+    assert_close(plain.double(), whole, atol=tolerance, rtol=tolerance)
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    mask[1, :, :, :2] = False
+    masked = one_token(newest, key, value, mask, SCALE)
+    assert_close(masked.double(), torch.cat([whole[:1], cut]), atol=tolerance, rtol=tolerance)
+
+
 @pytest.fixture
 def asked(monkeypatch):
-    """Who computed: own or torch."""
+    """Who computed: what trains here, what reads one token, or torch."""
     calls = []
-    own, theirs = CausalAttention.apply, sdpa_attention.sdpa_attention_forward
-    monkeypatch.setattr(CausalAttention, "apply", lambda *args: (calls.append("own"), own(*args))[1])
-    monkeypatch.setattr(
-        cpu_attention, "sdpa_attention_forward", lambda *args, **more: (calls.append("torch"), theirs(*args, **more))[1]
-    )
+
+    def noted(name, function):
+        return lambda *args, **more: (calls.append(name), function(*args, **more))[1]
+
+    monkeypatch.setattr(CausalAttention, "apply", noted("training", CausalAttention.apply))
+    monkeypatch.setattr(cpu_attention, "one_token", noted("one token", one_token))
+    monkeypatch.setattr(cpu_attention, "sdpa_attention_forward", noted("torch", sdpa_attention.sdpa_attention_forward))
     return calls
 
 
@@ -115,25 +134,54 @@ def test_what_may_have_a_backward_pass_is_computed_here(asked):
         assert_close(output, by_hand(*inputs, 5**-0.5).transpose(1, 2), atol=1e-5, rtol=0)  # [B, L, H, d]
     output, _ = attention(Layer(), *inputs, None, scaling=SCALE)
     assert_close(output, by_hand(*inputs, SCALE).transpose(1, 2), atol=1e-5, rtol=0)
-    assert asked == ["own"] * 4
+    pair = [one[:, :, :2] for one in inputs]
+    output, _ = attention(torch.nn.Module(), *pair, None)  # causal unless it says otherwise
+    assert_close(output, by_hand(*pair, 5**-0.5).transpose(1, 2), atol=1e-5, rtol=0)
+    assert asked == ["training"] * 5
 
 
-def test_all_else_is_left_to_torch(asked):
-    """A mask, dropout, one query token, keys of earlier tokens, no gradient, a layer that looks ahead."""
+def test_one_token_without_gradient_is_computed_here(asked):
+    """Its output is [B, 1, H, d]; a mask says which places it sees."""
+    inputs, _ = tensors("gqa")
+    query, key, value = (one.detach() for one in inputs)
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    for given, options, scale in (
+        (None, {}, 5**-0.5),
+        (mask, {"scaling": SCALE}, SCALE),
+        (mask, {"dropout": 0.0}, None),
+    ):
+        output, weights = attention(Layer(), query[:, :, -1:], key, value, given, **options)
+        assert weights is None
+        expected = by_hand(query, key, value, scale or 5**-0.5)[:, :, -1:]
+        assert_close(output, expected.transpose(1, 2), atol=1e-5, rtol=0)
+    assert asked == ["one token"] * 3
+
+
+def test_all_else_is_left_to_torch(asked, monkeypatch):
+    """A mask in training, dropout, one token to train on, keys of earlier tokens, no gradient, a look ahead, length."""
     (query, key, value), _ = tensors("gqa")
     mask = torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()
+    causal = by_hand(query, key, value, 5**-0.5).transpose(1, 2)
     masked, _ = attention(Layer(), query, key, value, mask)
-    assert_close(masked, by_hand(query, key, value, 5**-0.5).transpose(1, 2), atol=1e-5, rtol=0)
+    assert_close(masked, causal, atol=1e-5, rtol=0)
     attention(Layer(), query, key, value, None, dropout=0.5)
     attention(Layer(), query[:, :, :1], key[:, :, :1], value[:, :, :1], None)
     attention(Layer(), query[:, :, -1:], key, value, None)
     attention(Layer(), query[:, :, -2:], key, value, None)
-    attention(Layer(), query.detach(), key.detach(), value.detach(), None)
-    with torch.no_grad():
-        attention(Layer(), query.clone(), key, value, None)
     attention(Layer(is_causal=False), query, key, value, None)
     attention(Layer(), query, key, value, None, is_causal=False)
-    assert asked == ["torch"] * 9
+    attention(Layer(is_causal=False), query.detach(), key.detach(), value.detach(), None)
+    assert asked == ["torch"] * 8
+    with torch.no_grad():
+        frozen, _ = attention(Layer(), query.detach(), key, value, None)
+        assert_close(frozen, causal, atol=1e-5, rtol=0)
+        numbers = torch.zeros(2, 1, 1, 7)  # to be added to the scores, as some models have it
+        attention(Layer(), query[:, :, -1:].detach(), key, value, numbers)
+        attention(Layer(), query[:, :, -1:].detach(), key, value, None, dropout=0.5)
+    monkeypatch.setattr(cpu_attention, "_LONGEST", 6)
+    long, _ = attention(Layer(), query, key, value, None)
+    assert_close(long, causal, atol=1e-5, rtol=0)
+    assert asked == ["torch"] * 12
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -146,7 +194,7 @@ def test_a_model_has_the_gradients_of_eager_attention(architecture, asked):
     for one in (model, eager):
         logits = one(ids, use_cache=False).logits
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    assert asked == ["own"] * 2  # two layers
+    assert asked == ["training"] * 2  # two layers
     for (name, parameter), other in zip(model.named_parameters(), eager.parameters(), strict=True):
         assert_close(parameter.grad, other.grad, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -73,6 +73,16 @@ def test_response_logits_are_those_of_the_plain_model_row_after_row(policy):
 
 
 @torch.no_grad()
+def test_no_keys_and_values_are_kept(policy, scorer):
+    outputs, batch = [], collate([LONG, SHORT], 0, CPU)
+    for module in (policy, scorer):
+        module.model.base_model.register_forward_hook(lambda _, __, output: outputs.append(output))
+    logits_of(policy, batch)
+    scorer(batch.input_ids)
+    assert [output.past_key_values for output in outputs] == [None, None]
+
+
+@torch.no_grad()
 def test_a_forward_pass_that_fails_leaves_the_head_as_it_was(policy):
     batch = collate([SHORT], 0, CPU)
     whole = policy.model(batch.input_ids).logits

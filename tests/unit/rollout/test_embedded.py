@@ -12,6 +12,7 @@ from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.tokens import EndTokens, Sequence, collate
 from rlhf_cli.engine import distributed
+from rlhf_cli.models import cpu_attention
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load import load_causal_lm
@@ -126,6 +127,15 @@ def test_each_prompt_is_read_once_and_then_token_by_token():
     made = sampler(end_ids=NEVER)
     made.sample(PROMPTS, KEYS)
     assert made.policy.shapes == [(6, 20)] + [(6, 1)] * 19  # the last token is drawn and never read
+
+
+@pytest.mark.parametrize("prompts", [[(5, 6), (7, 8)], [(5, 6), (7,)]])
+def test_a_cpu_reads_new_tokens_by_matrix_products(prompts, monkeypatch):
+    """Two layers and two steps after the prompts, padded or not."""
+    calls, one_token = [], cpu_attention.one_token
+    monkeypatch.setattr(cpu_attention, "one_token", lambda *args: (calls.append(1), one_token(*args))[1])
+    sampler(end_ids=NEVER, max_new_tokens=3).sample(prompts, ["a", "b"])
+    assert len(calls) == 4
 
 
 def test_prompts_of_one_length_need_no_mask():

@@ -1,0 +1,195 @@
+"""What each fast path of a PPO step gives: a phase with it and without it, in turn, in one process.
+
+usage: python scripts/bench_ablation.py --model DIR [--rows 16] [--new-tokens 48] [--rounds 5] [--threads N]
+
+--model: a folder of a causal language model with a chat template; all four models start from it (a fresh head for the
+two that score). The prompts are those of the packaged demo. Printed: for each fast path the median seconds of its phase
+with it and without it, and their ratio; differences of a few per cent are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
+
+from rlhf_cli.config.load import load
+from rlhf_cli.config.schema import TrainPPOConfig
+from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.engine import choose, distributed
+from rlhf_cli.models import cpu_attention
+from rlhf_cli.models.heads import ResponseLM
+from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.rollout import embedded
+from rlhf_cli.train import ppo
+from rlhf_cli.train.build import build_ppo
+from rlhf_cli.train.ppo import PPOData, PPOTrainer
+from rlhf_cli.train.run import keep_freed_memory, quieten_libraries
+
+Without = Callable[[], AbstractContextManager[Any]]
+
+
+def trainer_of(options: argparse.Namespace, reward_model: Path, shards: bool) -> PPOTrainer:
+    """Build the trainer of a run, with plain engines or with DeepSpeed's on one rank."""
+    words = [
+        f"model.path={options.model}",
+        f"reward_model.path={reward_model}",
+        "data=demo_prompts",
+        "run.name=ablation",
+        f"ppo.batch_size={options.rows}",
+        f"ppo.minibatch_size={options.rows}",
+        "ppo.num_epochs=1",
+        f"ppo.micro_batch_tokens={options.micro_tokens}",
+        f"rollout.max_new_tokens={options.new_tokens}",
+        f"rollout.micro_batch_size={options.rows}",
+        "optim.learning_rate=1e-9",  # every round sees the same policy
+        "value_optim.learning_rate=1e-9",
+    ]
+    config = load("train-ppo", words)
+    assert isinstance(config, TrainPPOConfig)
+    report = Reporter(speaks=False)
+    with mock.patch.object(choose, "shards", return_value=shards):
+        built = build_ppo(config, report)
+    unused: Any = None
+    data = PPOData(built.prompts.train, built.texts)
+    return PPOTrainer(config, built.engines, built.sampler, built.ends, data, unused, report)
+
+
+def median_pair(action: Callable[[], object], without: Without, rounds: int) -> tuple[float, float]:
+    """Return the median seconds of an action as it is, and inside `without()`, taken in turn."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for side, around in enumerate((nullcontext, without)):
+            with around():
+                start = time.perf_counter()
+                action()
+                if number:  # the first round warms up
+                    seconds[side].append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+@contextmanager
+def all_logits() -> Iterator[None]:
+    """Let the head read every place of a batch, and pick those of the responses afterwards."""
+
+    def forward(self: ResponseLM, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        return logits[rows, columns]
+
+    with mock.patch.object(ResponseLM, "forward", forward):
+        yield
+
+
+@contextmanager
+def torch_attention(trainer: PPOTrainer) -> Iterator[None]:
+    """Let all models use torch's attention alone."""
+    models = trainer.models
+    modules = [one.module.model for one in (models.policy, models.value_model, models.reference)]
+    for model in modules:
+        model.set_attn_implementation("sdpa")  # type: ignore[operator, union-attr]
+    try:
+        yield
+    finally:
+        for model in modules:
+            model.set_attn_implementation(cpu_attention.NAME)  # type: ignore[operator, union-attr]
+
+
+def early_ends(trainer: PPOTrainer, options: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Make about half of all tokens end a response, so that rows end early, at different steps."""
+    size = trainer.models.policy.module.model.config.vocab_size  # type: ignore[union-attr]
+    common = range(0, size, max(2, options.new_tokens // 4))
+    return mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(common), trainer.ends.pad_id))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--micro-tokens", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    quieten_libraries()
+    keep_freed_memory()
+    distributed.initialise(3600)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        head = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=torch.bfloat16)
+        head.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(options.model).save_pretrained(folder)
+        del head
+        measure(options, Path(folder))
+    distributed.shut_down()
+
+
+def measure(options: argparse.Namespace, reward_model: Path) -> None:
+    """Measure and print everything."""
+    trainer = trainer_of(options, reward_model, shards=False)
+    with mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(), trainer.ends.pad_id)):
+        sequences = trainer.collect()
+    rollout = trainer.score(sequences)
+    print(f"{options.rows} prompts, {options.new_tokens} new tokens, {torch.get_num_threads()} threads, bfloat16")
+    print(f"{'fast path':52} {'phase':8} {'with':>7} {'without':>8} {'ratio':>6}")
+
+    def show(name: str, phase: str, action: Callable[[], object], without: Without) -> None:
+        fast, slow = median_pair(action, without, options.rounds)
+        print(f"{name:52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}", flush=True)
+
+    def patched(owner: Any, name: str, value: Any) -> Without:
+        return lambda: mock.patch.object(owner, name, value)
+
+    def collect_all() -> list[Sequence]:
+        with mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(), trainer.ends.pad_id)):
+            return trainer.collect()
+
+    def collect_early() -> list[Sequence]:
+        with early_ends(trainer, options):
+            return trainer.collect()
+
+    plain = lambda model, room: DynamicCache(config=model.config)  # noqa: E731
+    show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "roomy_cache", plain))
+    show("attention of one token by matrix products", "rollout", collect_all, lambda: torch_attention(trainer))
+    stay = patched(embedded, "_WORTH_DROPPING", 2)
+    show("rows that have ended leave (they end early)", "rollout", collect_early, stay)
+    show("logits of response tokens alone", "score", lambda: trainer.score(sequences), all_logits)
+    own = lambda: torch_attention(trainer)  # noqa: E731
+    show("backward pass of attention by matrix products", "update", lambda: trainer.learn(rollout), own)
+    by_row = patched(ppo, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
+    show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), by_row)
+    against_sharded(trainer, trainer_of(options, reward_model, shards=True), sequences, options.rounds)
+
+
+def against_sharded(trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[Sequence], rounds: int) -> None:
+    """Compare the plain engines with DeepSpeed's on this one rank, in turn."""
+    rollout = trainer.score(sequences)
+    for phase, actions in (
+        ("score", [lambda one=one: one.score(sequences) for one in (trainer, sharded)]),
+        ("update", [lambda one=one: one.learn(rollout) for one in (trainer, sharded)]),
+    ):
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for number in range(rounds + 1):
+            for side, action in enumerate(actions):
+                start = time.perf_counter()
+                action()
+                if number:
+                    seconds[side].append(time.perf_counter() - start)
+        fast, slow = map(statistics.median, seconds)
+        print(f"{'plain PyTorch on one rank, not ZeRO-3':52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
