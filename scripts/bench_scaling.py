@@ -384,10 +384,11 @@ class TimedWork:
 def counted_ranks(folder: Path, num_ranks: int, args: Sequence[str]) -> int:
     """Run so many counted ranks; return the exit code of the first one that fails, after which none is left, or 0."""
     from rlhf_cli.engine.ports import free_port
+    from rlhf_cli.engine.process import SUPERVISED
 
     words = [sys.executable, __file__, COUNTED, str(folder), str(num_ranks), *args]
     shared = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1"}
-    shared["MASTER_PORT"] = str(free_port())
+    shared |= {"MASTER_PORT": str(free_port()), SUPERVISED: str(os.getpid())}  # they end with this process
     ranks = []
     for number in map(str, range(num_ranks)):
         environment = {**os.environ, **shared, "RANK": number, "LOCAL_RANK": number}
@@ -884,7 +885,8 @@ def volume(
     print(
         f"\nranks: {point.ranks}; micro-batches of the update: {num_micro}; {inside:.2f} of {step:.2f} s in collectives"
     )
-    print(volume_table(rows))
+    if point.ranks > 1:
+        print(volume_table(rows))
     return rows
 
 

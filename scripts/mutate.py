@@ -106,6 +106,7 @@ ADVANTAGES, LOSSES, NORMALISE, SAMPLING = (
 PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/tokens.py"
 PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/cache.py"
 ATTENTION = "rlhf_cli/models/cpu_attention.py"
+REPEATED = "whole = (tensor.repeat_interleave(groups, dim=1) if groups {} else tensor for tensor in (key, value))"
 ONCE = "to repeat once is to copy"
 GROUPS = "torch's kernel on the CPU (2.13) serves groups of query heads by itself too"
 SAME = "outside the mask both logprobs are the rollout's, and the ratio is 1"
@@ -130,13 +131,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "min(1.0, factor) follows"
     ),
     **{
-        (
-            ATTENTION,
-            f"whole = (tensor.repeat_interleave(groups, dim=1) if groups {test} else tensor for tensor in (key, value))",
-        ): why
+        (ATTENTION, REPEATED.format(test)): why
         for test, why in ((">= 1", ONCE), ("> 0", ONCE), ("< 1", GROUPS), ("> 2", GROUPS))
     },
     (ATTENTION, "groups = query.shape[1] // key.shape[2]"): GROUPS,
+    ("rlhf_cli/rollout/embedded.py", "logits: Tensor = output.logits[:, -0]"): "there is one place",
     (CACHE, "end = self.length + key_states.shape[2]"): FOUR,
     (CACHE, "return like.new_empty((*like.shape[:2], self.room, like.shape[-1]))"): FOUR,
     (TOKENS, "room = Size(1, 0)"): OPENED,

@@ -51,3 +51,7 @@ def test_the_trainers_agree_with_the_oracle(on_ranks, num_ranks):
 
 def test_bfloat16_keeps_float32_masters(on_ranks):
     on_ranks("bfloat16")
+
+
+def test_bfloat16_states_go_on_bit_for_bit(on_ranks):
+    on_ranks("bfloat16_states")

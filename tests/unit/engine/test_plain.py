@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rlhf_cli.config.errors import CheckpointError, NonFiniteError
-from rlhf_cli.config.sections import OptimConfig, Schedule
+from rlhf_cli.config.sections import DType, OptimConfig, Schedule
 from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -156,6 +156,24 @@ def test_bfloat16_keeps_float32_weights():
     assert engine.module.w.dtype is engine.full_state_dict()["w"].dtype is torch.bfloat16
 
 
+def test_bfloat16_states_round_small_updates_away():
+    """The same steps, with the weight its own master: 1 - 1e-5 is 1. Steps of 0.01 are not lost."""
+    for rate, reaches in ((1e-5, 1.0), (0.01, 0.98)):
+        optim = OptimConfig(
+            learning_rate=rate, schedule=Schedule.constant, warmup_ratio=0.0, state_dtype=DType.bfloat16
+        )
+        engine = PlainTrain(OneWeight(torch.bfloat16), optim, 100, ema_decay=0.5)
+        for update in range(2):
+            engine.backward(engine(1.0))
+            engine.step(update)
+        assert_close(engine.module.w.item(), reaches, rtol=0, atol=2**-8)
+        held = engine._master(engine.module.w), engine._moment(engine.module.w, "exp_avg")
+        assert [tensor.dtype for tensor in held] == [torch.bfloat16] * 2
+        assert held[0].data_ptr() == engine.module.w.data_ptr()
+        assert engine._ema["w"].dtype is torch.float32
+        assert engine.state_bytes == 3 * 2 + 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_update_that_is_not_finite_is_skipped_and_leaves_everything_alone(bad, dtype):
@@ -199,19 +217,27 @@ def test_so_many_skipped_updates_in_a_row_stop_the_run(limit):
     assert_same_bits(before, weights(engine))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "states"),
+    [
+        (torch.float32, DType.float32),
+        (torch.bfloat16, DType.float32),
+        (torch.bfloat16, DType.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("ema_decay", [None, 0.7])
 @pytest.mark.parametrize("done", [0, 2])
-def test_what_is_saved_goes_on_bit_for_bit(done, ema_decay, dtype, tmp_path):
+def test_what_is_saved_goes_on_bit_for_bit(done, ema_decay, dtype, states, tmp_path):
     """After two updates, and before the first, when AdamW has no state; into an engine that was elsewhere."""
-    engine = PlainTrain(Small(dtype), OPTIM, 5, ema_decay)
+    optim = replace(OPTIM, state_dtype=states)
+    engine = PlainTrain(Small(dtype), optim, 5, ema_decay)
     run(engine, 0, done)
     engine.save(tmp_path / "saved")
     other = Small(dtype)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.5)
-    again = PlainTrain(other, OPTIM, 5, ema_decay)
+    again = PlainTrain(other, optim, 5, ema_decay)
     run(again, 0, 1 if done else 0)
     again.load(tmp_path / "saved", num_skipped=4)
     assert again.num_skipped == 4

@@ -191,6 +191,12 @@ def test_broken_files_and_settings_are_one_line(tmp_path):
         load_tokenizer(config, "model")
 
 
+def test_kernels_for_a_gpu_are_refused_without_one():
+    config = replace(tiny_config("llama"), liger_kernel=True)
+    with pytest.raises(InputError, match=r"^model\.liger_kernel is true, and there is no NVIDIA GPU for its kernels"):
+        load_causal_lm(config, "model", byte_tokenizer(), 0)
+
+
 def test_a_missing_folder_is_one_line():
     with pytest.raises(InputError, match=r"model.path=\./nowhere: no such file or folder"):
         load_tokenizer(ModelConfig(path="./nowhere"), "model")

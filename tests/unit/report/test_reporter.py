@@ -6,7 +6,7 @@ import pytest
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.report.intervals import bootstrap_mean
-from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.report.run_dir import RunDir
 from rlhf_cli.report.text import printable
 
@@ -50,6 +50,20 @@ def test_a_step_is_one_line_with_metrics_times_and_speed(run_dir, capsys):
     assert record["time/step"] == record["time/rollout"]
     assert record["tokens_per_s"] == pytest.approx(100 / record["time/step"])
     assert capsys.readouterr().out.startswith("step 1/10  score 0.5")
+
+
+def test_what_phases_did_becomes_speed_and_share_of_the_peak(run_dir):
+    """10 s of rollout and 30 s of update, against 100 FLOP/s; without a peak there is no share."""
+    report, work = opened(run_dir, 2, ()), {"rollout": Work(500, 70), "update": Work(300, 90)}
+    for step in (1, 2):
+        report._seconds = {"rollout": 10.0, "update": 30.0}
+        report.log(step, {}, num_tokens=40, work=work)
+        report.measure_against(100.0)
+    first, second = lines(run_dir.folder / "metrics.jsonl")
+    speeds = {"perf/rollout_tokens_per_s": 7.0, "perf/update_tokens_per_s": 3.0}
+    shares = {"perf/mfu_rollout": 0.5, "perf/mfu_update": 0.1, "perf/mfu": 0.2}
+    assert {name: value for name, value in first.items() if name.startswith("perf/")} == speeds
+    assert {name: value for name, value in second.items() if name.startswith("perf/")} == pytest.approx(speeds | shares)
 
 
 def test_other_ranks_are_silent(capsys):

@@ -33,10 +33,12 @@ class Engine:
 
     def __init__(self, module):
         self.module, self.held, self.read = module, [], []
-        module.model.register_forward_pre_hook(self._note, with_kwargs=True)
+        module.model.register_forward_hook(self._note, with_kwargs=True)
 
-    def _note(self, model, _, options):
+    def _note(self, model, _, options, output):
         assert not model.training
+        assert options["use_cache"]
+        assert output.logits.shape[1] == 1  # of the last place alone
         self.read.append(options)
 
     @property
@@ -51,11 +53,13 @@ class Engine:
 
 
 def policy(architecture="llama", **extra):
-    """A model whose weights are large enough for its tokens to depend on what it has read."""
+    """A model with matrices large enough for its tokens to depend on all that it attends to."""
     model = load_causal_lm(tiny_config(architecture, **extra), "model", byte_tokenizer(), 0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for matrix in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-            matrix.mul_(8)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.5, generator=generator)
     return model
 
 
@@ -156,7 +160,7 @@ def test_rows_that_have_ended_leave_the_batch_and_nothing_is_decoded_after_the_l
 
 
 class Scripted:
-    """Stands in for draw: row b draws token 1 until its response has lengths[b] tokens, and then always 9."""
+    """Stands in for draw: token lengths[b] of row b is 9, which ends it; all others are 1."""
 
     def __init__(self, lengths):
         self.lengths, self.seen = torch.tensor(lengths), []
@@ -164,7 +168,7 @@ class Scripted:
     def __call__(self, logits, numbers, *_):
         places = (numbers // 1000).long()  # uniform numbers that say their row and step
         self.seen.append(places.tolist())
-        return torch.where((numbers % 1000).long() + 1 < self.lengths[places], 1, 9)
+        return torch.where((numbers % 1000).long() + 1 == self.lengths[places], 9, 1)
 
 
 def scripted(monkeypatch, lengths, look_every=1, **options):

@@ -21,9 +21,11 @@ from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import EndTokens, Sequence, collate
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import StepResult
+from rlhf_cli.models.size import ModelSize
+from rlhf_cli.report.reporter import Work
 from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
-from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, shaped_scores, summary
+from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, Sizes, shaped_scores, summary
 from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps
 from tests.oracle.cases import CPU, Record
 
@@ -387,6 +389,41 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     models = trainer.models
     engines = (models.policy, models.reference, models.value_model, models.reward_model.engine)
     assert all(engine.held == [gather, "given back"] for engine in engines)
+
+
+SIZES = Sizes(policy=ModelSize(10, 6, 1, 2), scorer=ModelSize(8, 0, 1, 2))
+
+
+def test_the_work_of_a_step_by_hand():
+    """Texts of 3 + 2 and 1 + 2 tokens. Policy: 2 * 10 * 8 + 2 * 6 * 4 + 2 * 2 * (25 + 9) = 344; scorer: 128 + 136.
+
+    Scoring reads with two models of each kind; an update reads once and goes back through twice as much.
+    """
+    texts = [Sequence((1, 1, 1), (2, 2)), Sequence((1,), (2, 2))]
+    assert SIZES.work(texts, num_epochs=2, trains_policy=True) == {
+        "rollout": Work(344, 4),
+        "score": Work(2 * 344 + 2 * 264, 8),
+        "update": Work(3 * 2 * (344 + 264), 2 * 8),
+    }
+    assert SIZES.work(texts, 1, trains_policy=False)["update"] == Work(3 * 264, 8)
+
+
+def test_the_policy_is_not_at_work_in_the_value_warmup(one_rank):
+    trainer = trainer_of(config_of(value_warmup_steps=1))
+    rollout = batch_of([2, 3]).rollout
+    assert trainer._work(rollout) == {}  # where nobody has measured the models
+    trainer.sizes = SIZES
+    for step, trains in ((0, False), (1, True)):
+        trainer.state = PPOState(0.1, step)
+        assert trainer._work(rollout) == SIZES.work(rollout.sequences, 2, trains)
+
+
+def test_the_work_of_a_reward_step_by_hand(one_rank):
+    """Answers of 3, 4 | 3, 4, 5 tokens: 19 in all, 75 when squared."""
+    trainer, _ = reward_trainer([PAIR, TRIPLE])
+    assert trainer._work() == {}
+    trainer.size = SIZES.scorer
+    assert trainer._work() == {"update": Work(3 * (2 * 8 * 19 + 2 * 2 * 75), 19)}
 
 
 def test_the_targets_of_some_rows_keep_their_names(one_rank):
