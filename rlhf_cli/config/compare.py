@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "*.attn_implementation",
     "*.liger_kernel",
     "rollout.gather",
+    "data.cache",
     "*.max_skipped_updates",
 )
 _MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))

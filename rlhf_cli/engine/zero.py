@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from deepspeed import initialize
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 from deepspeed.utils import (
@@ -206,9 +206,9 @@ def _without_hooks(module: nn.Module, offload: DeepSpeedZeRoOffload) -> Iterator
 
 
 def check_keys(deepspeed: dict[str, Any]) -> None:
-    """Raise InputError for a key of `deepspeed.zero_optimization` that DeepSpeed does not take."""
+    """Raise InputError for a key of `deepspeed.` that DeepSpeed does not take."""
     with _refused_keys():
-        DeepSpeedZeroConfig(**deepspeed.get("zero_optimization", {}))
+        DeepSpeedConfig(_engine_config(deepspeed, torch.float32))
 
 
 def _initialize(**options: Any) -> Any:
