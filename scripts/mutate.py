@@ -109,7 +109,6 @@ ATTENTION = "rlhf_cli/models/cpu_attention.py"
 REPEATED = "whole = (tensor.repeat_interleave(groups, dim=1) if groups {} else tensor for tensor in (key, value))"
 ONCE = "to repeat once is to copy"
 GROUPS = "torch's kernel on the CPU (2.13) serves groups of query heads by itself too"
-SAME = "outside the mask both logprobs are the rollout's, and the ratio is 1"
 DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
 OPENED = "the first row opens a group, whatever the room"
 FLAT = "the tensors have two dimensions: the last is number 1"
@@ -144,8 +143,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         REWARD,
         "return (self.weight * preference_loss(better, self.margin, worse, self.confidence)).sum()",
     ): "both are subtracted from the better score",
-    (PPO, 'sums["approx_kl"] = masked_sum(approx_kl(logprobs, part.logprobs), torch.ones_like(mask))'): SAME,
-    (PPO, 'sums["clipfrac/policy"] = masked_sum(policy_clipped(*surrogate), torch.ones_like(mask))'): SAME,
     (REWARD, "return (self.weight * centering_loss(scores[self.worse], scores[self.better])).sum()"): (
         "a squared sum of the two"
     ),

@@ -87,4 +87,5 @@ def test_the_reward_model_is_the_same_however_its_batch_is_split(objective, run_
         done = run_rlhf("train-rm", "conf=tiny", *words, timeout=120)
         assert done.returncode == 0, done.stderr
     for name in shapes[1:]:
-        assert_same_series(tmp_path / "outputs/one-pass", tmp_path / "outputs" / name)
+        # the last evaluation is of the normalised head: scores are divided by their deviation, and so is rounding
+        assert_same_series(tmp_path / "outputs/one-pass", tmp_path / "outputs" / name, rtol=5e-5)

@@ -248,10 +248,10 @@ def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
     off, the value itself 0.1, so 0.245 without gradient; 1 / 2; 4 / 2. Gradients: V - R by 10 tokens.
     """
     values = torch.tensor([[1.0, 1.0, JUNK], [3.0, JUNK, JUNK]], requires_grad=True)
-    old = torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+    old = torch.tensor([[0.0, 1.0], [3.0, JUNK]])
     trainer = trainer_of(config_of(), value_model=Engine((values, None)))
     tokens, zero = trainer._collate([sequence(2), sequence(1)]), torch.zeros(2, 2)
-    returns = torch.tensor([[0.9, 2.0], [1.0, JUNK - 1]])
+    returns = torch.tensor([[0.9, 2.0], [1.0, -JUNK]])
     part = PPOTargets(tokens.response_mask, zero, zero, old, zero, returns)
     sums = trainer._value_backward(part, tokens, num_tokens=10)
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(
@@ -358,7 +358,7 @@ class ByLength(Engine):
 
 
 @pytest.mark.parametrize("gather", [True, False])
-def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_rank):
+def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_rank, monkeypatch):
     """Each row's logits, values and score are those of its own sequence, though the longer ones are scored apart.
 
     Each model is held once, one after the other.
@@ -372,7 +372,10 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
         engine=ByLength(), score=lambda part: torch.tensor([10.0 + len(one) for one in part])
     )
     trainer.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
+    evened, in_step = distributed.evened, []
+    monkeypatch.setattr(distributed, "evened", lambda groups: (in_step.append(groups), evened(groups))[1])
     rollout = trainer.score(rows)
+    assert len(in_step) == (0 if gather else 4)  # where weights are fetched in each pass, ranks pass together
     lengths = [4.0, 2.0, 3.0, 2.0]
     assert rollout.sequences == rows
     assert rollout.scores.tolist() == [14.0, 12.0, 13.0, 12.0]
