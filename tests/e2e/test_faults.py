@@ -37,8 +37,10 @@ def resume(folder, run, *more):
 def test_a_signal_to_anyone_saves_and_stops_all(whom, number, whole, tmp_path):
     """After the step that runs, on both ranks the same; exit code 75; what is resumed ends as if nothing had been."""
     started = Started(tmp_path, *TINY, TWO, "run.name=a", "checkpoint.every_steps=100")
+    started.wait_for("\nstep 1/")
+    pid = started.parent.pid if whom == "supervisor" else started.rank(int(whom[-1]))  # looking takes a while
     started.wait_for("\nstep 3/")
-    os.kill(started.parent.pid if whom == "supervisor" else started.rank(int(whom[-1])), number)
+    os.kill(pid, number)
     assert started.end() == 75, started.text
     run = tmp_path / "outputs/a"
     (saved,) = steps(run / "checkpoints")
