@@ -16,8 +16,8 @@ PPO_SHAPES = {
     "row-by-row": ["ppo.micro_batch_size=1", "rollout.micro_batch_size=1"],
     "two-ranks": ["launch.num_gpus=2", "ppo.micro_batch_size=2", "rollout.micro_batch_size=3"],
     "two-ranks-row-by-row": ["launch.num_gpus=2", "ppo.micro_batch_size=1"],
-    "token-budget": ["ppo.micro_batch_tokens=150"],
-    "two-ranks-token-budget": ["launch.num_gpus=2", "ppo.micro_batch_tokens=150"],
+    "token-budget": ["ppo.micro_batch_tokens=150", "rollout.micro_batch_tokens=300"],
+    "two-ranks-token-budget": ["launch.num_gpus=2", "ppo.micro_batch_tokens=150", "rollout.gather=false"],
 }
 RM_SHAPES = {
     "one-pass": ["train.micro_batch_size=8"],
