@@ -46,8 +46,8 @@ class TrainRMConfig:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
         self.optim.check("optim")
-        _check_state_dtype("optim", self.optim, self.model)
         _check_deepspeed(self.deepspeed)
+        _check_state_dtype("optim", self.optim, self.model, self.deepspeed)
         _check_best(self.checkpoint, RM_METRICS)
         every, evaluates = self.checkpoint.every_steps, self.train.eval_every_steps
         if (self.checkpoint.best_metric or "").startswith("eval/"):
@@ -89,10 +89,10 @@ class TrainPPOConfig:
         self.reward_model.check("reward_model")
         self.optim.check("optim")
         self.value_optim.check("value_optim")
-        _check_state_dtype("optim", self.optim, self.model)
         values_start_from = self.reward_model if self.value_model.init is ValueInit.reward_model else self.model
-        _check_state_dtype("value_optim", self.value_optim, values_start_from)
         _check_deepspeed(self.deepspeed)
+        _check_state_dtype("optim", self.optim, self.model, self.deepspeed)
+        _check_state_dtype("value_optim", self.value_optim, values_start_from, self.deepspeed)
         _check_best(self.checkpoint, PPO_METRICS)
         self.guard.check(self.ppo)
         shortest, longest = self.ppo.min_length, self.rollout.max_new_tokens
@@ -143,9 +143,12 @@ def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
         require(known, f"deepspeed.zero_optimization.{key}.device", device, "cpu or none: checkpoints read no nvme")
 
 
-def _check_state_dtype(section: str, optim: OptimConfig, model: ModelConfig) -> None:
+def _check_state_dtype(section: str, optim: OptimConfig, model: ModelConfig, deepspeed: dict[str, Any]) -> None:
     fits = optim.state_dtype is DType.float32 or model.dtype is DType.bfloat16
     require(fits, f"{section}.state_dtype", optim.state_dtype.value, "float32 for a model in float32")
+    offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    alone = optim.state_dtype is DType.float32 or offload == "none"
+    require(alone, f"{section}.state_dtype", optim.state_dtype.value, "float32 with offload_optimizer")
 
 
 def _check_best(checkpoint: CheckpointConfig, metrics: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # mypy skips transformers
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = self._with_room(key_states), self._with_room(value_states)
         end = self.length + key_states.shape[-2]
+        assert end <= self.room
         self.keys[..., self.length : end, :] = key_states
         self.values[..., self.length : end, :] = value_states
         self.length = end

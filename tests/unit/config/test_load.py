@@ -190,3 +190,12 @@ def test_the_options_that_a_run_writes_down_start_the_same_run(command, tmp_path
     args = ["conf=demo", "run.seed=7", "+deepspeed.wall_clock_breakdown=true"]
     (tmp_path / "config.yaml").write_text(as_text(compose_yaml(command, args)))
     assert load(command, [f"conf={tmp_path}/config.yaml"]) == load(command, args)
+
+
+@pytest.mark.parametrize("command", ["train-rm", "train-ppo"])
+def test_a_coarse_optimizer_state_is_not_offloaded(command):
+    """DeepSpeed would end in an assertion, on every rank, after minutes of loading."""
+    words = ["conf=tiny", "model.dtype=bfloat16", "optim.state_dtype=bfloat16"]
+    load(command, words)
+    with pytest.raises(InputError, match=r"optim\.state_dtype must be float32 with offload_optimizer, got bfloat16"):
+        load(command, [*words, "deepspeed=zero3_offload"])
