@@ -44,7 +44,7 @@ class _LogProbs(torch.autograd.Function):
             normaliser[rows] = torch.logsumexp(scaled, dim=1)
             scaled -= normaliser[rows, None]  # log p
             logprobs[rows] = scaled.gather(1, tokens[rows, None]).squeeze(1)
-            entropy[rows] = -(scaled.exp() * scaled).sum(dim=1)
+            entropy[rows] = -scaled.exp().mul_(scaled).sum(dim=1)
         ctx.save_for_backward(logits, tokens, normaliser, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -57,14 +57,15 @@ class _LogProbs(torch.autograd.Function):
         result = torch.empty_like(logits)
         for rows in _chunks(*logits.shape):
             log_p = logits[rows].to(torch.float32, copy=True).div_(ctx.temperature).sub_(normaliser[rows, None])
-            p = log_p.exp()
-            gradient = torch.zeros_like(p)
+            of_p = torch.zeros_like(normaliser[rows, None])  # the gradient is p times this, but at the tokens
             if of_logprobs is not None:
-                gradient -= p * of_logprobs[rows, None]
-                gradient.scatter_add_(1, tokens[rows, None], of_logprobs[rows, None])
+                of_p = of_p - of_logprobs[rows, None]
             if of_entropy is not None:
-                gradient -= p * (log_p + entropy[rows, None]) * of_entropy[rows, None]
-            result[rows] = gradient / ctx.temperature
+                of_p = of_p - (log_p + entropy[rows, None]).mul_(of_entropy[rows, None])
+            gradient = log_p.exp_().mul_(of_p)
+            if of_logprobs is not None:
+                gradient.scatter_add_(1, tokens[rows, None], of_logprobs[rows, None])
+            result[rows] = gradient.div_(ctx.temperature)
         return result, None, None
 
 

@@ -20,7 +20,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> 
     logits: [B, V]; uniforms: [B], each in [0, 1): the token is the first whose cumulated probability exceeds it.
     """
     probs = top_p_filter(torch.softmax(logits.float() / temperature, dim=-1), top_p)
-    cumulated = probs.double().cumsum(dim=-1)
+    cumulated = probs.cumsum(dim=-1, dtype=torch.float64)
     target = uniforms.double()[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 

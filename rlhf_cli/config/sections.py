@@ -78,6 +78,9 @@ class ModelConfig:
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2`, ...; unset leaves the choice to transformers."""
 
+    packing: bool = True
+    """Read what texts of a micro-batch begin with alike once, and no padding; false: every text whole. For `sdpa`."""
+
     liger_kernel: bool = False
     """Use Liger's Triton kernels for norms, rotations and MLPs: NVIDIA GPUs only, `pip install 'rlhf[liger]'`."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.algo.masking import length_mask
+from rlhf_cli.algo.packing import Packing
 
 Item = TypeVar("Item")
 
@@ -58,6 +59,7 @@ class TokenBatch:
     prompt_lengths: Tensor  # [B]
     response_ids: Tensor  # [B, T]
     response_mask: Tensor  # [B, T] bool, 1 on real response tokens
+    packing: Packing  # of the real tokens of input_ids
 
     def before_response_tokens(self) -> dict[str, Tensor]:
         """Return rows and columns [N] in input_ids of the tokens that predict the response tokens, row after row."""
@@ -88,14 +90,15 @@ def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> Tok
     """Pad sequences into one batch. Masks come from lengths: a real token may well be `pad_id`."""
     longest = max(map(len, sequences))
     longest_response = max(len(sequence.response_ids) for sequence in sequences)
-    texts = [_padded((*sequence.prompt_ids, *sequence.response_ids), longest, pad_id) for sequence in sequences]
+    texts = [(*sequence.prompt_ids, *sequence.response_ids) for sequence in sequences]
     responses = [_padded(sequence.response_ids, longest_response, pad_id) for sequence in sequences]
     response_lengths = torch.tensor([len(sequence.response_ids) for sequence in sequences])
     return TokenBatch(
-        input_ids=torch.tensor(texts, dtype=torch.long).to(device),
+        input_ids=torch.tensor([_padded(text, longest, pad_id) for text in texts], dtype=torch.long).to(device),
         prompt_lengths=torch.tensor([len(sequence.prompt_ids) for sequence in sequences]).to(device),
         response_ids=torch.tensor(responses, dtype=torch.long).to(device),
         response_mask=length_mask(response_lengths, longest_response).to(device),
+        packing=Packing.of(texts, device),
     )
 
 

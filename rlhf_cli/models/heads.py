@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+
+from rlhf_cli.algo.packing import Packing
+from rlhf_cli.models.packed import packed_pass, reads_packed
 
 
 class ResponseLM(nn.Module):
@@ -15,21 +22,45 @@ class ResponseLM(nn.Module):
         self._wanted: tuple[Tensor, Tensor] | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._pick)
 
-    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, packing: Packing | None = None) -> Tensor:
         """Return the logits [N, V] at N places of input_ids [B, L]; rows, columns: [N].
 
         Padding stands on the right, where no real token looks, so that no mask is needed. The model's own head is
         told which hidden states to read, rather than called apart, because some models scale or cap its logits.
+        packing: of the same texts; a model that reads packed texts then sees each token of theirs once.
         """
-        self._wanted = rows, columns
-        try:
-            logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-        finally:
-            self._wanted = None
+        if packing is not None and reads_packed(self.model):
+            places = packing.places[rows, columns]
+            with self._reading(torch.zeros_like(places), places):
+                logits: Tensor = packed_pass(self.model, packing).logits
+        else:
+            with self._reading(rows, columns):
+                logits = self.model(input_ids=input_ids, use_cache=False).logits
         return logits[0]
 
+    def next_logits(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
+        """Return the logits [B, V] behind the last of input_ids [B, P], which `cache` takes up; padding: on the left.
+
+        mask: [B, tokens in the cache + P], 1 on real ones; None where all are.
+        """
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        with self._reading(rows, torch.full_like(rows, input_ids.shape[1] - 1)):
+            logits: Tensor = self.model(
+                input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).logits
+        return logits[0]
+
+    @contextmanager
+    def _reading(self, rows: Tensor, columns: Tensor) -> Iterator[None]:
+        """Let the head read hidden states at these places alone."""
+        self._wanted = rows, columns
+        try:
+            yield
+        finally:
+            self._wanted = None
+
     def _pick(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Leave of the hidden states [B, L, d] that the head is given [1, N, d]; all of them while generating."""
+        """Leave of the hidden states [B, L, d] that the head is given [1, N, d]."""
         return None if self._wanted is None else (arguments[0][self._wanted][None],)
 
 
@@ -52,10 +83,15 @@ class TokenScorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
         """Return float32 scores [B, L] and the hidden states [B, L, d] that the head read.
 
-        input_ids: [B, L], padded on the right, where no real token looks, so that no mask is needed.
+        input_ids: [B, L], padded on the right, where no real token looks, so that no mask is needed. packing: of the
+        same texts; a model that reads packed texts then sees each token of theirs once.
         """
-        hidden: Tensor = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        backbone = self.model.base_model
+        if packing is not None and reads_packed(self.model):
+            packed: Tensor = packed_pass(backbone, packing).last_hidden_state[0]
+            return packing.spread(self.model.score(packed)).squeeze(-1), packing.spread(packed)
+        hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.score(hidden).squeeze(-1), hidden

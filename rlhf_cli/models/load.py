@@ -30,6 +30,7 @@ from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.cpu_attention import use_on_cpu
 from rlhf_cli.models.heads import Float32Head
+from rlhf_cli.models.packed import use_packing
 from rlhf_cli.models.sound import (
     HEAD,
     check_config_json,
@@ -230,6 +231,8 @@ def _prepared(
     _switch_dropout_off(model)
     if config.attn_implementation is None:
         use_on_cpu(model)
+    if config.packing:
+        use_packing(model)
     if config.liger_kernel:
         _use_liger(model, key)
     if config.gradient_checkpointing:

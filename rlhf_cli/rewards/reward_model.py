@@ -26,7 +26,7 @@ class RewardModel:
         replaced: in training the model saw every answer end in EOS, and what it says at other tokens means nothing.
         """
         batch = collate([self._closed(sequence) for sequence in sequences], self.ends.pad_id, self.device)
-        per_token, _ = self.engine(batch.input_ids)
+        per_token, _ = self.engine(batch.input_ids, packing=batch.packing)
         return batch.at_last_token(per_token)
 
     def _closed(self, sequence: Sequence) -> Sequence:

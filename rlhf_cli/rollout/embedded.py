@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
@@ -16,6 +16,7 @@ from rlhf_cli.data.tokens import EndTokens, Sequence, Size, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.rollout.cache import roomy_cache
 
 # Asking a GPU whether rows have ended makes it wait; a CPU has nothing to wait for.
@@ -48,7 +49,7 @@ class EmbeddedSampler:
         groups = micro_batches(sizes, config.micro_batch_size, config.micro_batch_tokens)
         found: dict[int, Sequence] = {}
         with self.policy.gathered(config.gather) as module:
-            model = cast(PreTrainedModel, module.model)
+            model = cast(ResponseLM, module)
             model.eval()  # gradient checkpointing, where it is on, would switch the KV cache off
             try:
                 for places in groups if config.gather else [group for group, _ in distributed.evened(groups)]:
@@ -65,12 +66,10 @@ class EmbeddedSampler:
         """Return the numbers that pick each row's tokens, [B, T]."""
         return torch.stack([uniforms(key, self.config.max_new_tokens) for key in keys]).to(self.device)
 
-    def _decode(
-        self, model: PreTrainedModel, prompts: list[tuple[int, ...]], uniform: Tensor | None
-    ) -> list[list[int]]:
+    def _decode(self, model: ResponseLM, prompts: list[tuple[int, ...]], uniform: Tensor | None) -> list[list[int]]:
         """Return max_new_tokens tokens for each prompt; what follows its first end token means nothing."""
         rows = _Rows.of(prompts, self.config.max_new_tokens, self.ends.pad_id, self.device)
-        cache = roomy_cache(model, rows.mask.shape[1])
+        cache = roomy_cache(model.model, rows.mask.shape[1])
         end_ids = torch.tensor(sorted(self.ends.ids), device=self.device)
         tokens = torch.full((len(prompts), self.config.max_new_tokens), self.ends.pad_id, device=self.device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
@@ -129,19 +128,10 @@ class _Rows:
             num_prompt=longest,
         )
 
-    def logits(self, model: PreTrainedModel, cache: DynamicCache, step: int) -> Tensor:
+    def logits(self, model: ResponseLM, cache: DynamicCache, step: int) -> Tensor:
         """Read next_ids; return the logits [B, V] of the token after them."""
         mask = self.mask[:, : self.num_prompt + step] if self.is_padded else None
-        output = model(
-            input_ids=self.next_ids,
-            attention_mask=mask,
-            position_ids=self.positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        return model.next_logits(self.next_ids, mask, self.positions, cache)
 
     def read_next(self, tokens: Tensor) -> None:
         """Go on with one token a row [B]."""

@@ -148,8 +148,8 @@ def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bo
     differences = []
     for part in chunks(sequences, trainer.config.ppo.micro_batch_size):
         batch = collate(part, trainer.ends.pad_id, trainer.device)
-        values = models.value_model(batch.input_ids)[0]
-        scores = models.reward_model.engine(batch.input_ids)[0]
+        values = models.value_model(batch.input_ids, packing=batch.packing)[0]
+        scores = models.reward_model.engine(batch.input_ids, packing=batch.packing)[0]
         differences.append(batch.before_each_response_token(values - scores))
     advice = "the reward model's head must be copied with its backbone, in the same dtype"
     return Check("the value model starts as the reward model", _largest(*differences), bounds.same, advice)

@@ -345,7 +345,7 @@ class PPOTrainer:
 
     def _logits(self, model: TrainEngine | FrozenEngine, batch: TokenBatch) -> Tensor:
         """Logits [N, V] that predict the real response tokens."""
-        logits: Tensor = model(batch.input_ids, **batch.before_response_tokens())
+        logits: Tensor = model(batch.input_ids, **batch.before_response_tokens(), packing=batch.packing)
         return logits
 
     def _policy_view(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -365,7 +365,7 @@ class PPOTrainer:
         return batch.per_response_token(token_logprobs(logits, batch.real_response_ids(), temperature))
 
     def _values(self, batch: TokenBatch) -> Tensor:
-        per_token, _ = self.models.value_model(batch.input_ids)
+        per_token, _ = self.models.value_model(batch.input_ids, packing=batch.packing)
         return batch.before_each_response_token(per_token)
 
 

@@ -237,7 +237,7 @@ class RewardTrainer:
     def _forward(self, rows: list[Ranking]) -> tuple[Tensor, Tensor]:
         texts = [_whole(answer) for row in rows for answer in row.answers]
         batch = collate(texts, self.pad_id, distributed.device())
-        scores, hidden = self.model(batch.input_ids)
+        scores, hidden = self.model(batch.input_ids, packing=batch.packing)
         return batch.at_last_token(scores), batch.at_last_token(hidden).float()
 
     @torch.no_grad()
