@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class Packing:
         path: list[int] = []
         for row in sorted(range(len(texts)), key=lambda place: texts[place]):
             text = texts[row]
-            num_alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False)))
+            num_alike = num_common(text, before)
             for column in range(num_alike):
                 again.setdefault(path[column], []).append(row * width + column)
             path = path[:num_alike] + list(range(len(ids), len(ids) + len(text) - num_alike))
@@ -69,6 +68,18 @@ class Packing:
         """Take from [B, L, ...] what stands where each of the N tokens stands first: [N, ...]."""
         packed: Tensor = _Pick.apply(spread, self)  # type: ignore[no-untyped-call]
         return packed
+
+
+def num_common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Return how many tokens two texts begin with alike."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _places(numbers: list[Any], device: torch.device) -> Tensor:

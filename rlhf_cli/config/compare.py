@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "*.gradient_checkpointing",
     "*.attn_implementation",
     "*.liger_kernel",
+    "*.packing",
     "rollout.gather",
     "data.cache",
     "*.max_skipped_updates",

@@ -39,7 +39,7 @@ class RewardConfig:
     """Rows per forward pass of one rank; gradients are accumulated up to `batch_size`."""
 
     micro_batch_tokens: int | None = None
-    """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens with their padding."""
+    """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens, packed or padded."""
 
     label_smoothing: float = 0.0
     """Probability that a preference is the wrong way round; `data.confidence_column` gives one for each row instead."""
@@ -95,7 +95,7 @@ class PPOConfig:
     """Responses per forward pass of one rank; gradients are accumulated up to `minibatch_size`."""
 
     micro_batch_tokens: int | None = None
-    """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens with their padding."""
+    """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens, packed or padded."""
 
     value_warmup_steps: int = 0
     """First steps that train the value model alone and leave the policy as it is."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlhf_cli.algo.masking import length_mask
-from rlhf_cli.algo.packing import Packing
+from rlhf_cli.algo.packing import Packing, num_common
 
 Item = TypeVar("Item")
 
@@ -27,6 +28,11 @@ class Sequence:
     def __len__(self) -> int:
         """Tokens of prompt and response."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The response behind the prompt."""
+        return self.prompt_ids + self.response_ids
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> Tok
     """Pad sequences into one batch. Masks come from lengths: a real token may well be `pad_id`."""
     longest = max(map(len, sequences))
     longest_response = max(len(sequence.response_ids) for sequence in sequences)
-    texts = [(*sequence.prompt_ids, *sequence.response_ids) for sequence in sequences]
+    texts = [sequence.ids for sequence in sequences]
     responses = [_padded(sequence.response_ids, longest_response, pad_id) for sequence in sequences]
     response_lengths = torch.tensor([len(sequence.response_ids) for sequence in sequences])
     return TokenBatch(
@@ -106,42 +112,87 @@ def _padded(ids: tuple[int, ...], size: int, pad_id: int) -> list[int]:
     return [*ids, *[pad_id] * (size - len(ids))]
 
 
+class Room(Protocol):
+    """What rows take of a forward pass."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are read."""
+
+    def joined(self, other: Any) -> Room:
+        """Return the room of this and another one of its kind together."""
+
+
 @dataclass(frozen=True)
 class Size:
-    """The room that a row takes in a batch: so many sequences, padded to the longest."""
+    """The room of rows whose texts are padded to the longest."""
 
     num_sequences: int
     longest: int
 
     def joined(self, other: Size) -> Size:
-        """Measure the batch of both."""
         return Size(self.num_sequences + other.num_sequences, max(self.longest, other.longest))
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the padded batch."""
         return self.num_sequences * self.longest
 
 
-def micro_batches(sizes: list[Size], num_rows: int, num_tokens: int | None) -> list[list[int]]:
-    """Group the places 0 .. len(sizes)-1, from the shortest rows to the longest, into forward passes.
+@dataclass(frozen=True)
+class PackedSize:
+    """The room of rows whose texts are packed: what they begin with alike counts once, and nothing is padded."""
 
-    Runs of num_rows; or, with num_tokens, as many as fit in so many tokens once padded (a row that is larger has a
-    pass of its own).
+    texts: tuple[tuple[int, ...], ...]  # in order
+    num_tokens: int
+
+    @staticmethod
+    def of(*sequences: Sequence) -> PackedSize:
+        return PackedSize((), 0).joined(PackedSize(tuple(sequence.ids for sequence in sequences), 0))
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.texts), default=0)
+
+    def joined(self, other: PackedSize) -> PackedSize:
+        texts, num_tokens = list(self.texts), self.num_tokens
+        for text in other.texts:
+            place = bisect(texts, text)
+            neighbours = texts[max(0, place - 1) : place + 1]  # of all texts those that begin most like it
+            num_tokens += len(text) - max((num_common(text, one) for one in neighbours), default=0)
+            texts.insert(place, text)
+        return PackedSize(tuple(texts), num_tokens)
+
+
+def rooms(rows: list[tuple[Sequence, ...]], packed: bool) -> list[Room]:
+    """Measure rows of one or more texts each; packed: whether they are read packed."""
+    if packed:
+        return [PackedSize.of(*row) for row in rows]
+    return [Size(len(row), max(map(len, row))) for row in rows]
+
+
+def micro_batches(rows: list[Room], num_rows: int, num_tokens: int | None) -> list[list[int]]:
+    """Group the places 0 .. len(rows)-1, from the shortest rows to the longest, into forward passes.
+
+    Runs of num_rows; or, with num_tokens, as many as have room in so many tokens (a row that is larger has a pass of
+    its own).
     """
-    order = sorted(range(len(sizes)), key=lambda place: (sizes[place].longest, place))
+    order = sorted(range(len(rows)), key=lambda place: (rows[place].longest, place))
     if num_tokens is None:
         return chunks(order, num_rows)
-    groups: list[list[int]] = []
-    room = Size(0, 0)
-    for place in order:
-        joined = room.joined(sizes[place])
-        if groups and joined.num_tokens <= num_tokens:
+    groups = [order[:1]]
+    room = rows[order[0]]
+    for place in order[1:]:
+        joined = room.joined(rows[place])
+        if joined.num_tokens <= num_tokens:
             groups[-1].append(place)
             room = joined
         else:
             groups.append([place])
-            room = sizes[place]
+            room = rows[place]
     return groups
 
 

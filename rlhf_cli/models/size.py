@@ -33,11 +33,12 @@ class ModelSize:
         width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * heads
         return ModelSize(sum(matrices), 0 if head is None else head.weight.numel(), config.num_hidden_layers, width)
 
-    def forward_flops(self, lengths: Collection[int], num_outputs: int) -> int:
-        """Return the floating-point operations that texts of such lengths cannot do without, read whole.
+    def forward_flops(self, num_passes: float, lengths: Collection[int], num_outputs: int, num_read: float) -> float:
+        """Return the floating-point operations that so many passes over texts of such lengths cannot do without.
 
-        num_outputs: places at which the head over the vocabulary is asked. Attention: two products of L * L / 2 * width
-        a layer and text. A backward pass takes twice as many.
+        num_outputs: places at which the head over the vocabulary is asked; num_read: tokens that are read in all passes
+        together, fewer than the texts have where those that texts begin with alike are read once. Attention: two
+        products of L * L / 2 * width a layer and text. A backward pass takes twice as many.
         """
         attention = 2 * self.layers * self.width * sum(length**2 for length in lengths)
-        return 2 * self.body * sum(lengths) + 2 * self.head * num_outputs + attention
+        return 2 * self.body * num_read + num_passes * (2 * self.head * num_outputs + attention)

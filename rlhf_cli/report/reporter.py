@@ -25,8 +25,8 @@ from rlhf_cli.report.status import State, write_status
 class Work:
     """What a phase of a step has done, on all ranks."""
 
-    flops: int  # that it cannot do without
-    tokens: int
+    flops: float  # that it cannot do without
+    tokens: float
 
 
 _PIPED_WIDTH = 160  # where nobody says how wide it is

@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.tokens import EndTokens, Sequence, Size, micro_batches
+from rlhf_cli.data.tokens import EndTokens, Room, Sequence, Size, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.watchdog import PROGRESS
@@ -45,7 +45,7 @@ class EmbeddedSampler:
         how many prompts each has, and how long it decodes, may differ.
         """
         config = self.config
-        sizes = [Size(1, len(prompt) + config.max_new_tokens) for prompt in prompts]
+        sizes: list[Room] = [Size(1, len(prompt) + config.max_new_tokens) for prompt in prompts]
         groups = micro_batches(sizes, config.micro_batch_size, config.micro_batch_tokens)
         found: dict[int, Sequence] = {}
         with self.policy.gathered(config.gather) as module:

@@ -26,6 +26,7 @@ from rlhf_cli.models.load import (
     load_tokenizer,
     torch_dtype,
 )
+from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
@@ -49,6 +50,7 @@ class PPOParts:
     sampler: EmbeddedSampler
     ends: EndTokens
     sizes: Sizes
+    packed: bool  # whether all four models read packed texts
 
 
 def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
@@ -74,7 +76,10 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     engines = _engines(config, tokenizer, ends, policy, value, scorer)
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
-    return PPOParts(tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends, sizes)
+    packed = all(reads_packed(model) for model in (policy, value, scorer))
+    return PPOParts(
+        tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends, sizes, packed
+    )
 
 
 def load_once(load: Callable[[], Loaded]) -> Loaded:

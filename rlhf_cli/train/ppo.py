@@ -18,7 +18,16 @@ from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import EndTokens, Sequence, Size, TokenBatch, chunks, collate, flatten, micro_batches
+from rlhf_cli.data.tokens import (
+    EndTokens,
+    Sequence,
+    TokenBatch,
+    chunks,
+    collate,
+    flatten,
+    micro_batches,
+    rooms,
+)
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, StepResult, TrainEngine
 from rlhf_cli.models.size import ModelSize
@@ -59,6 +68,15 @@ class Models:
     value_model: TrainEngine
 
 
+@dataclass
+class Read:
+    """The tokens that each model reads in a step, all ranks together; of packed texts, every one once."""
+
+    score: float = 0.0
+    update: float = 0.0
+    num_epochs: float = 0.0  # of the update; fewer than ppo.num_epochs where it ends early
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The arithmetic of the models that generate and of those that score."""
@@ -66,17 +84,22 @@ class Sizes:
     policy: ModelSize
     scorer: ModelSize
 
-    def work(self, sequences: list[Sequence], num_epochs: int, trains_policy: bool) -> dict[str, Work]:
+    def work(self, sequences: list[Sequence], read: Read, trains_policy: bool) -> dict[str, Work]:
         """Return what a step on such sequences takes, phase by phase."""
         lengths = [len(sequence) for sequence in sequences]
         num_response = sum(len(sequence.response_ids) for sequence in sequences)
-        policy = self.policy.forward_flops(lengths, num_response)
-        scorer = self.scorer.forward_flops(lengths, 0)
-        passes = 3 * num_epochs  # a backward pass is two forward passes
+
+        def passes(num_passes: float, num_read: float, trains_policy: bool = True) -> float:
+            """The arithmetic of so many passes of a scorer and a policy, in which each reads num_read tokens."""
+            scorer = self.scorer.forward_flops(num_passes, lengths, 0, num_read)
+            policy = self.policy.forward_flops(num_passes, lengths, num_response, num_read)
+            return scorer + policy * trains_policy
+
         return {
-            "rollout": Work(policy, num_response),
-            "score": Work(2 * policy + 2 * scorer, sum(lengths)),
-            "update": Work(passes * (scorer + policy * trains_policy), num_epochs * sum(lengths)),
+            "rollout": Work(self.policy.forward_flops(1, lengths, num_response, sum(lengths)), num_response),
+            "score": Work(2 * passes(1, read.score), read.score),
+            # a backward pass is two forward passes
+            "update": Work(3 * passes(read.num_epochs, read.update, trains_policy), read.update),
         }
 
 
@@ -101,6 +124,9 @@ class PPOTrainer:
         self.boundary = boundary
         self.report = report
         self.sizes: Sizes | None = None  # set where perf/ is to be logged
+        self.packed = False  # whether all four models read packed texts
+        self._num_read = 0  # tokens that models but the reward model have read in this phase, on this rank
+        self._read = Read()
         self.device = distributed.device()
         self.state = PPOState(kl_coef=config.ppo.kl_coef)
         self._recent_kl: deque[float] = deque(maxlen=4 * _ENOUGH_RESPONSES)
@@ -146,7 +172,7 @@ class PPOTrainer:
         if self.sizes is None:
             return {}
         ppo = self.config.ppo
-        return self.sizes.work(rollout.sequences, ppo.num_epochs, self.state.step >= ppo.value_warmup_steps)
+        return self.sizes.work(rollout.sequences, self._read, self.state.step >= ppo.value_warmup_steps)
 
     def _look_for_negative_kl(self, rollout: Rollout) -> None:
         k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
@@ -180,6 +206,7 @@ class PPOTrainer:
         reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
         values = self._by_row(models.value_model, sequences, lambda part: self._values(self._collate(part)))
         scores = self._by_row(models.reward_model.engine, sequences, models.reward_model.score)
+        self._read = Read(score=self._take_read(num_models=3))
         episodes = []
         for row, sequence in enumerate(sequences):
             length = len(sequence.response_ids)
@@ -239,6 +266,8 @@ class PPOTrainer:
             metrics = _optimizer_metrics(results)
             if ppo.target_kl is not None and sums.get("approx_kl", 0.0) / tokens > ppo.target_kl:
                 break
+        self._read.update = self._take_read(num_models=1 + (policy_step >= 0))
+        self._read.num_epochs = num_updates * ppo.minibatch_size / ppo.batch_size
         means = {name: total / (num_updates if name == _PRETRAIN else num_tokens) for name, total in totals.items()}
         return {**means, **metrics, "num_updates": float(num_updates), "skipped_updates": float(num_skipped)}
 
@@ -334,14 +363,21 @@ class PPOTrainer:
         in_step: as many passes as on every other rank, which ZeRO-3 wants where it gathers in each.
         """
         ppo = self.config.ppo
-        sizes = [Size(1, len(sequence)) for sequence in sequences]
-        groups = micro_batches(sizes, ppo.micro_batch_size, ppo.micro_batch_tokens)
+        rows = rooms([(sequence,) for sequence in sequences], self.packed)
+        groups = micro_batches(rows, ppo.micro_batch_size, ppo.micro_batch_tokens)
         if ppo.micro_batch_tokens is None or not in_step:
             return [(group, True) for group in groups]
         return distributed.evened(groups)
 
     def _collate(self, sequences: list[Sequence]) -> TokenBatch:
-        return collate(sequences, self.ends.pad_id, self.device)
+        batch = collate(sequences, self.ends.pad_id, self.device)
+        self._num_read += len(batch.packing.ids) if self.packed else sum(map(len, sequences))
+        return batch
+
+    def _take_read(self, num_models: int) -> float:
+        """Return the tokens that each of some models has read since the last call, all ranks together."""
+        read, self._num_read = self._num_read / num_models, 0
+        return float(distributed.global_sum(torch.tensor(read, dtype=torch.float64, device=self.device)))
 
     def _logits(self, model: TrainEngine | FrozenEngine, batch: TokenBatch) -> Tensor:
         """Logits [N, V] that predict the real response tokens."""

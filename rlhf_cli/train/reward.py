@@ -14,7 +14,7 @@ from rlhf_cli.algo.normalise import normalised_head
 from rlhf_cli.config.schema import TrainRMConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.tokens import Sequence, Size, chunks, collate, flatten, micro_batches
+from rlhf_cli.data.tokens import Sequence, chunks, collate, flatten, micro_batches, rooms
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.models.size import ModelSize
@@ -91,6 +91,8 @@ class RewardTrainer:
         self.boundary = boundary
         self.report = report
         self.size: ModelSize | None = None  # set where perf/ is to be logged
+        self.packed = False  # whether the model reads packed texts
+        self._num_read = 0  # tokens in this update, on this rank
         self.step = 0
 
     def fit(self) -> None:
@@ -114,7 +116,8 @@ class RewardTrainer:
         if self.size is None:
             return {}
         lengths = [len(answer) for row in self._batch() for answer in row.answers]
-        return {"update": Work(3 * self.size.forward_flops(lengths, 0), sum(lengths))}
+        read = float(distributed.global_sum(torch.tensor(float(self._num_read), device=distributed.device())))
+        return {"update": Work(3 * self.size.forward_flops(1, lengths, 0, read), read)}
 
     def _batch(self) -> list[Ranking]:
         """The rows of the step, of all ranks."""
@@ -125,6 +128,7 @@ class RewardTrainer:
         """Make one optimizer step; return its metrics, means over the global batch, and the tokens it read."""
         train = self.config.train
         totals = torch.zeros(5, device=distributed.device())
+        self._num_read = 0
         rows = self._batch()
         share = distributed.balanced_share(rows, [row.num_tokens for row in rows])
         for part, real in self._micro_batches(share):
@@ -145,8 +149,9 @@ class RewardTrainer:
     def _micro_batches(self, rows: list[Ranking]) -> list[tuple[list[Ranking], bool]]:
         """Group this rank's rows into forward passes, as many as on every other rank; False: for company only."""
         train = self.config.train
-        sizes = [Size(len(row.answers), row.num_tokens) for row in rows]
-        groups = micro_batches(sizes, train.micro_batch_size, train.micro_batch_tokens)
+        groups = micro_batches(
+            rooms([row.answers for row in rows], self.packed), train.micro_batch_size, train.micro_batch_tokens
+        )
         parts = [[rows[place] for place in group] for group in groups]
         return [(part, True) for part in parts] if train.micro_batch_tokens is None else distributed.evened(parts)
 
@@ -237,6 +242,7 @@ class RewardTrainer:
     def _forward(self, rows: list[Ranking]) -> tuple[Tensor, Tensor]:
         texts = [_whole(answer) for row in rows for answer in row.answers]
         batch = collate(texts, self.pad_id, distributed.device())
+        self._num_read += len(batch.packing.ids) if self.packed else sum(map(len, texts))
         scores, hidden = self.model(batch.input_ids, packing=batch.packing)
         return batch.at_last_token(scores), batch.at_last_token(hidden).float()
 

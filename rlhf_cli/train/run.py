@@ -47,6 +47,7 @@ from rlhf_cli.models.load import (
     load_tokenizer,
     torch_dtype,
 )
+from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
@@ -235,7 +236,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     rows = [(answer.prompt_ids, answer.response_ids) for row in (*data.train, *data.eval) for answer in row.answers]
     boundary = start.boundary(config, checkpoints, {"data": fingerprint_of(rows)})
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
-    trainer.size = model_size
+    trainer.size, trainer.packed = model_size, reads_packed(classifier)
     if config.check.num_prompts:
         report_checks(lambda: check_rm(trainer, tokenizer, bounds_of(config.model)), config.check, report)
     if start.check_only:
@@ -274,7 +275,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     boundary = start.boundary(config, checkpoints, _fingerprints(built))
     data = PPOData(built.prompts.train, built.texts)
     trainer = PPOTrainer(config, engines, sampler, built.ends, data, boundary, report)
-    trainer.sizes = built.sizes
+    trainer.sizes, trainer.packed = built.sizes, built.packed
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
         bounds = bounds_of(config.model, config.reward_model)

@@ -76,7 +76,7 @@ def token_loss(model: object, sequences: list[Sequence]) -> torch.Tensor:
 
 
 def logits_of(model: object, batch: TokenBatch) -> torch.Tensor:
-    logits: torch.Tensor = model(batch.input_ids, **batch.before_response_tokens())  # type: ignore[operator]
+    logits: torch.Tensor = model(batch.input_ids, **batch.before_response_tokens(), packing=batch.packing)  # type: ignore[operator]
     return logits
 
 
@@ -168,7 +168,7 @@ def gathering(_: Path) -> None:
     batch = collate(SEQUENCES[distributed.rank() :][:3], 0, CPU)
     with torch.no_grad():
         check_gathering(train, lambda: logits_of(train, batch))
-        check_gathering(scorer, lambda: scorer(batch.input_ids)[0])
+        check_gathering(scorer, lambda: scorer(batch.input_ids, packing=batch.packing)[0])
     train.backward(token_loss(train, SEQUENCES[:2]) / 10)
     assert held_elements(train) == 0
     train.step(0)
@@ -238,7 +238,7 @@ def frozen(_: Path) -> None:
     batch = collate(SEQUENCES[: 2 + distributed.rank()], 0, CPU)
     with torch.no_grad():
         expected = plain(batch.input_ids)[0]
-    scores = engine(batch.input_ids)[0]
+    scores = engine(batch.input_ids, packing=batch.packing)[0]
     assert_close(
         batch.before_each_response_token(scores), batch.before_each_response_token(expected), atol=1e-6, rtol=0
     )

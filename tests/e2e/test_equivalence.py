@@ -17,6 +17,8 @@ PPO_SHAPES = {
     "two-ranks": ["launch.num_gpus=2", "ppo.micro_batch_size=2", "rollout.micro_batch_size=3"],
     "two-ranks-row-by-row": ["launch.num_gpus=2", "ppo.micro_batch_size=1"],
     "token-budget": ["ppo.micro_batch_tokens=150", "rollout.micro_batch_tokens=300"],
+    "texts-whole": ["model.packing=false", "reward_model.packing=false", "ppo.micro_batch_size=2"],
+    "two-ranks-texts-whole": ["launch.num_gpus=2", "model.packing=false", "reward_model.packing=false"],
     "two-ranks-token-budget": ["launch.num_gpus=2", "ppo.micro_batch_tokens=150", "rollout.gather=false"],
 }
 RM_SHAPES = {
@@ -25,6 +27,7 @@ RM_SHAPES = {
     "two-ranks": ["launch.num_gpus=2", "train.micro_batch_size=4"],
     "two-ranks-row-by-row": ["launch.num_gpus=2", "train.micro_batch_size=1"],
     "token-budget": ["train.micro_batch_tokens=400"],
+    "texts-whole": ["model.packing=false", "train.micro_batch_size=4"],
     "two-ranks-token-budget": ["launch.num_gpus=2", "train.micro_batch_tokens=400"],
 }
 
@@ -40,7 +43,7 @@ PPO_OBJECTIVE = [
 RM_OBJECTIVES = {
     "pairs": (list(RM_SHAPES), []),
     "rankings": (
-        ["one-pass", "two-ranks-row-by-row", "two-ranks-token-budget"],
+        ["one-pass", "two-ranks-row-by-row", "two-ranks-token-budget", "texts-whole"],
         ["data.train=rankings.jsonl", "data.ranking_column=answers", "train.centering_coef=0.1"],
     ),
     "numbers": (

@@ -1,7 +1,9 @@
+import random
+
 import pytest
 import torch
 
-from rlhf_cli.data.tokens import EndTokens, Sequence, Size, chunks, collate, micro_batches
+from rlhf_cli.data.tokens import EndTokens, PackedSize, Sequence, Size, chunks, collate, micro_batches, rooms
 
 CPU = torch.device("cpu")
 BATCH = collate([Sequence((7,), (1, 2, 3)), Sequence((8, 9), (4,))], pad_id=4, device=CPU)
@@ -96,3 +98,37 @@ def test_the_padded_size_is_so_many_sequences_of_the_longest():
 def test_every_place_is_in_one_micro_batch(num_tokens):
     groups = micro_batches([Size(1 + n % 3, 1 + 7 * n % 11) for n in range(20)], 3, num_tokens)
     assert sorted(place for group in groups for place in group) == list(range(20))
+
+
+def test_packed_texts_count_once_what_they_begin_with_alike():
+    """1 2 3 | 1 2 4 5, then 1 2 4 6 and 9: 3 + 2, + 1, + 1."""
+    two = PackedSize.of(Sequence((1, 2), (3,)), Sequence((1, 2), (4, 5)))
+    assert (two.num_tokens, two.longest) == (5, 4)
+    four = two.joined(PackedSize.of(Sequence((1, 2), (4, 6)), Sequence((9,), ())))
+    assert (four.num_tokens, four.longest) == (7, 4)
+    assert four.joined(two).num_tokens == 7
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_packed_size_is_that_of_the_packed_batch(seed):
+    draw = random.Random(seed)
+    sequences = [Sequence((1,), tuple(draw.choices((1, 2), k=draw.randint(1, 6)))) for _ in range(7)]
+    size = PackedSize.of()
+    for sequence in sequences:
+        size = size.joined(PackedSize.of(sequence))
+    assert size.num_tokens == len(collate(sequences, 0, CPU).packing.ids)
+    assert size.longest == max(map(len, sequences))
+
+
+def test_rows_are_measured_packed_or_padded():
+    rows = [(Sequence((1, 2), (3,)), Sequence((1, 2), (4, 5))), (Sequence((7,), (8,)),)]
+    assert rooms(rows, packed=False) == [Size(2, 4), Size(1, 2)]
+    assert [room.num_tokens for room in rooms(rows, packed=True)] == [5, 2]
+
+
+def test_more_packed_rows_fit_in_a_number_of_tokens():
+    """Three rows with a prompt of four tokens and an answer of one: 4 + 3 tokens."""
+    rows = [(Sequence((1, 2, 3, 4), (answer,)),) for answer in (7, 8, 9)]
+    assert micro_batches(rooms(rows, packed=True), 9, 7) == [[0, 1, 2]]
+    assert micro_batches(rooms(rows, packed=True), 9, 6) == [[0, 1], [2]]
+    assert micro_batches(rooms(rows, packed=False), 9, 7) == [[0], [1], [2]]

@@ -189,7 +189,7 @@ def test_a_model_has_the_gradients_of_eager_attention(architecture, asked):
     model = load_causal_lm(tiny_config(architecture), "model", byte_tokenizer(), 0).train()
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == f"packed_{NAME}"
     ids = torch.arange(3, 51).view(2, 24)
     for one in (model, eager):
         logits = one(ids, use_cache=False).logits
@@ -209,7 +209,7 @@ def test_what_is_saved_does_not_name_it(architecture, tmp_path):
         )
     ):
         folder = tmp_path / str(number)
-        assert model.config._attn_implementation == NAME
+        assert model.config._attn_implementation == f"packed_{NAME}"
         export(model, {f"model.{name}": one for name, one in model.state_dict().items()}, tokenizer, folder)
         assert NAME not in (folder / "config.json").read_text()
         assert not [key for key in json.loads((folder / "config.json").read_text()) if "attn_impl" in key]
@@ -222,4 +222,4 @@ def test_who_chose_another_attention_keeps_it_and_a_gpu_has_its_own(monkeypatch)
     assert eager.config._attn_implementation == "eager"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     on_gpu = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
-    assert on_gpu.config._attn_implementation == "sdpa"
+    assert on_gpu.config._attn_implementation == "packed_sdpa"

@@ -1,5 +1,8 @@
 """What stands in the padding, and how much of it there is, changes nothing: it is on the right, where nobody looks."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -17,19 +20,31 @@ EOS = byte_tokenizer().eos_token_id
 SHORT = Sequence(prompt_ids=(10, 11, 12), response_ids=(20, 21, EOS))
 LONG = Sequence(prompt_ids=tuple(range(30, 50)), response_ids=tuple(range(60, 75)))
 
+KINDS = [f"{architecture} {how}" for architecture, how in product(ARCHITECTURES, ("packed", "whole"))]
 
-@pytest.fixture(params=ARCHITECTURES)
+
+def config_of(kind):
+    architecture, how = kind.split()
+    return replace(tiny_config(architecture), packing=how == "packed")
+
+
+@pytest.fixture(params=KINDS)
 def policy(request):
-    return ResponseLM(load_causal_lm(tiny_config(request.param), "model", byte_tokenizer(), 0)).eval()
+    return ResponseLM(load_causal_lm(config_of(request.param), "model", byte_tokenizer(), 0)).eval()
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=KINDS)
 def scorer(request):
-    return TokenScorer(load_sequence_classifier(tiny_config(request.param), "model", byte_tokenizer(), 0, True)).eval()
+    classifier = load_sequence_classifier(config_of(request.param), "model", byte_tokenizer(), 0, True)
+    return TokenScorer(classifier).eval()
 
 
 def logits_of(policy, batch):
-    return policy(batch.input_ids, **batch.before_response_tokens())
+    return policy(batch.input_ids, **batch.before_response_tokens(), packing=batch.packing)
+
+
+def scores_of(scorer, batch):
+    return scorer(batch.input_ids, packing=batch.packing)[0]
 
 
 def logprobs_of(policy, batch):
@@ -56,7 +71,7 @@ def test_any_number_of_pads_changes_nothing(policy, scorer, pad_id, longer, num_
 
     def read(sequences):
         batch = collate(sequences, pad_id, CPU)
-        logprobs, scores = logprobs_of(policy, batch), scorer(batch.input_ids)[0]
+        logprobs, scores = logprobs_of(policy, batch), scores_of(scorer, batch)
         loss = -masked_sum(logprobs[-1:], batch.response_mask[-1:])
         values = batch.before_each_response_token(scores)
         return logprobs[-1, :3], values[-1, :3], batch.at_last_token(scores)[-1], loss
@@ -78,7 +93,7 @@ def test_no_keys_and_values_are_kept(policy, scorer):
     for module in (policy, scorer):
         module.model.base_model.register_forward_hook(lambda _, __, output: outputs.append(output))
     logits_of(policy, batch)
-    scorer(batch.input_ids)
+    scores_of(scorer, batch)
     assert [output.past_key_values for output in outputs] == [None, None]
 
 
@@ -87,7 +102,7 @@ def test_a_forward_pass_that_fails_leaves_the_head_as_it_was(policy):
     batch = collate([SHORT], 0, CPU)
     whole = policy.model(batch.input_ids).logits
     with pytest.raises(IndexError):
-        policy(batch.input_ids, torch.tensor([0]), torch.tensor([99]))
+        policy(batch.input_ids, torch.tensor([0]), torch.tensor([99]), packing=batch.packing)
     assert torch.equal(policy.model(batch.input_ids).logits, whole)
 
 
@@ -98,7 +113,7 @@ def test_the_score_is_read_at_the_last_real_token_eos_included(scorer, pad_id):
     scorer.model.config.pad_token_id = None  # then transformers reads the very last token
     expected = scorer.model(whole).logits[:, 0]
     batch = collate([LONG, SHORT], pad_id, CPU)
-    got = batch.at_last_token(scorer(batch.input_ids)[0])[1:]
+    got = batch.at_last_token(scores_of(scorer, batch))[1:]
     assert_close(got, expected, atol=1e-5, rtol=0)
 
 
@@ -107,6 +122,6 @@ def test_values_are_read_at_the_token_before_each_response_token(scorer):
     prefix = torch.tensor([SHORT.prompt_ids + SHORT.response_ids[:1]])
     value_before_second = scorer(prefix)[0][0, -1]
     batch = collate([LONG, SHORT], 0, CPU)
-    values = batch.before_each_response_token(scorer(batch.input_ids)[0])
+    values = batch.before_each_response_token(scores_of(scorer, batch))
     assert values.shape == batch.response_ids.shape
     assert_close(values[1, 1], value_before_second, atol=1e-5, rtol=0)

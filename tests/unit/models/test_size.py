@@ -17,7 +17,9 @@ def test_a_forward_pass_by_hand():
     Every weight is a multiplication and an addition; attention has two products.
     """
     size = ModelSize(body=10, head=6, layers=2, width=3)
-    assert size.forward_flops([4, 2], 3) == 2 * 10 * 6 + 2 * 6 * 3 + 2 * (2 * 2 * 3 * (16 + 4) // 2)
+    attention = 2 * (2 * 2 * 3 * (16 + 4) // 2)
+    assert size.forward_flops(1, [4, 2], 3, num_read=6) == 2 * 10 * 6 + 2 * 6 * 3 + attention
+    assert size.forward_flops(2.5, [4, 2], 3, num_read=11) == 2 * 10 * 11 + 2.5 * (2 * 6 * 3 + attention)
 
 
 @pytest.mark.parametrize(

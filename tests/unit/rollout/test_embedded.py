@@ -38,7 +38,7 @@ class Engine:
     def _note(self, model, _, options, output):
         assert not model.training
         assert options["use_cache"]
-        assert output.logits.shape[1] == 1  # of the last place alone
+        assert output.logits.shape[:2] == (1, len(options["input_ids"]))  # of the last place of each row alone
         self.read.append(options)
 
     @property

@@ -25,7 +25,7 @@ from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.reporter import Work
 from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
-from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, Sizes, shaped_scores, summary
+from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, Read, Sizes, shaped_scores, summary
 from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps
 from tests.oracle.cases import CPU, Record
 
@@ -334,6 +334,22 @@ def test_micro_batches_count_prompt_and_response_tokens(one_rank):
     rows = [sequence(3, prompt=2), sequence(3, prompt=2)]
     for tokens, expected in ((10, [([0, 1], True)]), (9, [([0], True), ([1], True)])):
         assert trainer_of(config_of(micro_batch_tokens=tokens))._micro_batches(rows) == expected
+    trainer = trainer_of(config_of(micro_batch_tokens=5))
+    assert len(trainer._micro_batches(rows)) == 2
+    trainer.packed = True  # the rows are alike, so that five tokens are all there are
+    assert len(trainer._micro_batches(rows)) == 1
+
+
+@pytest.mark.parametrize(("packed", "read"), [(False, (2 + 4) + (3 + 9)), (True, 4 + 9)])
+def test_the_tokens_that_models_read_are_counted(packed, read, one_rank):
+    """Two models read 1 + 1 and 1 + 3 tokens, then 1 + 2 and 1 + 8: the longer text begins with the other."""
+    trainer = trainer_of(config_of())
+    trainer.packed = packed
+    for lengths in ((1, 3), (2, 8)):
+        for _ in range(2):
+            trainer._collate([Sequence((1,), (1,) * length) for length in lengths])
+    assert trainer._take_read(num_models=2) == read
+    assert trainer._take_read(num_models=1) == 0
 
 
 class ByLength(Engine):
@@ -403,12 +419,17 @@ def test_the_work_of_a_step_by_hand():
     Scoring reads with two models of each kind; an update reads once and goes back through twice as much.
     """
     texts = [Sequence((1, 1, 1), (2, 2)), Sequence((1,), (2, 2))]
-    assert SIZES.work(texts, num_epochs=2, trains_policy=True) == {
+    whole = Read(score=8, update=2 * 8, num_epochs=2)
+    assert SIZES.work(texts, whole, trains_policy=True) == {
         "rollout": Work(344, 4),
         "score": Work(2 * 344 + 2 * 264, 8),
         "update": Work(3 * 2 * (344 + 264), 2 * 8),
     }
-    assert SIZES.work(texts, 1, trains_policy=False)["update"] == Work(3 * 264, 8)
+    assert SIZES.work(texts, Read(8, 8, 1), trains_policy=False)["update"] == Work(3 * 264, 8)
+    # a token that is read once instead of twice saves the products with all weights, and no attention
+    packed = SIZES.work(texts, Read(score=7, update=7, num_epochs=1), trains_policy=True)
+    assert packed["score"] == Work(2 * (344 - 20) + 2 * (264 - 16), 7)
+    assert packed["update"] == Work(3 * (344 - 20 + 264 - 16), 7)
 
 
 def test_the_policy_is_not_at_work_in_the_value_warmup(one_rank):
@@ -417,8 +438,8 @@ def test_the_policy_is_not_at_work_in_the_value_warmup(one_rank):
     assert trainer._work(rollout) == {}  # where nobody has measured the models
     trainer.sizes = SIZES
     for step, trains in ((0, False), (1, True)):
-        trainer.state = PPOState(0.1, step)
-        assert trainer._work(rollout) == SIZES.work(rollout.sequences, 2, trains)
+        trainer.state, trainer._read = PPOState(0.1, step), Read(9, 18, 2)
+        assert trainer._work(rollout) == SIZES.work(rollout.sequences, Read(9, 18, 2), trains)
 
 
 def test_the_work_of_a_reward_step_by_hand(one_rank):
@@ -426,6 +447,7 @@ def test_the_work_of_a_reward_step_by_hand(one_rank):
     trainer, _ = reward_trainer([PAIR, TRIPLE])
     assert trainer._work() == {}
     trainer.size = SIZES.scorer
+    trainer.update()
     assert trainer._work() == {"update": Work(3 * (2 * 8 * 19 + 2 * 2 * 75), 19)}
 
 
@@ -515,7 +537,7 @@ class LastId:
         self.scale = torch.ones((), requires_grad=True)
         self.updates, self.widths = [], []
 
-    def __call__(self, input_ids):
+    def __call__(self, input_ids, packing):
         self.widths.append(tuple(input_ids.shape))
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         hidden = torch.stack([input_ids.float(), positions.float()], dim=2)
@@ -628,6 +650,17 @@ def test_the_reward_models_micro_batches_count_whole_answers(one_rank, monkeypat
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 2])
     assert reward_trainer(micro_batch_tokens=99)[0]._micro_batches([PAIR]) == [([PAIR], True), ([PAIR], False)]
     assert reward_trainer()[0]._micro_batches([PAIR]) == [([PAIR], True)]
+
+
+def test_the_reward_models_micro_batches_of_packed_answers_count_a_shared_prompt_once(one_rank):
+    """The same pair twice is one pair; an answer has other tokens than the other, their prompt is the same."""
+    num_tokens = len({answer.ids[: end + 1] for answer in PAIR.answers for end in range(len(answer))})
+    trainer, _ = reward_trainer(micro_batch_tokens=num_tokens)
+    assert len(trainer._micro_batches([PAIR, PAIR])) == 2
+    trainer.packed = True
+    assert trainer._micro_batches([PAIR, PAIR]) == [([PAIR, PAIR], True)]
+    trainer._forward([PAIR, PAIR])
+    assert trainer._num_read == num_tokens
 
 
 def test_two_updates_take_every_row_once(one_rank):
