@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +17,7 @@ from rlhf_cli.data.tokens import EndTokens, Room, Sequence, Size, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.models.cpu_linear import laid_out
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.rollout.cache import roomy_cache
 
@@ -52,12 +54,14 @@ class EmbeddedSampler:
             model = cast(ResponseLM, module)
             model.eval()  # gradient checkpointing, where it is on, would switch the KV cache off
             try:
-                for places in groups if config.gather else [group for group, _ in distributed.evened(groups)]:
-                    PROGRESS.tick()
-                    uniform = None if greedy else self._uniforms([keys[place] for place in places])
-                    responses = self._decode(model, [prompts[place] for place in places], uniform)
-                    for place, response in zip(places, responses, strict=True):
-                        found[place] = Sequence(prompts[place], self.ends.cut(response))
+                whole = laid_out(model, max(map(len, groups))) if config.gather else nullcontext()
+                with whole:
+                    for places in groups if config.gather else [group for group, _ in distributed.evened(groups)]:
+                        PROGRESS.tick()
+                        uniform = None if greedy else self._uniforms([keys[place] for place in places])
+                        responses = self._decode(model, [prompts[place] for place in places], uniform)
+                        for place, response in zip(places, responses, strict=True):
+                            found[place] = Sequence(prompts[place], self.ends.cut(response))
             finally:
                 model.train()
         return [found[place] for place in range(len(prompts))]

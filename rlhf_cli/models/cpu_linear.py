@@ -1,0 +1,45 @@
+"""bfloat16 linear layers on a CPU whose weights are laid out once, not again for each product.
+
+oneDNN multiplies with weights in an order of its own. torch (2.13) has it put them in that order in every product,
+which for the few rows of a decoding step takes longer than the product itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def laid_out(model: nn.Module, num_rows: int) -> Iterator[None]:
+    """Run a model's bfloat16 linear layers with such weights; num_rows: what most products have.
+
+    The body must not change weights, nor need gradients. Elsewhere than on a CPU that has such products, nothing
+    changes.
+    """
+    changed = []
+    try:
+        for layer in model.modules():
+            if type(layer) is nn.Linear and _can_be_laid_out(layer.weight):
+                layer.forward = _product(layer, num_rows)  # type: ignore[method-assign, assignment]
+                changed.append(layer)
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _can_be_laid_out(weight: Tensor) -> bool:
+    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return on_cpu and weight.dtype is torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _product(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:
+    # the functions that torch's own compiler calls; torch is pinned, and a test says where they are gone
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), num_rows)
+    linear = torch.ops.mkldnn._linear_pointwise
+    return lambda rows: cast(Tensor, linear(rows, weight, layer.bias, "none", [], ""))
