@@ -1,8 +1,8 @@
 """Reward-model training of this project beside TRL's on the same pairs, on a CPU: accuracy, speed, peak memory.
 
 usage: python scripts/bench_rm.py --model DIR [--peer-python PY] [--peer-scripts DIR] [--train F.jsonl --test F.jsonl]
-           [--ranks 1] [--rounds 1] [--num-train N] [--num-test N] [--dtype bfloat16] [--micro 8] [--out FILE]
-           [-- key=value ...]
+           [--ranks 1] [--rounds 1] [--num-train N] [--num-test N] [--dtype bfloat16] [--micro-tokens 2048]
+           [--peer-micro 8] [--out FILE] [-- key=value ...]
 
   --model DIR            a causal language model with its tokenizer and chat template; each side adds a head
   --peer-python PY       the interpreter of an environment with TRL; without it only this project's side is run
@@ -11,7 +11,7 @@ usage: python scripts/bench_rm.py --model DIR [--peer-python PY] [--peer-scripts
   --num-train, --num-test  the first so many pairs that fit; default: all
   --ranks N              1: one process with all cores; more: ZeRO-3 with the cores divided among the ranks
   --rounds N             runs of each side, in turn; the seed is 0 in the first, 1 in the second, ...
-  --micro N              pairs in a forward pass of a rank
+  --micro-tokens         train.micro_batch_tokens; the peer has --peer-micro pairs instead
   --out FILE             append the JSON line to a file
   -- key=value ...       more options of `rlhf train-rm`
 
@@ -19,8 +19,8 @@ The same on both sides: pairs of at most 256 tokens (longer ones are left out be
 steps take, one epoch, AdamW with learning rate 1e-5, cosine to 0 after 5 % of warm-up. Not the same: with bfloat16
 TRL keeps float32 weights and computes under autocast, this project has bfloat16 weights and float32 master weights;
 and TRL's head starts from deviation 0.02, this project's from 1 / sqrt(d + 1). Speed is that of all training steps,
-evaluation left out. FLOPs are those of the tokens that count, without padding: 2 a weight and token, attention besides;
-an update is three forward passes. Memory is that of the largest process. The last line is everything as one JSON
+evaluation left out. FLOPs are those of the tokens that count, without padding, the prompt of a pair twice: 2 a weight and
+token, attention besides; an update is three forward passes. (This project reads a prompt once: perf/ counts that.) Memory is that of the largest process. The last line is everything as one JSON
 object.
 """
 
@@ -120,7 +120,7 @@ def our_words(options: argparse.Namespace, folder: Path, turn: int) -> list[str]
         f"run.name=rm-{turn}",
         f"run.seed={turn}",
         f"train.batch_size={BATCH}",
-        f"train.micro_batch_size={options.micro}",
+        f"train.micro_batch_tokens={options.micro_tokens}",
         *("train.num_epochs=1", "train.eval_every_steps=0", "train.num_calibration_pairs=2"),
         *("optim.learning_rate=1e-5", "optim.schedule=cosine", "optim.warmup_ratio=0.05", "optim.min_lr_ratio=0"),
         *("optim.beta2=0.999", "optim.weight_decay=0", "optim.max_grad_norm=1"),  # as transformers has them
@@ -145,7 +145,7 @@ def run_ours(options: argparse.Namespace, folder: Path, turn: int) -> dict[str, 
 def peer_words(options: argparse.Namespace, folder: Path, peer: common.Peer, turn: int) -> list[str]:
     """Return the peer's command line for one run; its --batch is that of one rank."""
     share, bf16 = BATCH // options.ranks, options.dtype == "bfloat16"
-    micro = common.micro_batch(share, options.micro)
+    micro = common.micro_batch(share, options.peer_micro)
     return [
         *peer.words(peer.scripts / "trl_rm.py", options.ranks, share // micro, bf16, folder),
         *("--model", str(options.model.resolve()), "--epochs", "1", "--lr", "1e-5", "--seed", str(turn)),
@@ -241,7 +241,8 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--num-train", type=int)
     parser.add_argument("--num-test", type=int)
-    parser.add_argument("--micro", type=int, default=8)
+    parser.add_argument("--micro-tokens", type=int, default=2048)
+    parser.add_argument("--peer-micro", type=int, default=8)
     options = parser.parse_args(argv)
     common.check_options(parser, options, FIXED)
     if (options.train is None) != (options.test is None):

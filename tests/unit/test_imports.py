@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rlhf_cli"
-STANDARD = {"math", "typing", "collections", "__future__"}
+STANDARD = {"math", "typing", "collections", "dataclasses", "__future__"}
 MIDDLE = {"rollout", "rewards", "engine", "models", "data", "report"}
 ALLOWED = {
     "config": {"config"},
