@@ -23,14 +23,17 @@ from unittest import mock
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DynamicCache, PreTrainedModel
 
+from rlhf_cli.algo.packing import Packing
 from rlhf_cli.config.load import load
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.engine import choose, distributed
-from rlhf_cli.models import cpu_attention
+from rlhf_cli.models.cpu_attention import use_on_cpu
 from rlhf_cli.models.heads import ResponseLM
+from rlhf_cli.models.packed import packed_pass, reads_packed, use_packing
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
 from rlhf_cli.train import ppo
@@ -64,7 +67,9 @@ def trainer_of(options: argparse.Namespace, reward_model: Path, shards: bool) ->
         built = build_ppo(config, report)
     unused: Any = None
     data = PPOData(built.prompts.train, built.texts)
-    return PPOTrainer(config, built.engines, built.sampler, built.ends, data, unused, report)
+    trainer = PPOTrainer(config, built.engines, built.sampler, built.ends, data, unused, report)
+    trainer.packed = built.packed
+    return trainer
 
 
 def median_pair(action: Callable[[], object], without: Without, rounds: int) -> tuple[float, float]:
@@ -84,8 +89,11 @@ def median_pair(action: Callable[[], object], without: Without, rounds: int) -> 
 def all_logits() -> Iterator[None]:
     """Let the head read every place of a batch, and pick those of the responses afterwards."""
 
-    def forward(self: ResponseLM, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+    def forward(self: ResponseLM, input_ids: Tensor, rows: Tensor, columns: Tensor, packing: Packing) -> Tensor:
+        if reads_packed(self.model):
+            packed: Tensor = packed_pass(self.model, packing).logits
+            return packed[0, packing.places[rows, columns]]
+        logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
         return logits[rows, columns]
 
     with mock.patch.object(ResponseLM, "forward", forward):
@@ -93,17 +101,52 @@ def all_logits() -> Iterator[None]:
 
 
 @contextmanager
+def last_logits() -> Iterator[None]:
+    """Let transformers pick the last place of each row: a strided view, for which torch copies the head once a row."""
+
+    def next_logits(self: ResponseLM, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        logits: Tensor = self.model(input_ids=input_ids, logits_to_keep=1, **options).logits
+        return logits[:, -1]
+
+    with mock.patch.object(ResponseLM, "next_logits", next_logits):
+        yield
+
+
+def models_of(trainer: PPOTrainer) -> list[PreTrainedModel]:
+    models = trainer.models
+    engines = (models.policy, models.value_model, models.reference, models.reward_model.engine)
+    return [engine.module.model for engine in engines]  # type: ignore[misc]
+
+
+@contextmanager
 def torch_attention(trainer: PPOTrainer) -> Iterator[None]:
     """Let all models use torch's attention alone."""
-    models = trainer.models
-    modules = [one.module.model for one in (models.policy, models.value_model, models.reference)]
-    for model in modules:
-        model.set_attn_implementation("sdpa")  # type: ignore[operator, union-attr]
+    for model in models_of(trainer):
+        model.set_attn_implementation("sdpa")
+        use_packing(model)
     try:
         yield
     finally:
-        for model in modules:
-            model.set_attn_implementation(cpu_attention.NAME)  # type: ignore[operator, union-attr]
+        for model in models_of(trainer):
+            model.set_attn_implementation("sdpa")
+            use_on_cpu(model)
+            use_packing(model)
+
+
+@contextmanager
+def whole_texts(trainer: PPOTrainer) -> Iterator[None]:
+    """Let all models read every text whole, with its padding."""
+    trainer.packed = False
+    for model in models_of(trainer):
+        model.set_attn_implementation("sdpa")
+        use_on_cpu(model)
+    try:
+        yield
+    finally:
+        trainer.packed = True
+        for model in models_of(trainer):
+            use_packing(model)
 
 
 def early_ends(trainer: PPOTrainer, options: argparse.Namespace) -> AbstractContextManager[Any]:
@@ -163,14 +206,39 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
     plain = lambda model, room: DynamicCache(config=model.config)  # noqa: E731
     show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "roomy_cache", plain))
     show("attention of one token by matrix products", "rollout", collect_all, lambda: torch_attention(trainer))
+    show(
+        "weights laid out once a rollout",
+        "rollout",
+        collect_all,
+        patched(embedded, "laid_out", lambda *_: nullcontext()),
+    )
+    show("the head reads the last place of each prompt", "rollout", collect_all, last_logits)
     stay = patched(embedded, "_WORTH_DROPPING", 2)
     show("rows that have ended leave (they end early)", "rollout", collect_early, stay)
+    for phase, action in (("score", lambda: trainer.score(sequences)), ("update", lambda: trainer.learn(rollout))):
+        show("packed texts", phase, action, lambda: whole_texts(trainer))
     show("logits of response tokens alone", "score", lambda: trainer.score(sequences), all_logits)
     own = lambda: torch_attention(trainer)  # noqa: E731
     show("backward pass of attention by matrix products", "update", lambda: trainer.learn(rollout), own)
     by_row = patched(ppo, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
     show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), by_row)
     against_sharded(trainer, trainer_of(options, reward_model, shards=True), sequences, options.rounds)
+    before, after = with_gloo_threads(collect_all, options.rounds)
+    print(f"{'no OpenMP threads of gloo (one rank exchanges nothing)':52} {'rollout':8} {before:6.2f}s {after:7.2f}s")
+
+
+def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Return the median seconds of an action before a large exchange and after it, which nothing takes back."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
+
+    before = statistics.median(seconds() for _ in range(rounds))
+    many = torch.zeros(10_000_000)
+    torch.distributed.all_gather([torch.zeros_like(many)], many)
+    return before, statistics.median(seconds() for _ in range(rounds))
 
 
 def against_sharded(trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[Sequence], rounds: int) -> None:

@@ -25,7 +25,9 @@ The same on both sides: the model four times, prompts of at most 96 tokens (or H
 learning rate 1e-6, type. In bfloat16 this project keeps float32 master weights; TRL does under ZeRO-3 only. This
 project's step is the sum of its phases, TRL's the time from one to the next. FLOPs are those of the tokens that count,
 without padding: 2 a weight and token, attention besides; scoring is four forward passes, the update three times that
-of policy and value model. (What texts begin with alike counts in each; this project reads it once, and perf/ says so.) Memory is that of the largest process. The last line is everything as one JSON object.
+of policy and value model. What texts begin with alike counts in each of them; this project reads it once, so its share
+of the product rate can pass 1 here: the lines `perf/` count what is read. Memory is that of the largest process. The
+last line is everything as one JSON object.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ The same on both sides: pairs of at most 256 tokens (longer ones are left out be
 steps take, one epoch, AdamW with learning rate 1e-5, cosine to 0 after 5 % of warm-up. Not the same: with bfloat16
 TRL keeps float32 weights and computes under autocast, this project has bfloat16 weights and float32 master weights;
 and TRL's head starts from deviation 0.02, this project's from 1 / sqrt(d + 1). Speed is that of all training steps,
-evaluation left out. FLOPs are those of the tokens that count, without padding, the prompt of a pair twice: 2 a weight and
-token, attention besides; an update is three forward passes. (This project reads a prompt once: perf/ counts that.) Memory is that of the largest process. The last line is everything as one JSON
-object.
+evaluation left out. FLOPs are those of the tokens that count, without padding: 2 a weight and token, attention
+besides; an update is three forward passes. The prompt of a pair counts twice; this project reads it once. Memory is
+that of the largest process. The last line is everything as one JSON object.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ PYTEST = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider")
 ALGO = "tests/unit/algo"
 TRAIN = tuple(f"tests/unit/train/test_{name}.py" for name in ("ppo_estimate", "update", "oracle", "correctness"))
 BATCHES = ("tests/unit/data/test_tokens.py", "tests/unit/models/test_padding.py")
+PACKED = (BATCHES[1], "tests/unit/models/test_packed.py")
 ROLLOUT = ("tests/unit/rollout/test_cache.py", "tests/unit/rollout/test_embedded.py")
 # file -> the functions and classes that are mutated (none: all of it), and its tests, the fastest first
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -55,8 +56,11 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{
         f"rlhf_cli/algo/{name}.py": ((), (f"{ALGO}/test_{name}.py",)) for name in ("sampling", "schedules", "normalise")
     },
+    "rlhf_cli/algo/packing.py": ((), (f"{ALGO}/test_packing.py", *BATCHES)),
     "rlhf_cli/data/tokens.py": ((), (*BATCHES, *TRAIN)),
-    "rlhf_cli/models/heads.py": (("ResponseLM", "TokenScorer"), (BATCHES[1], *TRAIN)),
+    "rlhf_cli/models/heads.py": (("ResponseLM", "TokenScorer"), (*PACKED, *ROLLOUT, *TRAIN)),
+    "rlhf_cli/models/packed.py": ((), PACKED),
+    "rlhf_cli/models/cpu_linear.py": ((), ("tests/unit/models/test_cpu_linear.py",)),
     "rlhf_cli/models/cpu_attention.py": (
         ("CausalAttention", "one_token", "attention"),
         ("tests/unit/models/test_cpu_attention.py",),
@@ -110,7 +114,6 @@ REPEATED = "whole = (tensor.repeat_interleave(groups, dim=1) if groups {} else t
 ONCE = "to repeat once is to copy"
 GROUPS = "torch's kernel on the CPU (2.13) serves groups of query heads by itself too"
 DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
-OPENED = "the first row opens a group, whatever the room"
 FLAT = "the tensors have two dimensions: the last is number 1"
 FOUR = "the tensors have four dimensions: the last but one is number 2"
 # (file, mutated line) -> why no test can tell it from the original
@@ -134,11 +137,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         for test, why in ((">= 1", ONCE), ("> 0", ONCE), ("< 1", GROUPS), ("> 2", GROUPS))
     },
     (ATTENTION, "groups = query.shape[1] // key.shape[2]"): GROUPS,
-    ("rlhf_cli/rollout/embedded.py", "logits: Tensor = output.logits[:, -0]"): "there is one place",
     (CACHE, "end = self.length + key_states.shape[2]"): FOUR,
     (CACHE, "return like.new_empty((*like.shape[:2], self.room, like.shape[-1]))"): FOUR,
-    (TOKENS, "room = Size(1, 0)"): OPENED,
-    (TOKENS, "room = Size(0, 1)"): OPENED,
     (
         REWARD,
         "return (self.weight * preference_loss(better, self.margin, worse, self.confidence)).sum()",

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "*.attn_implementation",
     "*.liger_kernel",
     "*.packing",
+    "*.compile",
     "rollout.gather",
     "data.cache",
     "*.max_skipped_updates",

@@ -57,7 +57,8 @@ class TrainRMConfig:
         require(not twice, "train.label_smoothing", self.train.label_smoothing, "0 with data.confidence_column")
 
     def check_ranks(self, num_ranks: int) -> None:
-        """Raise InputError, with the arithmetic, where the batch does not divide by the number of ranks."""
+        """Raise InputError where options do not fit the number of ranks, with the arithmetic of a batch."""
+        _check_compile("model", self.model, num_ranks, self.deepspeed)
         _check_divides("train.batch_size", self.train.batch_size, num_ranks)
 
 
@@ -99,7 +100,9 @@ class TrainPPOConfig:
         require(shortest <= longest, "ppo.min_length", shortest, f"at most rollout.max_new_tokens {longest}")
 
     def check_ranks(self, num_ranks: int) -> None:
-        """Raise InputError, with the arithmetic, where a batch does not divide by the number of ranks."""
+        """Raise InputError where options do not fit the number of ranks, with the arithmetic of a batch."""
+        for key, model in (("model", self.model), ("reward_model", self.reward_model)):
+            _check_compile(key, model, num_ranks, self.deepspeed)
         _check_divides("ppo.batch_size", self.ppo.batch_size, num_ranks)
         _check_divides("ppo.minibatch_size", self.ppo.minibatch_size, num_ranks)
         if self.pretrain.path is not None:
@@ -149,6 +152,14 @@ def _check_state_dtype(section: str, optim: OptimConfig, model: ModelConfig, dee
     offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     alone = optim.state_dtype is DType.float32 or offload == "none"
     require(alone, f"{section}.state_dtype", optim.state_dtype.value, "float32 with offload_optimizer")
+
+
+def _check_compile(section: str, model: ModelConfig, num_ranks: int, deepspeed: dict[str, Any]) -> None:
+    """Raise InputError where layers are to be compiled around which ZeRO-3 gathers weights."""
+    zero = deepspeed.get("zero_optimization", {})
+    offloads = any(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer"))
+    alone = num_ranks == 1 and not offloads
+    require(alone or not model.compile, f"{section}.compile", True, "false with several ranks or offload")
 
 
 def _check_best(checkpoint: CheckpointConfig, metrics: tuple[str, ...]) -> None:

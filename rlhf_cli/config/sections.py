@@ -81,6 +81,9 @@ class ModelConfig:
     packing: bool = True
     """Read what texts of a micro-batch begin with alike once, and no padding; false: every text whole. For `sdpa`."""
 
+    compile: bool = False
+    """torch.compile every layer: some per cent faster for a minute at the start. One rank without offload only."""
+
     liger_kernel: bool = False
     """Use Liger's Triton kernels for norms, rotations and MLPs: NVIDIA GPUs only, `pip install 'rlhf[liger]'`."""
 

@@ -1,7 +1,7 @@
 """Ranks and what they exchange. Nothing else in the package imports torch.distributed.
 
-One rank exchanges nothing. That is more than thrift: a thread of gloo's that copies a large tensor becomes the master of
-OpenMP threads of its own, more threads than cores then make all of them sleep between two operations (libgomp), and
+One rank exchanges nothing. That is more than thrift: a thread of gloo's that copies a large tensor becomes the master
+of OpenMP threads of its own; more threads than cores then make all of them sleep between two operations (libgomp), and
 decoding, which is thousands of small ones, takes 1.4 times as long for the rest of the run (torch 2.13, two cores).
 """
 

@@ -28,6 +28,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
+from rlhf_cli.models.compiled import compile_layers
 from rlhf_cli.models.cpu_attention import use_on_cpu
 from rlhf_cli.models.heads import Float32Head
 from rlhf_cli.models.packed import use_packing
@@ -235,6 +236,8 @@ def _prepared(
         use_packing(model)
     if config.liger_kernel:
         _use_liger(model, key)
+    if config.compile:
+        compile_layers(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
