@@ -48,7 +48,8 @@ class Engine(ABC):
         """Hold the full weights on every rank while the body runs, and give them back, also when it raises.
 
         For what needs no gradient: one gather instead of one a layer and forward pass, and ranks may make different
-        numbers of passes. hold=False leaves everything as it is, for models that do not fit whole on one device.
+        numbers of passes. hold=False leaves everything as it is, for models that do not fit whole on one device; so
+        does a body inside another one.
         """
 
     @abstractmethod

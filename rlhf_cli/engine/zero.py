@@ -57,7 +57,7 @@ class ZeroFrozen(FrozenEngine):
     @contextmanager
     def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
         """Hold the full weights, without DeepSpeed's hooks: see Engine."""
-        if not hold:
+        if not hold or self._is_held:
             yield self.module
             return
         with _without_hooks(self.module, self._engine.optimizer):
@@ -111,7 +111,7 @@ class ZeroTrain(TrainEngine):
     @contextmanager
     def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
         """Hold the full weights, without DeepSpeed's hooks: see Engine."""
-        if not hold:
+        if not hold or self._is_held:
             yield self.module
             return
         with _without_hooks(self.module, self._engine.optimizer.parameter_offload):
@@ -239,6 +239,8 @@ def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     zero = config.setdefault("zero_optimization", {})
     zero.setdefault("stage", 3)
     zero.setdefault("reduce_bucket_size", _REDUCE_BUCKET)
+    if distributed.device().type == "cpu":
+        zero["overlap_comm"] = False  # there are no streams to overlap; its second buffer is copied all the same
     return config
 
 

@@ -15,7 +15,8 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile each layer for any number of tokens. Attention stays as it is: it calls finished kernels."""
     name = model.config._attn_implementation
     if name in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, torch.compiler.disable(ALL_ATTENTION_FUNCTIONS[name]))
+        own = torch.compiler.disable(ALL_ATTENTION_FUNCTIONS[name])  # type: ignore[no-untyped-call]
+        AttentionInterface.register(name, own)
     kinds = set(model._no_split_modules or ())
     for layer in model.modules():
         if type(layer).__name__ in kinds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 import torch
@@ -135,10 +136,12 @@ class PPOTrainer:
         """Run the loop from the step of `self.state` to ppo.num_steps."""
         while self.state.step < self.config.ppo.num_steps:
             self.boundary.before_step(asdict(self.state))
-            with self.report.time("rollout"):
-                sequences = self.collect()
-            with self.report.time("score"):
-                rollout = self.score(sequences)
+            with ExitStack() as held:
+                with self.report.time("rollout"):
+                    held.enter_context(self.models.policy.gathered(self.config.rollout.gather))
+                    sequences = self.collect()
+                with self.report.time("score"):
+                    rollout = self.score(sequences, let_go_policy=held.close)
             with self.report.time("update"):
                 metrics = self.learn(rollout)
             work = self._work(rollout)
@@ -199,10 +202,14 @@ class PPOTrainer:
         return batch_indices(len(self.data.prompts), size, self.state.step, seed)
 
     @torch.no_grad()
-    def score(self, sequences: list[Sequence]) -> Rollout:
-        """Compute what the four models say of this rank's responses, one after the other; gather that of all ranks."""
+    def score(self, sequences: list[Sequence], let_go_policy: Callable[[], None] = lambda: None) -> Rollout:
+        """Compute what the four models say of this rank's responses, one after the other; gather that of all ranks.
+
+        let_go_policy: what to call once the policy has been asked, for its whole weights may be held since the rollout.
+        """
         models = self.models
         own = self._by_row(models.policy, sequences, self._logprobs_and_entropy)
+        let_go_policy()
         reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
         values = self._by_row(models.value_model, sequences, lambda part: self._values(self._collate(part)))
         scores = self._by_row(models.reward_model.engine, sequences, models.reward_model.score)
