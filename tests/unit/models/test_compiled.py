@@ -19,6 +19,11 @@ from rlhf_cli.rollout.embedded import EmbeddedSampler
 from tests.oracle.engines import SimpleTrain
 from tests.unit.models.tiny import tiny_config
 
+# what torch 2.13 warns of in its own compiler
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 CPU = torch.device("cpu")
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 
@@ -32,7 +37,6 @@ def is_compiled(module):
 
 
 @needs_a_compiler
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_layers_compute_the_same_for_any_number_of_tokens(monkeypatch):
     written, compiled = policy(), policy(compile=True)
     assert (is_compiled(written), is_compiled(compiled)) == ([False] * 2, [True] * 2)
