@@ -34,7 +34,8 @@ round a ring: (n - 1) / n of the tensor, twice that for an all-reduce. Beside it
 step: the policy's weights once for the rollout, those of all four models once for scoring, in the update those of
 policy and value model twice a micro-batch (forward, backward) and their gradients once a micro-batch. DeepSpeed 0.19.8
 gathers less: only in a step's first micro-batch does it fetch weights anew for the backward pass (a tied embedding for
-each use); later it keeps them as far as stage3_max_reuse_distance and stage3_prefetch_bucket_size reach.
+each use); later it keeps them as far as stage3_max_reuse_distance and stage3_prefetch_bucket_size reach. And this
+project holds the policy from the rollout to its own scoring.
 """
 
 from __future__ import annotations
@@ -448,6 +449,7 @@ def our_words(options: argparse.Namespace, folder: Path, point: Point) -> list[s
     overrides = [
         f"data.train={prompts_file(model, point.prompt)}",
         "data.apply_chat_template=false",
+        *("model.packing=false", "reward_model.packing=false"),  # the arithmetic below is that of whole texts
         *(sharded if point.counted else []),
         *options.overrides,
     ]
