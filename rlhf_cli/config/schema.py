@@ -154,11 +154,15 @@ def _check_state_dtype(section: str, optim: OptimConfig, model: ModelConfig, dee
     require(alone, f"{section}.state_dtype", optim.state_dtype.value, "float32 with offload_optimizer")
 
 
+def offloads(deepspeed: dict[str, Any]) -> bool:
+    """Say whether anything is kept in host memory."""
+    zero = deepspeed.get("zero_optimization", {})
+    return any(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer"))
+
+
 def _check_compile(section: str, model: ModelConfig, num_ranks: int, deepspeed: dict[str, Any]) -> None:
     """Raise InputError where layers are to be compiled around which ZeRO-3 gathers weights."""
-    zero = deepspeed.get("zero_optimization", {})
-    offloads = any(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer"))
-    alone = num_ranks == 1 and not offloads
+    alone = num_ranks == 1 and not offloads(deepspeed)
     require(alone or not model.compile, f"{section}.compile", True, "false with several ranks or offload")
 
 

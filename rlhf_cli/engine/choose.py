@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf_cli.config.schema import offloads
 from rlhf_cli.config.sections import OptimConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, TrainEngine
@@ -16,9 +17,7 @@ from rlhf_cli.engine.zero import ZeroFrozen, ZeroTrain, check_keys
 
 def shards(deepspeed: dict[str, Any]) -> bool:
     """Say whether DeepSpeed is needed: on several ranks, and on one that offloads to host memory."""
-    zero = deepspeed.get("zero_optimization", {})
-    offloads = any(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer"))
-    return distributed.world_size() > 1 or offloads
+    return distributed.world_size() > 1 or offloads(deepspeed)
 
 
 def frozen_engine(module: nn.Module, dtype: torch.dtype, deepspeed: dict[str, Any]) -> FrozenEngine:

@@ -207,7 +207,7 @@ class PPOTrainer:
 
         let_go_policy: what to call once the policy has been asked, for its whole weights may be held since the rollout.
         """
-        models = self.models
+        models, self._num_read = self.models, 0
         own = self._by_row(models.policy, sequences, self._logprobs_and_entropy)
         let_go_policy()
         reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
@@ -256,7 +256,7 @@ class PPOTrainer:
         policy_step = self.state.step - ppo.value_warmup_steps
         metrics: dict[str, float] = {}
         totals: Counter[str] = Counter()
-        num_tokens = num_skipped = num_updates = 0
+        num_tokens = num_skipped = num_updates = self._num_read = 0
         for minibatch in self._minibatches():
             tokens = int(batch.rollout.response_mask[minibatch].sum())
             sums = self._accumulate(batch, minibatch, tokens, self._value_backward)
@@ -348,7 +348,7 @@ class PPOTrainer:
         num_tokens = sum(len(block.response_ids) for block in blocks)
         total = torch.zeros((), device=self.device)
         for part in chunks(distributed.share(blocks), pretrain.micro_batch_size):
-            tokens = self._collate(part)
+            tokens = collate(part, self.ends.pad_id, self.device)  # perf/ counts prompts and responses alone
             logits = self._logits(self.models.policy, tokens)
             loss = -token_logprobs(logits, tokens.real_response_ids(), temperature=1.0).sum() / num_tokens
             self.models.policy.backward(pretrain.coef * loss)
