@@ -390,7 +390,9 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     trainer.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
     evened, in_step = distributed.evened, []
     monkeypatch.setattr(distributed, "evened", lambda groups: (in_step.append(groups), evened(groups))[1])
+    trainer._num_read = 10**6  # what a self-check has read before is not the step's
     rollout = trainer.score(rows)
+    assert trainer._read == Read(score=4 + 2 + 3 + 2)
     assert len(in_step) == (0 if gather else 4)  # where weights are fetched in each pass, ranks pass together
     lengths = [4.0, 2.0, 3.0, 2.0]
     assert rollout.sequences == rows
