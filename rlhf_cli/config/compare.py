@@ -32,7 +32,8 @@ MAY_CHANGE = (
     "*.liger_kernel",
     "*.packing",
     "*.compile",
-    "rollout.gather",
+    "*.gather",
+    "ppo.reuse_forward",
     "data.cache",
     "*.max_skipped_updates",
 )

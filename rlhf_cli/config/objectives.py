@@ -97,6 +97,9 @@ class PPOConfig:
     micro_batch_tokens: int | None = None
     """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens, packed or padded."""
 
+    reuse_forward: bool = True
+    """Start the update from scoring's pass of the policy, where a step is one minibatch, in one pass of each rank."""
+
     value_warmup_steps: int = 0
     """First steps that train the value model alone and leave the policy as it is."""
 

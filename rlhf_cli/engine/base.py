@@ -47,9 +47,9 @@ class Engine(ABC):
     def gathered(self, hold: bool = True) -> AbstractContextManager[nn.Module]:
         """Hold the full weights on every rank while the body runs, and give them back, also when it raises.
 
-        For what needs no gradient: one gather instead of one a layer and forward pass, and ranks may make different
-        numbers of passes. hold=False leaves everything as it is, for models that do not fit whole on one device; so
-        does a body inside another one.
+        One gather instead of one a layer and pass; without backward passes ranks may make different numbers of
+        forward passes. The body must not step. hold=False leaves everything as it is, for models that do not fit
+        whole on one device; so does a body inside another one.
         """
 
     @abstractmethod
@@ -84,6 +84,11 @@ class TrainEngine(Engine):
         self._num_skipped = 0  # in a row
         weights = [] if ema_decay is None else self.module.named_parameters()
         self._ema = {name: self._master(one).to(ema_device, torch.float32, copy=True) for name, one in weights}
+
+    @property
+    @abstractmethod
+    def is_whole(self) -> bool:
+        """Whether every rank has the full weights at all times."""
 
     @property
     def has_ema(self) -> bool:

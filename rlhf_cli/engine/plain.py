@@ -59,6 +59,11 @@ class PlainTrain(TrainEngine):
         """The wrapped module."""
         return self._module
 
+    @property
+    def is_whole(self) -> bool:
+        """Nothing is sharded."""
+        return True
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         PROGRESS.tick()
         return self._module(*args, **kwargs)

@@ -104,9 +104,15 @@ class ZeroTrain(TrainEngine):
         module: nn.Module = self._engine.module
         return module
 
+    @property
+    def is_whole(self) -> bool:
+        """Weights are sharded, or in the host's memory."""
+        return False
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         PROGRESS.tick()
-        return (self.module if self._is_held else self._engine)(*args, **kwargs)
+        to_learn = torch.is_grad_enabled()  # the engine then counts the pass, for gradients that are added up
+        return (self.module if self._is_held and not to_learn else self._engine)(*args, **kwargs)
 
     @contextmanager
     def gathered(self, hold: bool = True) -> Iterator[nn.Module]:

@@ -31,12 +31,12 @@ from rlhf_cli.data.tokens import (
 )
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, StepResult, TrainEngine
-from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout import RolloutEngine
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
 from rlhf_cli.train.boundary import Boundary
+from rlhf_cli.train.work import Read, Sizes
 
 _KL = {KLEstimator.k1: kl_k1, KLEstimator.k2: kl_k2, KLEstimator.k3: kl_k3}
 _PRETRAIN = "loss/pretrain"
@@ -69,39 +69,14 @@ class Models:
     value_model: TrainEngine
 
 
-@dataclass
-class Read:
-    """The tokens that each model reads in a step, all ranks together; of packed texts, every one once."""
-
-    score: float = 0.0
-    update: float = 0.0
-    num_epochs: float = 0.0  # of the update; fewer than ppo.num_epochs where it ends early
-
-
 @dataclass(frozen=True)
-class Sizes:
-    """The arithmetic of the models that generate and of those that score."""
+class FirstPass:
+    """The policy's forward pass of the scoring with its graph, for the first update to go on from."""
 
-    policy: ModelSize
-    scorer: ModelSize
-
-    def work(self, sequences: list[Sequence], read: Read, trains_policy: bool) -> dict[str, Work]:
-        """Return what a step on such sequences takes, phase by phase."""
-        lengths = [len(sequence) for sequence in sequences]
-        num_response = sum(len(sequence.response_ids) for sequence in sequences)
-
-        def passes(num_passes: float, num_read: float, trains_policy: bool = True) -> float:
-            """The arithmetic of so many passes of a scorer and a policy, in which each reads num_read tokens."""
-            scorer = self.scorer.forward_flops(num_passes, lengths, 0, num_read)
-            policy = self.policy.forward_flops(num_passes, lengths, num_response, num_read)
-            return scorer + policy * trains_policy
-
-        return {
-            "rollout": Work(self.policy.forward_flops(1, lengths, num_response, sum(lengths)), num_response),
-            "score": Work(2 * passes(1, read.score), read.score),
-            # a backward pass is two forward passes
-            "update": Work(3 * passes(read.num_epochs, read.update, trains_policy), read.update),
-        }
+    rows: list[int]  # of the batch of all ranks
+    tokens: TokenBatch  # these rows
+    num_read: int  # tokens that the pass has read
+    view: tuple[Tensor, Tensor]  # the policy's logprobs and entropy at each response token, [B, T] each
 
 
 class PPOTrainer:
@@ -128,6 +103,8 @@ class PPOTrainer:
         self.packed = False  # whether all four models read packed texts
         self._num_read = 0  # tokens that models but the reward model have read in this phase, on this rank
         self._read = Read()
+        self._first_pass: FirstPass | None = None
+        self._hold = ExitStack()  # of the policy's whole weights, from the rollout to its last pass on these weights
         self.device = distributed.device()
         self.state = PPOState(kl_coef=config.ppo.kl_coef)
         self._recent_kl: deque[float] = deque(maxlen=4 * _ENOUGH_RESPONSES)
@@ -136,14 +113,14 @@ class PPOTrainer:
         """Run the loop from the step of `self.state` to ppo.num_steps."""
         while self.state.step < self.config.ppo.num_steps:
             self.boundary.before_step(asdict(self.state))
-            with ExitStack() as held:
+            with ExitStack() as self._hold:
                 with self.report.time("rollout"):
-                    held.enter_context(self.models.policy.gathered(self.config.rollout.gather))
+                    self._hold.enter_context(self.models.policy.gathered(self.config.rollout.gather))
                     sequences = self.collect()
                 with self.report.time("score"):
-                    rollout = self.score(sequences, let_go_policy=held.close)
-            with self.report.time("update"):
-                metrics = self.learn(rollout)
+                    rollout = self.score(sequences, for_update=True)
+                with self.report.time("update"):
+                    metrics = self.learn(rollout)
             work = self._work(rollout)
             self.state = self._next_state(metrics.get("kl"))
             self.report.log(self.state.step, metrics, int(rollout.response_mask.sum()), work)
@@ -159,6 +136,7 @@ class PPOTrainer:
         """
         broken = rollout.not_finite()
         if broken:
+            self._first_pass = None
             indices = self._prompt_indices()
             of = ", ".join(f"{indices[place]} ({what})" for place, what in list(broken.items())[:8])
             self.report.say(f"warning: step {self.state.step + 1} is skipped: not finite for prompts {of}")
@@ -202,18 +180,21 @@ class PPOTrainer:
         return batch_indices(len(self.data.prompts), size, self.state.step, seed)
 
     @torch.no_grad()
-    def score(self, sequences: list[Sequence], let_go_policy: Callable[[], None] = lambda: None) -> Rollout:
+    def score(self, sequences: list[Sequence], for_update: bool = False) -> Rollout:
         """Compute what the four models say of this rank's responses, one after the other; gather that of all ranks.
 
-        let_go_policy: what to call once the policy has been asked, for its whole weights may be held since the rollout.
+        for_update: `learn` comes next, and may go on from the policy's forward pass.
         """
         models, self._num_read = self.models, 0
-        own = self._by_row(models.policy, sequences, self._logprobs_and_entropy)
-        let_go_policy()
+        if for_update and self._can_reuse(sequences):
+            own = self._first_view(sequences)
+        else:
+            own = self._by_row(models.policy, sequences, self._logprobs_and_entropy)
+            self._hold.close()
         reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
         values = self._by_row(models.value_model, sequences, lambda part: self._values(self._collate(part)))
         scores = self._by_row(models.reward_model.engine, sequences, models.reward_model.score)
-        self._read = Read(score=self._take_read(num_models=3))
+        self._read = Read(score=self._take_read(num_models=3), reused=self._first_pass is not None)
         episodes = []
         for row, sequence in enumerate(sequences):
             length = len(sequence.response_ids)
@@ -228,6 +209,30 @@ class PPOTrainer:
             )
             episodes.append(episode)
         return Rollout.of(flatten(distributed.gather_all(episodes)))
+
+    def _can_reuse(self, sequences: list[Sequence]) -> bool:
+        """Say whether scoring's forward pass of the policy is also the update's first: same weights, same rows.
+
+        Every rank then has its rows of the step in one micro-batch, and its whole weights until the backward pass.
+        """
+        ppo, policy = self.config.ppo, self.models.policy
+        if not ppo.reuse_forward or ppo.minibatch_size < ppo.batch_size or self.state.step < ppo.value_warmup_steps:
+            return False
+        if not (policy.is_whole or self.config.model.gather):
+            return False
+        return not distributed.any_rank(len(self._micro_batches(sequences, in_step=False)) > 1)
+
+    def _first_view(self, sequences: list[Sequence]) -> list[Tensor]:
+        """Keep the policy's forward pass for the update; return its logprobs and entropy, [2, T] for each sequence."""
+        self._hold.enter_context(self.models.policy.gathered())
+        [(places, _)] = self._micro_batches(sequences, in_step=False)
+        tokens = self._collate([sequences[place] for place in places])
+        with torch.enable_grad():
+            view = self._policy_view(tokens)
+        start = distributed.rank() * len(sequences)
+        self._first_pass = FirstPass([start + place for place in places], tokens, self._num_read, view)
+        found = dict(zip(places, torch.stack(view, dim=1).detach().cpu(), strict=True))
+        return [found[place] for place in range(len(sequences))]
 
     def _by_row(
         self, engine: TrainEngine | FrozenEngine, sequences: list[Sequence], read: Callable[[list[Sequence]], Tensor]
@@ -252,20 +257,25 @@ class PPOTrainer:
 
     def update(self, batch: PPOBatch) -> dict[str, float]:
         """Run num_epochs passes of clipped updates over the batch; return means over all tokens that were used."""
-        ppo, per_step = self.config.ppo, self.config.ppo.updates_per_step
+        ppo, per_step, gather = self.config.ppo, self.config.ppo.updates_per_step, self.config.model.gather
         policy_step = self.state.step - ppo.value_warmup_steps
         metrics: dict[str, float] = {}
         totals: Counter[str] = Counter()
         num_tokens = num_skipped = num_updates = self._num_read = 0
         for minibatch in self._minibatches():
             tokens = int(batch.rollout.response_mask[minibatch].sum())
-            sums = self._accumulate(batch, minibatch, tokens, self._value_backward)
-            results = {"value": self.models.value_model.step(self.state.step * per_step + num_updates)}
+            sums: dict[str, float] = {}
+            results: dict[str, StepResult] = {}
             if policy_step >= 0:
                 update = policy_step * per_step + num_updates
-                sums |= self._accumulate(batch, minibatch, tokens, self._policy_backward)
-                totals.update(self._pretrain(update))
+                with self.models.policy.gathered(gather):
+                    sums |= self._policy_gradients(batch, minibatch, tokens)
+                    totals.update(self._pretrain(update))
+                self._hold.close()
                 results["policy"] = self.models.policy.step(update)
+            with self.models.value_model.gathered(gather):
+                sums |= self._accumulate(batch, minibatch, tokens, self._value_backward)
+            results["value"] = self.models.value_model.step(self.state.step * per_step + num_updates)
             totals.update(sums)
             num_tokens += tokens
             num_updates += 1
@@ -285,6 +295,15 @@ class PPOTrainer:
             order = shuffled(ppo.batch_size, f"{self.config.run.seed}/minibatches/{self.state.step}/{epoch}")
             yield from chunks(order, ppo.minibatch_size)
 
+    def _policy_gradients(self, batch: PPOBatch, minibatch: list[int], num_tokens: int) -> dict[str, float]:
+        """Add the policy's gradients of a minibatch, from scoring's forward pass where that was kept."""
+        first, self._first_pass = self._first_pass, None
+        if first is None:
+            return self._accumulate(batch, minibatch, num_tokens, self._policy_backward)
+        self._num_read += first.num_read
+        part = batch.rows(first.rows, first.tokens.response_mask, self.device)
+        return _over_ranks(self._policy_backward(part, first.tokens, num_tokens, first.view))
+
     def _accumulate(
         self,
         batch: PPOBatch,
@@ -301,20 +320,26 @@ class PPOTrainer:
             mask = tokens.response_mask if real else torch.zeros_like(tokens.response_mask)
             own = backward(batch.rows(rows, mask, self.device), tokens, num_tokens)
             sums = {name: sums.get(name, 0) + value for name, value in own.items()}
-        total = distributed.global_sum(torch.stack(list(sums.values()))).tolist()
-        return dict(zip(sums, total, strict=True))
+        return _over_ranks(sums)
 
-    def _policy_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
+    def _policy_backward(
+        self, part: PPOTargets, tokens: TokenBatch, num_tokens: int, view: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Add the policy's gradients of some rows; return sums over their tokens."""
-        loss, sums = self.policy_objective(part, tokens)
+        loss, sums = self.policy_objective(part, tokens, view)
         self.models.policy.backward(loss / num_tokens)
         return sums
 
-    def policy_objective(self, part: PPOTargets, tokens: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the policy's loss on some rows and its statistics, all summed over their tokens."""
+    def policy_objective(
+        self, part: PPOTargets, tokens: TokenBatch, view: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the policy's loss on some rows and its statistics, all summed over their tokens.
+
+        view: the policy's logprobs and entropy of these rows, [B, T] each, where it has been asked already.
+        """
         ppo, mask = self.config.ppo, part.mask
         high = ppo.cliprange if ppo.cliprange_high is None else ppo.cliprange_high
-        logprobs, entropy = self._policy_view(tokens)
+        logprobs, entropy = view or self._policy_view(tokens)
         surrogate = (logprobs, part.logprobs, part.advantages, ppo.cliprange, high, ppo.dual_clip)
         loss = masked_sum(policy_loss(*surrogate), mask)
         sums = {"loss/policy": loss.detach()}
@@ -410,6 +435,11 @@ class PPOTrainer:
     def _values(self, batch: TokenBatch) -> Tensor:
         per_token, _ = self.models.value_model(batch.input_ids, packing=batch.packing)
         return batch.before_each_response_token(per_token)
+
+
+def _over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
+    total = distributed.global_sum(torch.stack(list(sums.values()))).tolist()
+    return dict(zip(sums, total, strict=True))
 
 
 def summary(batch: PPOBatch) -> dict[str, float]:

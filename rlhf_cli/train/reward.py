@@ -131,8 +131,9 @@ class RewardTrainer:
         self._num_read = 0
         rows = self._batch()
         share = distributed.balanced_share(rows, [row.num_tokens for row in rows])
-        for part, real in self._micro_batches(share):
-            totals += self._accumulate(part, real)
+        with self.model.gathered(self.config.model.gather):
+            for part, real in self._micro_batches(share):
+                totals += self._accumulate(part, real)
         result = self.model.step(self.step)
         sums = distributed.global_sum(totals).tolist()
         loss, centering, correct, margin = (total / train.batch_size for total in sums[:4])
