@@ -41,6 +41,9 @@ class RewardConfig:
     micro_batch_tokens: int | None = None
     """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens, packed or padded."""
 
+    gather: bool = True
+    """ZeRO-3: hold the full weights during an update; false: fetch layer by layer in every pass."""
+
     label_smoothing: float = 0.0
     """Probability that a preference is the wrong way round; `data.confidence_column` gives one for each row instead."""
 
@@ -96,6 +99,9 @@ class PPOConfig:
 
     micro_batch_tokens: int | None = None
     """Instead of `micro_batch_size`: rows of like length, as many as fit in so many tokens, packed or padded."""
+
+    gather: bool = True
+    """ZeRO-3: hold the full weights of the model that is updated; false: fetch layer by layer in every pass."""
 
     reuse_forward: bool = True
     """Start the update from scoring's pass of the policy, where a step is one minibatch, in one pass of each rank."""

@@ -84,9 +84,6 @@ class ModelConfig:
     compile: bool = False
     """torch.compile every layer: some per cent faster for a minute at the start. One rank without offload only."""
 
-    gather: bool = True
-    """ZeRO-3: hold the trained model's full weights during each update; false: fetch layer by layer in every pass."""
-
     liger_kernel: bool = False
     """Use Liger's Triton kernels for norms, rotations and MLPs: NVIDIA GPUs only, `pip install 'rlhf[liger]'`."""
 

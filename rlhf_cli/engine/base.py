@@ -119,7 +119,10 @@ class TrainEngine(Engine):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of `loss`, this rank's share of a global mean (the shares of all ranks add up to it)."""
+        """Accumulate gradients of `loss`, this rank's share of a global mean (the shares of all ranks add up to it).
+
+        Passes come in turn: of the model's forward passes with gradients, the one of `loss` is the last.
+        """
 
     @abstractmethod
     def full_state_dict(self) -> dict[str, Tensor]:

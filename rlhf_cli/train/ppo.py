@@ -218,7 +218,7 @@ class PPOTrainer:
         ppo, policy = self.config.ppo, self.models.policy
         if not ppo.reuse_forward or ppo.minibatch_size < ppo.batch_size or self.state.step < ppo.value_warmup_steps:
             return False
-        if not (policy.is_whole or self.config.model.gather):
+        if not (policy.is_whole or self.config.ppo.gather):
             return False
         return not distributed.any_rank(len(self._micro_batches(sequences, in_step=False)) > 1)
 
@@ -257,7 +257,7 @@ class PPOTrainer:
 
     def update(self, batch: PPOBatch) -> dict[str, float]:
         """Run num_epochs passes of clipped updates over the batch; return means over all tokens that were used."""
-        ppo, per_step, gather = self.config.ppo, self.config.ppo.updates_per_step, self.config.model.gather
+        ppo, per_step, gather = self.config.ppo, self.config.ppo.updates_per_step, self.config.ppo.gather
         policy_step = self.state.step - ppo.value_warmup_steps
         metrics: dict[str, float] = {}
         totals: Counter[str] = Counter()

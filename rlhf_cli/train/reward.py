@@ -131,7 +131,7 @@ class RewardTrainer:
         self._num_read = 0
         rows = self._batch()
         share = distributed.balanced_share(rows, [row.num_tokens for row in rows])
-        with self.model.gathered(self.config.model.gather):
+        with self.model.gathered(self.config.train.gather):
             for part, real in self._micro_batches(share):
                 totals += self._accumulate(part, real)
         result = self.model.step(self.step)

@@ -98,14 +98,23 @@ def plain_updates() -> tuple[dict[str, torch.Tensor], list[float]]:
 
 
 def updates(_: Path, deepspeed: dict[str, object] = ZERO3) -> None:
-    """ZeRO-3 over the ranks, with uneven micro-batches, makes the same updates as plain torch."""
-    engine = ZeroTrain(policy(), torch.float32, OPTIM, NUM_UPDATES, deepspeed)
+    """ZeRO-3 over the ranks, with uneven micro-batches, makes the same updates as plain torch, weights held or not."""
+    for hold in (False, True):
+        check_updates(ZeroTrain(policy(), torch.float32, OPTIM, NUM_UPDATES, deepspeed), hold)
+
+
+def check_updates(engine: ZeroTrain, hold: bool) -> None:
     share = SEQUENCES[distributed.rank() :: distributed.world_size()]
     num_tokens = sum(len(sequence.response_ids) for sequence in SEQUENCES)
     expected, expected_norms = plain_updates()
     for update in range(NUM_UPDATES):
-        for part in (share[:1], share[1:]):
-            engine.backward(token_loss(engine, part) / num_tokens)
+        before = put_in_place(engine)
+        with engine.gathered(hold):
+            for part in (share[:1], share[1:]):
+                engine.backward(token_loss(engine, part) / num_tokens)
+                assert (held_elements(engine) > 0) is hold
+        assert held_elements(engine) == 0
+        assert put_in_place(engine) == before
         result = engine.step(update)
         assert_close(result.grad_norm, expected_norms[update], rtol=1e-5, atol=0)
         assert_close(result.learning_rate, RATES[update])
@@ -255,11 +264,13 @@ def checkpointing(_: Path) -> None:
         if on:
             module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         engine = ZeroTrain(module, torch.float32, OPTIM, NUM_UPDATES, ZERO3)
-        engine.backward(token_loss(engine, SEQUENCES[:3]) / 10)
-        norms.append(engine.step(0).grad_norm)
+        for hold in (True, False):
+            with engine.gathered(hold):
+                engine.backward(token_loss(engine, SEQUENCES[:3]) / 10)
+            norms.append(engine.step(int(not hold)).grad_norm)
         sampler = EmbeddedSampler(engine, RolloutConfig(max_new_tokens=4), ENDS, CPU)
         assert len(sampler.sample([(5, 6)], ["a"])) == 1
-    assert_close(norms[0], norms[1], rtol=1e-6, atol=0)
+    assert_close(norms[:2], norms[2:], rtol=1e-6, atol=0)
 
 
 def bfloat16(_: Path) -> None:
@@ -345,6 +356,7 @@ def oracle(_: Path) -> None:
         check_ppo_case(name, "zero")
     check_ppo_case("base", "zero", architecture="llama")
     check_ppo_case("base", "zero", gather=False)
+    check_ppo_case("in-one-pass", "zero", gather=False)
 
 
 def main() -> None:

@@ -56,6 +56,8 @@ BASE = PPOConfig(num_steps=2, batch_size=8, minibatch_size=4, micro_batch_size=2
 PPO_CASES: dict[str, dict[str, Any]] = {
     "base": {},
     "one-epoch-one-minibatch": {"num_epochs": 1, "minibatch_size": 8},
+    "in-one-pass": {"minibatch_size": 8, "micro_batch_size": 8, "entropy_coef": 0.1, "kl_loss_coef": 0.5},
+    "in-one-pass-again": {"minibatch_size": 8, "micro_batch_size": 8, "reuse_forward": False, "gather": False},
     "four-epochs": {"num_epochs": 4},
     "kl-k2": {"kl_estimator": KLEstimator.k2},
     "kl-k3": {"kl_estimator": KLEstimator.k3},
@@ -299,6 +301,7 @@ RM_CASES: dict[str, dict[str, Any]] = {
     "margins": {},
     "confidences": {},
     "rankings": {"centering_coef": 0.1},
+    "by-layers": {"gather": False},
 }
 
 

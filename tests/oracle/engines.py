@@ -31,6 +31,8 @@ class SimpleFrozen:
 
 
 class SimpleTrain:
+    is_whole = True
+
     def __init__(self, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None) -> None:
         self.module = module.train()
         self.optim, self.num_updates, self.ema_decay = optim, num_updates, ema_decay

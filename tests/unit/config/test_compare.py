@@ -19,8 +19,8 @@ MAY_CHANGE = {
     "model": {"attn_implementation", "gradient_checkpointing", "liger_kernel", "packing", "compile"},
     "reward_model": {"attn_implementation", "gradient_checkpointing", "liger_kernel", "packing", "compile"},
     "rollout": {"micro_batch_size", "micro_batch_tokens", "gather"},
-    "ppo": {"micro_batch_size", "micro_batch_tokens"},
-    "train": {"micro_batch_size", "micro_batch_tokens", "eval_micro_batch_size"},
+    "ppo": {"micro_batch_size", "micro_batch_tokens", "gather", "reuse_forward"},
+    "train": {"micro_batch_size", "micro_batch_tokens", "gather", "eval_micro_batch_size"},
     "pretrain": {"micro_batch_size"},
     "optim": {"max_skipped_updates"},
     "value_optim": {"max_skipped_updates"},
@@ -140,7 +140,7 @@ def test_the_message_lists_every_change_and_what_may_change(text):
         "ppo.kl_coef: 0.05 -> 0.1; run.seed: 0 -> 3; only these may change: run.name, run.output_dir, run.resume, "
         "launch.*, check.*, checkpoint.*, guard.*, deepspeed.zero_optimization.*, *.micro_batch_size, "
         "*.micro_batch_tokens, *.eval_micro_batch_size, *.gradient_checkpointing, *.attn_implementation, "
-        "*.liger_kernel, *.packing, *.compile, rollout.gather, data.cache, *.max_skipped_updates"
+        "*.liger_kernel, *.packing, *.compile, *.gather, ppo.reuse_forward, data.cache, *.max_skipped_updates"
     )
 
 

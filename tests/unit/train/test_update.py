@@ -25,8 +25,9 @@ from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.reporter import Work
 from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
-from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, Read, Sizes, shaped_scores, summary
+from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, shaped_scores, summary
 from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps
+from rlhf_cli.train.work import Read, Sizes
 from tests.oracle.cases import CPU, Record
 
 LOG2, LOG3 = math.log(2), math.log(3)
@@ -34,6 +35,8 @@ LOG2, LOG3 = math.log(2), math.log(3)
 
 class Engine:
     """Stands in for a model in training: gives back one tensor, keeps gradients, notes the numbers of its updates."""
+
+    is_whole = True
 
     def __init__(self, output=None, skips=()):
         self.output, self.skips, self.updates, self.inputs = output, skips, [], []
@@ -109,7 +112,7 @@ def test_an_update_divides_by_the_tokens_of_all_its_minibatches(one_rank):
     """Sums of 9 and 4.5 in each of four minibatches of 3, 6, 3 and 6 tokens: 36 / 18, 18 / 18."""
     metrics, told, updates = updated(config_of(), {"loss/value": 9.0, "loss/policy": 4.5})
     small, large = ([0, 1], 3), ([2, 3], 6)
-    assert told == [(*rows, model) for rows in (small, large) for model in ("value", "policy")] * 2
+    assert told == [(*rows, model) for rows in (small, large) for model in ("policy", "value")] * 2
     assert updates == ([0, 1, 2, 3], [0, 1, 2, 3])
     assert metrics == {
         "loss/value": 2.0,
@@ -127,13 +130,13 @@ def test_updates_are_numbered_over_the_run_and_the_policys_from_the_end_of_its_w
     """Step 2 of four updates each, of which the first step trained the value model alone."""
     _, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step=2))
     assert updates == ([4, 5, 6, 7], [8, 9, 10, 11])
-    assert [model for *_, model in told] == ["value", "policy"] * 4
+    assert [model for *_, model in told] == ["policy", "value"] * 4
 
 
 def test_the_policy_learns_from_the_first_step_after_the_warmup(one_rank):
     for step, learns in ((0, False), (1, True)):
         metrics, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step))
-        assert [model for *_, model in told] == (["value", "policy"] if learns else ["value"]) * 4
+        assert [model for *_, model in told] == (["policy", "value"] if learns else ["value"]) * 4
         assert updates == ([0, 1, 2, 3] if learns else [], [4 * step + n for n in range(4)])
         assert ("lr/policy" in metrics) is learns
 
@@ -428,6 +431,9 @@ def test_the_work_of_a_step_by_hand():
         "update": Work(3 * 2 * (344 + 264), 2 * 8),
     }
     assert SIZES.work(texts, Read(8, 8, 1), trains_policy=False)["update"] == Work(3 * 264, 8)
+    # where the update goes on from scoring's pass of the policy, it does not read its texts again
+    reused = SIZES.work(texts, replace(whole, reused=True), trains_policy=True)["update"]
+    assert reused == Work(3 * 2 * (344 + 264) - 344, 2 * 8)
     # a token that is read once instead of twice saves the products with all weights, and no attention
     packed = SIZES.work(texts, Read(score=7, update=7, num_epochs=1), trains_policy=True)
     assert packed["score"] == Work(2 * (344 - 20) + 2 * (264 - 16), 7)
@@ -544,6 +550,10 @@ class LastId:
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         hidden = torch.stack([input_ids.float(), positions.float()], dim=2)
         return self.scale * input_ids.float(), hidden
+
+    @contextmanager
+    def gathered(self, hold):
+        yield self
 
     def backward(self, loss):
         loss.backward()

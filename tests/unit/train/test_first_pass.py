@@ -1,0 +1,133 @@
+"""Scoring's forward pass of the policy is the update's first, where it can be; whole weights are held as long."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.oracle.cases import Record, ppo_config, ppo_models, ppo_trainer, run_simple
+
+ONE_PASS = {"minibatch_size": 8, "micro_batch_size": 8, "num_epochs": 2, "num_steps": 2}
+
+
+def trainer_of(rollout_gather=True, **ppo):
+    config = ppo_config("base", **{**ONE_PASS, **ppo})
+    config = replace(config, rollout=replace(config.rollout, gather=rollout_gather))
+    return ppo_trainer(config, ppo_models(), "simple", Record())
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({}, 2 * (1 + 1)),
+        ({"gather": False}, 2 * (1 + 1)),  # the engine has its weights anyway
+        ({"micro_batch_tokens": 1000}, 2 * (1 + 1)),
+        ({"num_epochs": 1}, 2 * 1),
+        ({"value_warmup_steps": 1}, 1 + (1 + 1)),
+        ({"reuse_forward": False}, 2 * (1 + 2)),
+        ({"micro_batch_size": 4}, 2 * (2 + 2 * 2)),
+        ({"minibatch_size": 4}, 2 * (1 + 2 * 2)),
+    ],
+)
+def test_the_policy_reads_the_texts_of_a_step_so_often(options, passes, one_rank):
+    """Two steps of two epochs on 8 rows."""
+    trainer, reads = trainer_of(**options), []
+    view = trainer._policy_view
+    trainer._policy_view = lambda tokens: (reads.append(len(tokens.input_ids)), view(tokens))[1]
+    trainer.fit()
+    assert len(reads) == passes
+    assert trainer._first_pass is None
+
+
+@pytest.mark.parametrize("more", [{"num_epochs": 1}, {"num_epochs": 2, "kl_loss_coef": 0.1, "entropy_coef": 0.1}])
+def test_a_run_is_the_same_as_when_every_pass_is_computed_again(more, one_rank):
+    (weights, metrics), (others, other_metrics) = (
+        run_simple(ppo_config("base", **{**ONE_PASS, **more, "reuse_forward": reuse})) for reuse in (True, False)
+    )
+    for one, other in zip(metrics, other_metrics, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+    for name, tensor in weights.items():
+        assert_close(tensor, others[name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_check_scores_is_not_kept(one_rank):
+    trainer = trainer_of()
+    trainer.score(trainer.collect())
+    assert trainer._first_pass is None
+
+
+def test_a_step_that_is_skipped_leaves_nothing_for_the_next_one(one_rank):
+    trainer = trainer_of()
+    trainer.report.say = lambda text: None
+    rollout = trainer.score(trainer.collect(), for_update=True)
+    assert trainer._first_pass is not None
+    rollout.scores[3] = math.nan
+    assert trainer.learn(rollout)["nonfinite_responses"] == 1
+    assert trainer._first_pass is None
+
+
+class Sharded:
+    """Notes what is asked of a trained model, and whether its whole weights were held."""
+
+    is_whole = False
+
+    def __init__(self, engine):
+        self.engine, self.depth, self.events = engine, 0, []
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def __call__(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            self.events.append(("forward", self.depth > 0))
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss):
+        self.events.append(("backward", self.depth > 0))
+        self.engine.backward(loss)
+
+    def step(self, update):
+        self.events.append(("step", self.depth > 0))
+        return self.engine.step(update)
+
+    @contextmanager
+    def gathered(self, hold=True):
+        self.depth += hold
+        try:
+            yield self.engine.module
+        finally:
+            self.depth -= hold
+
+
+@pytest.mark.parametrize("rollout_gather", [True, False])
+@pytest.mark.parametrize("gather", [True, False])
+def test_trained_models_are_held_for_their_passes_and_given_back_before_the_optimizer(rollout_gather, gather, one_rank):
+    """Where an update fetches layer by layer, the scoring's pass is not kept: its weights would be gone."""
+    trainer = trainer_of(rollout_gather, gather=gather, num_steps=1)
+    policy, value = Sharded(trainer.models.policy), Sharded(trainer.models.value_model)
+    trainer.models = replace(trainer.models, policy=policy, value_model=value)
+    trainer.sampler.policy = policy
+    trainer.fit()
+    epoch = [("forward", gather), ("backward", gather), ("step", False)]
+    assert policy.events == value.events == epoch * 2
+    assert policy.depth == value.depth == 0
+
+
+def test_weights_are_given_back_when_an_update_fails(one_rank):
+    trainer = trainer_of(num_steps=1)
+    policy = Sharded(trainer.models.policy)
+    trainer.models = replace(trainer.models, policy=policy)
+    trainer.sampler.policy = policy
+
+    def broken(loss):
+        raise RuntimeError("out of memory")
+
+    policy.backward = broken
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.fit()
+    assert policy.depth == 0
