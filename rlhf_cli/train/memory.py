@@ -14,6 +14,7 @@ _STATE_BYTES = 12  # float32 weights and AdamW's two means, a weight
 # bytes in 16 bits); under gradient checkpointing the layer's input alone is kept.
 _LAYER_NUMBERS = 17
 _KEPT_NUMBERS = 1
+_LIVE_WEIGHTS = 1_000_000_000  # that ZeRO-3 keeps gathered at most when it fetches by layers (DeepSpeed's default)
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class Trained:
 
 
 def out_of_memory_advice(config: TrainRMConfig | TrainPPOConfig, trained: Trained, num_ranks: int) -> str:
-    """Return four settings, one a line, with the GiB a GPU that each would save about."""
+    """Return the settings that help most, one a line, with the GiB a GPU that each would save about."""
     per_token = trained.layers * trained.width * trained.number_bytes
     checkpointing = config.model.gradient_checkpointing
     kept = _KEPT_NUMBERS if checkpointing else _LAYER_NUMBERS
     if isinstance(config, TrainPPOConfig):
+        section, gather, num_models = "ppo", config.ppo.gather, 2
         key, rows = "ppo.micro_batch_size", config.ppo.micro_batch_size
         tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens  # of a row
         last = _smaller_rollout(config, trained, tokens)
     else:
+        section, gather, num_models = "train", config.train.gather, 1
         key, rows = "train.micro_batch_size", config.train.micro_batch_size
         tokens = 2 * config.data.max_tokens  # two answers
         half = config.data.max_tokens // 2
@@ -57,6 +60,9 @@ def out_of_memory_advice(config: TrainRMConfig | TrainPPOConfig, trained: Traine
         ("deepspeed=zero3_offload", _STATE_BYTES * trained.weights // num_ranks, "AdamW's state to the host; slower"),
         last,
     ]
+    whole = (trained.weights // num_models - _LIVE_WEIGHTS) * trained.number_bytes
+    if gather and num_ranks > 1 and whole > 0:
+        settings.append((f"{section}.gather=false", whole, "updates fetch layer by layer; slower"))
     lines = [f"  {option:36} saves about {saved / 2**30:.2f} GiB a GPU ({note})" for option, saved, note in settings]
     return "\n".join(["any of these makes room; the run then goes on with run.resume=true:", *lines])
 

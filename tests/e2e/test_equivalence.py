@@ -20,6 +20,15 @@ PPO_SHAPES = {
     "texts-whole": ["model.packing=false", "reward_model.packing=false", "ppo.micro_batch_size=2"],
     "two-ranks-texts-whole": ["launch.num_gpus=2", "model.packing=false", "reward_model.packing=false"],
     "two-ranks-token-budget": ["launch.num_gpus=2", "ppo.micro_batch_tokens=150", "rollout.gather=false"],
+    "two-ranks-by-layers": ["launch.num_gpus=2", "ppo.micro_batch_size=1", "ppo.gather=false"],
+}
+# a whole step in one pass of each rank, which may then go on from scoring's pass; and the same passes made again
+ONE_PASS = ["ppo.minibatch_size=8", "ppo.num_epochs=2", "ppo.micro_batch_size=8"]
+ONE_PASS_SHAPES = {
+    "kept": [],
+    "again": ["ppo.reuse_forward=false"],
+    "kept-two-ranks": ["launch.num_gpus=2"],
+    "again-two-ranks": ["launch.num_gpus=2", "ppo.gather=false", "ppo.micro_batch_size=3"],
 }
 RM_SHAPES = {
     "one-pass": ["train.micro_batch_size=8"],
@@ -28,7 +37,7 @@ RM_SHAPES = {
     "two-ranks-row-by-row": ["launch.num_gpus=2", "train.micro_batch_size=1"],
     "token-budget": ["train.micro_batch_tokens=400"],
     "texts-whole": ["model.packing=false", "train.micro_batch_size=4"],
-    "two-ranks-token-budget": ["launch.num_gpus=2", "train.micro_batch_tokens=400"],
+    "two-ranks-token-budget": ["launch.num_gpus=2", "train.micro_batch_tokens=400", "train.gather=false"],
 }
 
 
@@ -78,6 +87,16 @@ def test_ppo_is_the_same_however_its_batch_is_split(run_rlhf, tmp_path):
     for name in PPO_SHAPES.keys() - {"one-pass"}:
         assert_same_series(outputs / "one-pass", outputs / name)
     assert metrics(outputs / "one-pass")[1]["loss/kl"] > 0
+
+
+def test_ppo_is_the_same_when_scorings_pass_is_the_updates_first(run_rlhf, tmp_path):
+    """Two steps of two epochs on one minibatch, of which the first pass is kept or made again."""
+    for name, shape in ONE_PASS_SHAPES.items():
+        words = ["ppo.num_steps=2", *ONE_PASS, "eval.num_prompts=0", *QUIET, *shape, f"run.name={name}"]
+        done = run_rlhf("train-ppo", "conf=tiny", *words, timeout=120)
+        assert done.returncode == 0, done.stderr
+    for name in ONE_PASS_SHAPES.keys() - {"kept"}:
+        assert_same_series(tmp_path / "outputs/kept", tmp_path / "outputs" / name)
 
 
 @pytest.mark.parametrize("objective", RM_OBJECTIVES)
