@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -100,19 +101,6 @@ def all_logits() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def last_logits() -> Iterator[None]:
-    """Let transformers pick the last place of each row: a strided view, for which torch copies the head once a row."""
-
-    def next_logits(self: ResponseLM, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-        logits: Tensor = self.model(input_ids=input_ids, logits_to_keep=1, **options).logits
-        return logits[:, -1]
-
-    with mock.patch.object(ResponseLM, "next_logits", next_logits):
-        yield
-
-
 def models_of(trainer: PPOTrainer) -> list[PreTrainedModel]:
     models = trainer.models
     engines = (models.policy, models.value_model, models.reference, models.reward_model.engine)
@@ -161,7 +149,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--micro-tokens", type=int, default=1024)
+    parser.add_argument("--micro-tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -212,17 +200,22 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
         collect_all,
         patched(embedded, "laid_out", lambda *_: nullcontext()),
     )
-    show("the head reads the last place of each prompt", "rollout", collect_all, last_logits)
     stay = patched(embedded, "_WORTH_DROPPING", 2)
     show("rows that have ended leave (they end early)", "rollout", collect_early, stay)
     for phase, action in (("score", lambda: trainer.score(sequences)), ("update", lambda: trainer.learn(rollout))):
         show("packed texts", phase, action, lambda: whole_texts(trainer))
+        show("attention by blocks of queries", phase, action, lambda: torch_attention(trainer))
     show("logits of response tokens alone", "score", lambda: trainer.score(sequences), all_logits)
-    own = lambda: torch_attention(trainer)  # noqa: E731
-    show("backward pass of attention by matrix products", "update", lambda: trainer.learn(rollout), own)
+    step = lambda: trainer.learn(trainer.score(sequences, for_update=True))  # noqa: E731
+    again = patched(trainer, "_can_reuse", lambda _: False)
+    show("scoring's pass of the policy is the update's first", "both", step, again)
     by_row = patched(ppo, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
     show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), by_row)
-    against_sharded(trainer, trainer_of(options, reward_model, shards=True), sequences, options.rounds)
+    sharded = trainer_of(options, reward_model, shards=True)
+    by_layers = replace(sharded.config, ppo=replace(sharded.config.ppo, gather=False))
+    learn = lambda: sharded.learn(rollout)  # noqa: E731
+    show("ZeRO-3: one gather an update", "update", learn, patched(sharded, "config", by_layers))
+    against_sharded(trainer, sharded, sequences, options.rounds)
     before, after = with_gloo_threads(collect_all, options.rounds)
     print(f"{'no OpenMP threads of gloo (one rank exchanges nothing)':52} {'rollout':8} {before:6.2f}s {after:7.2f}s")
 

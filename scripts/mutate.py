@@ -43,7 +43,9 @@ SLOW_IMPORTS = tuple(f"transformers.models.{name}.modeling_{name}" for name in (
 # plain assertions: to rewrite those of plugins is too late, and pytest warns of it
 PYTEST = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider")
 ALGO = "tests/unit/algo"
-TRAIN = tuple(f"tests/unit/train/test_{name}.py" for name in ("ppo_estimate", "update", "oracle", "correctness"))
+TRAIN = tuple(
+    f"tests/unit/train/test_{name}.py" for name in ("ppo_estimate", "update", "first_pass", "oracle", "correctness")
+)
 BATCHES = ("tests/unit/data/test_tokens.py", "tests/unit/models/test_padding.py")
 PACKED = (BATCHES[1], "tests/unit/models/test_packed.py")
 ROLLOUT = ("tests/unit/rollout/test_cache.py", "tests/unit/rollout/test_embedded.py")
@@ -62,7 +64,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rlhf_cli/models/packed.py": ((), PACKED),
     "rlhf_cli/models/cpu_linear.py": ((), ("tests/unit/models/test_cpu_linear.py",)),
     "rlhf_cli/models/cpu_attention.py": (
-        ("CausalAttention", "one_token", "attention"),
+        ("CausalAttention", "_blocks", "one_token", "attention"),
         ("tests/unit/models/test_cpu_attention.py",),
     ),
     "rlhf_cli/engine/distributed.py": (
@@ -74,11 +76,15 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rlhf_cli/rollout/embedded.py": (("sample", "_decode", "_all_ended", "_Rows"), ROLLOUT),
     "rlhf_cli/rewards/reward_model.py": ((), ("tests/unit/rewards", *TRAIN)),
     "rlhf_cli/train/batch.py": ((), TRAIN),
+    "rlhf_cli/train/work.py": ((), TRAIN),
     "rlhf_cli/train/ppo.py": (
         (
             *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_micro_batches"),
             *(
+                "_can_reuse",
+                "_first_view",
                 "_by_row",
+                "_policy_gradients",
                 "_policy_backward",
                 "policy_objective",
                 "_value_backward",
@@ -109,10 +115,6 @@ ADVANTAGES, LOSSES, NORMALISE, SAMPLING = (
 )
 PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/tokens.py"
 PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/cache.py"
-ATTENTION = "rlhf_cli/models/cpu_attention.py"
-REPEATED = "whole = (tensor.repeat_interleave(groups, dim=1) if groups {} else tensor for tensor in (key, value))"
-ONCE = "to repeat once is to copy"
-GROUPS = "torch's kernel on the CPU (2.13) serves groups of query heads by itself too"
 DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
 FLAT = "the tensors have two dimensions: the last is number 1"
 FOUR = "the tensors have four dimensions: the last but one is number 2"
@@ -132,11 +134,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     (PLAIN, "factor = self._optim.max_grad_norm / (norm + 1e-6) if self._optim.max_grad_norm else 2.0"): (
         "min(1.0, factor) follows"
     ),
-    **{
-        (ATTENTION, REPEATED.format(test)): why
-        for test, why in ((">= 1", ONCE), ("> 0", ONCE), ("< 1", GROUPS), ("> 2", GROUPS))
-    },
-    (ATTENTION, "groups = query.shape[1] // key.shape[2]"): GROUPS,
     (CACHE, "end = self.length + key_states.shape[2]"): FOUR,
     (CACHE, "return like.new_empty((*like.shape[:2], self.room, like.shape[-1]))"): FOUR,
     (
