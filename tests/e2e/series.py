@@ -16,9 +16,9 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(NOT_COMPARED)} for line in lines]
 
 
-def assert_same_series(left: Path, right: Path, rtol: float = 1e-5) -> None:
-    """Compare two runs record by record; a figure that is 0 but for rounding may be off by 5e-6."""
+def assert_same_series(left: Path, right: Path, rtol: float = 1e-5, atol: float = 5e-6) -> None:
+    """Compare two runs record by record; a figure that is 0 but for rounding may be off by atol."""
     first, second = metrics(left), metrics(right)
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
-        assert a == pytest.approx(b, rel=rtol, abs=5e-6)
+        assert a == pytest.approx(b, rel=rtol, abs=atol)
