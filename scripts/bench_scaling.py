@@ -32,10 +32,9 @@ Collectives are counted in every rank: calls, the bytes of the whole tensors tha
 the rank's own thread spends in them (waiting for slower ranks among it), and the bytes that a rank sends if they go
 round a ring: (n - 1) / n of the tensor, twice that for an all-reduce. Beside it stands what plain ZeRO-3 moves in a
 step: the policy's weights once for the rollout, those of all four models once for scoring, in the update those of
-policy and value model twice a micro-batch (forward, backward) and their gradients once a micro-batch. DeepSpeed 0.19.8
-gathers less: only in a step's first micro-batch does it fetch weights anew for the backward pass (a tied embedding for
-each use); later it keeps them as far as stage3_max_reuse_distance and stage3_prefetch_bucket_size reach. And this
-project holds the policy from the rollout to its own scoring.
+policy and value model twice a micro-batch (forward, backward) and their gradients once a micro-batch. This project
+gathers less: the policy once from the rollout to its own scoring (or, where that is the update's first pass, to its
+backward pass), and each trained model once an update.
 """
 
 from __future__ import annotations
