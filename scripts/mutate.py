@@ -94,8 +94,6 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
                 "_logprobs_and_entropy",
                 "_logprobs",
                 "_values",
-                "summary",
-                "shaped_scores",
             ),
             "_look_for_negative_kl",
         ),

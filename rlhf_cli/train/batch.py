@@ -1,4 +1,4 @@
-"""What flows through a PPO step."""
+"""What flows through a PPO step, and what is told of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_cli.algo.masking import length_mask
+from rlhf_cli.algo.advantages import min_length_scores, missing_eos_scores
+from rlhf_cli.algo.kl import kl_k1
+from rlhf_cli.algo.masking import length_mask, masked_mean, masked_sum, masked_variance
+from rlhf_cli.config.objectives import MissingEOS, PPOConfig
 from rlhf_cli.data.tokens import Sequence
 
 
@@ -93,3 +96,35 @@ class PPOBatch:
         rollout = self.rollout
         wanted = (rollout.logprobs, rollout.ref_logprobs, rollout.values, self.advantages, self.returns)
         return PPOTargets(mask, *(tensor[rows, : mask.shape[1]].to(device) for tensor in wanted))
+
+
+def summary(batch: PPOBatch) -> dict[str, float]:
+    """Return the metrics of a rollout, over all ranks; names and formulas: docs/metrics.md."""
+    rollout = batch.rollout
+    mask = rollout.response_mask
+    k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
+    num_responses = len(rollout.sequences)
+    metrics = {
+        "score": rollout.scores.mean(),
+        "score_std": rollout.scores.std(correction=0),
+        "kl": masked_sum(k1, mask) / num_responses,
+        "kl_per_token": masked_mean(k1, mask),
+        "reward": batch.rewards.sum() / num_responses,
+        "return": masked_mean(batch.returns, mask),
+        "value": masked_mean(rollout.values, mask),
+        "advantage_std": masked_variance(batch.returns - rollout.values, mask).sqrt(),
+        "entropy": masked_mean(rollout.entropy, mask),
+        "response_length": mask.sum() / num_responses,
+        "eos_rate": rollout.ended.float().mean(),
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def shaped_scores(rollout: Rollout, ppo: PPOConfig) -> Tensor:
+    """Return the scores [B] that enter the rewards: clipped, then less what missing EOS and short answers cost."""
+    scores = rollout.scores
+    if ppo.reward_clip is not None:
+        scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
+    replaces = ppo.missing_eos is MissingEOS.replace
+    scores = missing_eos_scores(scores, rollout.ended, ppo.missing_eos_penalty, replaces)
+    return min_length_scores(scores, rollout.response_mask.sum(dim=1), ppo.min_length, ppo.min_length_penalty)

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from rlhf_cli.algo.advantages import gae, min_length_scores, missing_eos_scores, token_rewards
+from rlhf_cli.algo.advantages import gae, token_rewards
 from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
 from rlhf_cli.algo.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
-from rlhf_cli.algo.masking import masked_mean, masked_sum, masked_variance, masked_whiten
-from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
+from rlhf_cli.algo.masking import masked_sum, masked_whiten
+from rlhf_cli.config.objectives import KLEstimator
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
@@ -34,7 +34,7 @@ from rlhf_cli.engine.base import FrozenEngine, StepResult, TrainEngine
 from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout import RolloutEngine
-from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
+from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, shaped_scores, summary
 from rlhf_cli.train.boundary import Boundary
 from rlhf_cli.train.work import Read, Sizes
 
@@ -440,38 +440,6 @@ class PPOTrainer:
 def _over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
     total = distributed.global_sum(torch.stack(list(sums.values()))).tolist()
     return dict(zip(sums, total, strict=True))
-
-
-def summary(batch: PPOBatch) -> dict[str, float]:
-    """Return the metrics of a rollout, over all ranks; names and formulas: docs/metrics.md."""
-    rollout = batch.rollout
-    mask = rollout.response_mask
-    k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
-    num_responses = len(rollout.sequences)
-    metrics = {
-        "score": rollout.scores.mean(),
-        "score_std": rollout.scores.std(correction=0),
-        "kl": masked_sum(k1, mask) / num_responses,
-        "kl_per_token": masked_mean(k1, mask),
-        "reward": batch.rewards.sum() / num_responses,
-        "return": masked_mean(batch.returns, mask),
-        "value": masked_mean(rollout.values, mask),
-        "advantage_std": masked_variance(batch.returns - rollout.values, mask).sqrt(),
-        "entropy": masked_mean(rollout.entropy, mask),
-        "response_length": mask.sum() / num_responses,
-        "eos_rate": rollout.ended.float().mean(),
-    }
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def shaped_scores(rollout: Rollout, ppo: PPOConfig) -> Tensor:
-    """Return the scores [B] that enter the rewards: clipped, then less what missing EOS and short answers cost."""
-    scores = rollout.scores
-    if ppo.reward_clip is not None:
-        scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
-    replaces = ppo.missing_eos is MissingEOS.replace
-    scores = missing_eos_scores(scores, rollout.ended, ppo.missing_eos_penalty, replaces)
-    return min_length_scores(scores, rollout.response_mask.sum(dim=1), ppo.min_length, ppo.min_length_penalty)
 
 
 def _optimizer_metrics(results: dict[str, StepResult]) -> dict[str, float]:

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.data.tokens import Sequence
-from rlhf_cli.train.batch import Episode, Rollout
-from rlhf_cli.train.ppo import PPOState, PPOTrainer, shaped_scores, summary
+from rlhf_cli.train.batch import Episode, Rollout, shaped_scores, summary
+from rlhf_cli.train.ppo import PPOState, PPOTrainer
 
 
 def episode(length, ended, score, logprob, ref):

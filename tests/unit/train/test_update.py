@@ -24,8 +24,8 @@ from rlhf_cli.engine.base import StepResult
 from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.reporter import Work
 from rlhf_cli.train import ppo
-from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout
-from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer, shaped_scores, summary
+from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, shaped_scores, summary
+from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps
 from rlhf_cli.train.work import Read, Sizes
 from tests.oracle.cases import CPU, Record
