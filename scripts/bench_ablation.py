@@ -211,13 +211,15 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
     show("scoring's pass of the policy is the update's first", "both", step, again)
     by_row = patched(ppo, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
     show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), by_row)
+    # what is measured from here on has gloo's threads beside it, as ZeRO-3 has: an exchange cannot be taken back
+    before, after = with_gloo_threads(collect_all, options.rounds)
+    name = "no OpenMP threads of gloo (one rank exchanges nothing)"
+    print(f"{name:52} {'rollout':8} {before:6.2f}s {after:7.2f}s {after / before:6.2f}")
     sharded = trainer_of(options, reward_model, shards=True)
     by_layers = replace(sharded.config, ppo=replace(sharded.config.ppo, gather=False))
     learn = lambda: sharded.learn(rollout)  # noqa: E731
     show("ZeRO-3: one gather an update", "update", learn, patched(sharded, "config", by_layers))
     against_sharded(trainer, sharded, sequences, options.rounds)
-    before, after = with_gloo_threads(collect_all, options.rounds)
-    print(f"{'no OpenMP threads of gloo (one rank exchanges nothing)':52} {'rollout':8} {before:6.2f}s {after:7.2f}s")
 
 
 def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float, float]:

@@ -1,9 +1,8 @@
 """Causal attention on a CPU by matrix products, and that of one token at a time, where torch's own is slower.
 
-torch's (2.13) takes twice as long forwards and back: scripts/bench_ablation.py. Queries are taken a block at a time, so
-that what lies above the diagonal is hardly computed and the weights of a block stay near the processor; nothing of
-[L, L] is kept. In decoding torch's many tasks are a few microseconds each, and keys and values are copied for each
-query head.
+torch's (2.13) takes twice as long, forwards and back (docs/log.md). Queries are taken a block at a time, so that what
+lies above the diagonal is hardly computed and the weights of a block stay near the processor; nothing of [L, L] is
+kept. In decoding torch's many tasks are a few microseconds each, and keys and values are copied for each query head.
 """
 
 from __future__ import annotations
