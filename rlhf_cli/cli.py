@@ -18,6 +18,7 @@ usage: rlhf COMMAND [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value .
 commands:
   train-rm      learn a reward model from preference pairs (prompt, chosen, rejected)
   train-ppo     tune a policy with PPO against a reward model
+  plan          the memory, disk and batches that a run will take, before it is started: rlhf plan train-ppo conf=demo
   check         what a run would prove of its models and data before it trains: rlhf check train-ppo conf=tiny
   checkpoints   the checkpoints of a run, and whether they are whole: rlhf checkpoints outputs/tiny --verify
   show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
@@ -77,7 +78,7 @@ def _dispatch(args: list[str]) -> int:
         print(f"rlhf {rlhf_cli.__version__}")
         return 0
     command, rest = args[0], args[1:]
-    others = {"list": _list, "show-config": _show_config, "check": _check, "checkpoints": _checkpoints}
+    others = {"list": _list, "show-config": _show_config, "check": _check, "checkpoints": _checkpoints, "plan": _plan}
     if command in others:
         return others[command](rest)
     if command not in COMMANDS:
@@ -90,7 +91,7 @@ def _dispatch(args: list[str]) -> int:
 def _unknown_command(got: str) -> str:
     import difflib
 
-    known = ["train-rm", "train-ppo", "check", "checkpoints", "show-config", "list"]
+    known = ["train-rm", "train-ppo", "plan", "check", "checkpoints", "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
     return f"unknown command '{got}'" + (
         f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
@@ -151,6 +152,12 @@ def _check(args: list[str]) -> int:
 
 def _checkpoints(args: list[str]) -> int:
     from rlhf_cli.report.checkpoints import show
+
+    return show(args)
+
+
+def _plan(args: list[str]) -> int:
+    from rlhf_cli.plan.command import show
 
     return show(args)
 

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "run.output_dir",
     "run.resume",
     "launch.*",
+    "plan.*",
     "check.*",
     "checkpoint.*",
     "guard.*",
@@ -34,6 +35,7 @@ MAY_CHANGE = (
     "*.compile",
     "*.gather",
     "ppo.reuse_forward",
+    "ppo.offload_frozen",
     "data.cache",
     "*.max_skipped_updates",
 )

@@ -12,7 +12,7 @@ from typing import get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
-from rlhf_cli.config import guards, objectives, schema, sections
+from rlhf_cli.config import guards, objectives, plan, schema, sections
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _default(value: object) -> str:
 
 def _field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the string below the field."""
-    modules = [ast.parse(inspect.getsource(module)) for module in (sections, objectives, guards, schema)]
+    modules = [ast.parse(inspect.getsource(module)) for module in (sections, objectives, guards, plan, schema)]
     docs: dict[str, dict[str, str]] = {}
     for node in (node for module in modules for node in module.body):
         if isinstance(node, ast.ClassDef):

@@ -103,6 +103,9 @@ class PPOConfig:
     gather: bool = True
     """ZeRO-3: hold the full weights of the model that is updated; false: fetch layer by layer in every pass."""
 
+    offload_frozen: bool = False
+    """Keep reference and reward model in host memory but while they score: less on the GPU, for some seconds a step."""
+
     reuse_forward: bool = True
     """Start the update from scoring's pass of the policy, where a step is one minibatch, in one pass of each rank."""
 

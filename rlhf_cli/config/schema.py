@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_cli.config.errors import InputError, require
 from rlhf_cli.config.guards import GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueInit, ValueModelConfig
+from rlhf_cli.config.plan import PlanConfig
 from rlhf_cli.config.sections import (
     CheckConfig,
     CheckpointConfig,
@@ -24,6 +25,7 @@ from rlhf_cli.config.sections import (
     RolloutConfig,
     RunConfig,
 )
+from rlhf_cli.config.zero import ZeroSettings, with_weights_on_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class TrainRMConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Keys of DeepSpeed's own configuration, handed on as they are; batch sizes, dtype and clipping are filled in."""
 
@@ -81,6 +84,7 @@ class TrainPPOConfig:
     guard: PPOGuardConfig = field(default_factory=PPOGuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Keys of DeepSpeed's own configuration, handed on as they are; batch sizes, dtype and clipping are filled in."""
 
@@ -101,8 +105,9 @@ class TrainPPOConfig:
 
     def check_ranks(self, num_ranks: int) -> None:
         """Raise InputError where options do not fit the number of ranks, with the arithmetic of a batch."""
+        of_frozen = with_weights_on_host(self.deepspeed) if self.ppo.offload_frozen else self.deepspeed
         for key, model in (("model", self.model), ("reward_model", self.reward_model)):
-            _check_compile(key, model, num_ranks, self.deepspeed)
+            _check_compile(key, model, num_ranks, of_frozen)
         _check_divides("ppo.batch_size", self.ppo.batch_size, num_ranks)
         _check_divides("ppo.minibatch_size", self.ppo.minibatch_size, num_ranks)
         if self.pretrain.path is not None:
@@ -141,7 +146,9 @@ def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
     require(isinstance(zero, dict), "deepspeed.zero_optimization", zero, "a section of keys")
     require(zero.get("stage", 3) == 3, "deepspeed.zero_optimization.stage", zero.get("stage"), "3")
     for key in ("offload_optimizer", "offload_param"):
-        device = zero.get(key, {}).get("device", "none")
+        section = zero.get(key) or {}
+        require(isinstance(section, dict), f"deepspeed.zero_optimization.{key}", section, "a section: {device: cpu}")
+        device = section.get("device", "none")
         known = device in ("none", "cpu")
         require(known, f"deepspeed.zero_optimization.{key}.device", device, "cpu or none: checkpoints read no nvme")
 
@@ -149,20 +156,13 @@ def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
 def _check_state_dtype(section: str, optim: OptimConfig, model: ModelConfig, deepspeed: dict[str, Any]) -> None:
     fits = optim.state_dtype is DType.float32 or model.dtype is DType.bfloat16
     require(fits, f"{section}.state_dtype", optim.state_dtype.value, "float32 for a model in float32")
-    offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    alone = optim.state_dtype is DType.float32 or offload == "none"
+    alone = optim.state_dtype is DType.float32 or not ZeroSettings.of(deepspeed).offload_optimizer
     require(alone, f"{section}.state_dtype", optim.state_dtype.value, "float32 with offload_optimizer")
-
-
-def offloads(deepspeed: dict[str, Any]) -> bool:
-    """Say whether anything is kept in host memory."""
-    zero = deepspeed.get("zero_optimization", {})
-    return any(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer"))
 
 
 def _check_compile(section: str, model: ModelConfig, num_ranks: int, deepspeed: dict[str, Any]) -> None:
     """Raise InputError where layers are to be compiled around which ZeRO-3 gathers weights."""
-    alone = num_ranks == 1 and not offloads(deepspeed)
+    alone = num_ranks == 1 and not ZeroSettings.of(deepspeed).offloads
     require(alone or not model.compile, f"{section}.compile", True, "false with several ranks or offload")
 
 

@@ -96,9 +96,12 @@ class ModelConfig:
     def check(self, section: str) -> None:
         """Raise InputError unless exactly one source of weights is given; `section` names the place in messages."""
         given = [key for key in ("path", "from_config") if getattr(self, key) is not None]
-        require(
-            len(given) == 1, section, f"{' and '.join(given) or 'neither'}", f"given {section}.path or .from_config"
-        )
+        wanted = f"given {section}.path or .from_config"
+        if len(given) == 2:  # most likely weights for a preset
+            wanted += f", not both ({section}=pretrained has none of its own)".replace(
+                "reward_model=", "model@reward_model="
+            )
+        require(len(given) == 1, section, f"{' and '.join(given) or 'neither'}", wanted)
         if self.from_config is not None:
             require("model_type" in self.from_config, f"{section}.from_config", "none", "given a model_type")
             require(self.tokenizer is not None, f"{section}.tokenizer", "none", f"set beside {section}.from_config")
@@ -251,6 +254,16 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "0 or more")
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "1 or more")
+
+    def most_kept(self, num_steps: int | None) -> int:
+        """Return the most checkpoints that a run has on the disk at a time, the one that is being written among them.
+
+        num_steps: of the run; None where they are not known yet.
+        """
+        if self.every_steps == 0:
+            return 1  # where a signal ends it
+        most = self.keep_last + 1 + (self.best_metric is not None)
+        return most if num_steps is None else min(most, num_steps // self.every_steps + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

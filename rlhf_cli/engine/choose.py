@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_cli.config.schema import offloads
 from rlhf_cli.config.sections import OptimConfig
+from rlhf_cli.config.zero import ZeroSettings
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, TrainEngine
 from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
@@ -17,7 +17,7 @@ from rlhf_cli.engine.zero import ZeroFrozen, ZeroTrain, check_keys
 
 def shards(deepspeed: dict[str, Any]) -> bool:
     """Say whether DeepSpeed is needed: on several ranks, and on one that offloads to host memory."""
-    return distributed.world_size() > 1 or offloads(deepspeed)
+    return distributed.world_size() > 1 or ZeroSettings.of(deepspeed).offloads
 
 
 def frozen_engine(module: nn.Module, dtype: torch.dtype, deepspeed: dict[str, Any]) -> FrozenEngine:

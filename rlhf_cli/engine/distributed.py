@@ -61,6 +61,12 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+def num_local_ranks() -> int:
+    """The ranks on this machine, as torchrun, deepspeed or `rlhf` say; all of them where nobody says."""
+    given = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))
+    return int(next((one for one in given if one), "1"))
+
+
 def device() -> torch.device:
     """The device this rank computes on."""
     return torch.device(get_accelerator().current_device_name())
@@ -178,12 +184,3 @@ def evened(parts: list[Item]) -> list[tuple[Item, bool]]:
 def pad_to_ranks(items: list[Item]) -> list[Item]:
     """Repeat the first item until the length is a multiple of the number of ranks."""
     return items + items[:1] * (-len(items) % world_size())
-
-
-def peak_memory_gib() -> float:
-    """Peak memory of this process in GiB: allocated on the GPU, or resident where there is none."""
-    if get_accelerator().device_name() == "cpu":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return float(get_accelerator().max_memory_allocated()) / 2**30

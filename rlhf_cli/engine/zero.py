@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType, OptimConfig
+from rlhf_cli.config.zero import REDUCE_BUCKET
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
 from rlhf_cli.engine.watchdog import PROGRESS
-
-_REDUCE_BUCKET = 50_000_000  # gradients that wait to be reduced together; DeepSpeed's own 5e8 are 1 GB a model
 
 
 class ZeroFrozen(FrozenEngine):
@@ -244,7 +243,7 @@ def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     config["bf16"] = {"enabled": dtype is torch.bfloat16}
     zero = config.setdefault("zero_optimization", {})
     zero.setdefault("stage", 3)
-    zero.setdefault("reduce_bucket_size", _REDUCE_BUCKET)
+    zero.setdefault("reduce_bucket_size", REDUCE_BUCKET)
     if distributed.device().type == "cpu":
         zero["overlap_comm"] = False  # there are no streams to overlap; its second buffer is copied all the same
     return config

@@ -33,9 +33,15 @@ def laid_out(model: nn.Module, num_rows: int) -> Iterator[None]:
             del layer.forward
 
 
+def lays_out() -> bool:
+    """Say whether this CPU has such products."""
+    return torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
 def _can_be_laid_out(weight: Tensor) -> bool:
-    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return on_cpu and weight.dtype is torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and lays_out()
 
 
 def _product(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:

@@ -81,6 +81,18 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
             return
 
 
+def load_config(config: ModelConfig, key: str) -> PreTrainedConfig:
+    """Return the transformers config of a model, without its weights; raise InputError where there is none."""
+    if config.from_config is not None:
+        with _outside_input(f"{key}.from_config"):
+            return _random_config(config, key, load_tokenizer(config, key))
+    assert config.path is not None  # ModelConfig.check
+    path = resolve_path(config.path, f"{key}.path")
+    check_config_json(Path(path), f"{key}.path={config.path}")
+    with _outside_input(f"{key}.path={config.path}: cannot read its config"):
+        return AutoConfig.from_pretrained(*_location(path), **_hub_options(config), **_gguf_file(path))
+
+
 def load_causal_lm(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Return a causal language model on the CPU, dropout off.
 
@@ -229,7 +241,7 @@ def _prepared(
     check_tokenizer(tokenizer, rows, key)
     check_token_ids(model.config.to_dict(), rows, key)
     model.exported_config = copy.deepcopy(model.config)  # with the dropout rates it came with
-    _switch_dropout_off(model)
+    switch_dropout_off(model)
     if config.attn_implementation is None:
         use_on_cpu(model)
     if config.packing:
@@ -275,7 +287,7 @@ def _outside_input(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {type(error).__name__}: {one_line(error, 300)}") from error
 
 
-def _switch_dropout_off(model: PreTrainedModel) -> None:
+def switch_dropout_off(model: PreTrainedModel) -> None:
     """Set every dropout rate to 0: ratio and KL must compare weights, not noise (train mode stays usable)."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

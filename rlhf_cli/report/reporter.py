@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rlhf_cli.engine.distributed import peak_memory_gib
+from rlhf_cli.engine.memory import PeakMemory
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.checks import Check, table
 from rlhf_cli.report.run_dir import RunDir
@@ -45,6 +45,8 @@ class Reporter:
         self._said: list[str] = []
         self._warned: set[str] = set()
         self._seconds: dict[str, float] = {}
+        self._gib: dict[str, float] = {}  # the most memory of each phase
+        self.memory = PeakMemory()
         self._peak: float | None = None
         self._progress: Progress | None = None
 
@@ -64,13 +66,15 @@ class Reporter:
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
-        """Add the seconds of the body to `time/<phase>` of the next logged step."""
+        """Add the seconds of the body to `time/<phase>` of the next logged step; its peak is `memory/<phase>_gib`."""
         PROGRESS.enter(phase)
+        self.memory.restart()
         start = time.perf_counter()
         try:
             yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+            self._gib[phase] = max(self._gib.get(phase, 0.0), self.memory.since)
 
     def log(
         self, step: int, metrics: dict[str, float], num_tokens: int, work: Mapping[str, Work] | None = None
@@ -82,9 +86,11 @@ class Reporter:
         seconds = sum(self._seconds.values())
         record: dict[str, Any] = {"step": step, **metrics}
         record |= {f"time/{phase}": spent for phase, spent in self._seconds.items()}
-        record |= {"time/step": seconds, "tokens_per_s": num_tokens / seconds, "memory/peak_gib": peak_memory_gib()}
+        record |= {"time/step": seconds, "tokens_per_s": num_tokens / seconds}
+        record |= {f"memory/{phase}_gib": gib for phase, gib in self._gib.items()}
+        record["memory/peak_gib"] = self.memory.highest
         record |= self._speed(work or {})
-        self._seconds = {}
+        self._seconds, self._gib = {}, {}
         if self.run_dir is None:
             return
         self.run_dir.append("metrics.jsonl", record)

@@ -8,9 +8,11 @@ from typing import TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_cli.algo.packing import num_common
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.schema import TrainPPOConfig
+from rlhf_cli.config.zero import with_weights_on_host
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt, load_prompts
 from rlhf_cli.data.sources import Sides
@@ -28,9 +30,11 @@ from rlhf_cli.models.load import (
 )
 from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
+from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
+from rlhf_cli.train.memory import Planned, plan_launch
 from rlhf_cli.train.ppo import Models
 from rlhf_cli.train.work import Sizes
 
@@ -52,6 +56,7 @@ class PPOParts:
     ends: EndTokens
     sizes: Sizes
     packed: bool  # whether all four models read packed texts
+    planned: Planned
 
 
 def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
@@ -67,6 +72,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     if config.rollout.top_p < 1:
         top_p = config.rollout.top_p
         report.say(f"warning: rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
+    planned = plan_launch(config, _lengths(prompts, texts, config.model.packing), report)
     policy, value, scorer = _models(config, tokenizer)
     longest = max(len(prompt.ids) for prompt in (*prompts.train, *prompts.eval)) + config.rollout.max_new_tokens + 1
     for model, key in ((policy, "model"), (scorer, "reward_model")):
@@ -79,8 +85,16 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     modules = {"policy": policy, "value_model": value}
     packed = all(reads_packed(model) for model in (policy, value, scorer))
     return PPOParts(
-        tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends, sizes, packed
+        tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends, sizes, packed, planned
     )
+
+
+def _lengths(prompts: Sides[Prompt], texts: list[Sequence], packing: bool) -> Lengths:
+    """Measure the prompts; what all of them begin with is read once in a packed pass."""
+    ids = [prompt.ids for prompt in (*prompts.train, *prompts.eval)]
+    shared = num_common(min(ids), max(ids)) if packing else 0
+    shortest, longest = min(map(len, ids)), max(map(len, ids))
+    return Lengths(max(1, shortest - shared), longest, max((len(block) for block in texts), default=0))
 
 
 def load_once(load: Callable[[], Loaded]) -> Loaded:
@@ -123,7 +137,8 @@ def _engines(
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
     policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
     value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
-    scoring = frozen_engine(TokenScorer(scorer), reward_dtype, deepspeed)
+    of_frozen = with_weights_on_host(deepspeed) if ppo.offload_frozen else deepspeed
+    scoring = frozen_engine(TokenScorer(scorer), reward_dtype, of_frozen)
     policy_engine = train_engine(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
@@ -131,7 +146,7 @@ def _engines(
     reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
-        reference=frozen_engine(ResponseLM(reference), policy_dtype, deepspeed),
+        reference=frozen_engine(ResponseLM(reference), policy_dtype, of_frozen),
         reward_model=RewardModel(scoring, tokenizer.eos_token_id, ends, device),
         value_model=value_engine,
     )

@@ -52,6 +52,7 @@ class Bounds:
 # float32 rounds at 6e-8; a few hundred additions a layer and some dozen layers stay below 1e-4. bfloat16 rounds at
 # 4e-3, so logits of size 16 are off by some hundredths; another batch shape adds in another order, and no test of one
 # token can be sharp. Means over tokens can: a mistake in masks or positions moves them by tenths or more.
+_LOGIT = 16.0  # that the bounds of bfloat16 are for, at temperature 1
 FLOAT32 = Bounds(same=1e-5, padded=1e-4, score=1e-3, drawn=1e-4, clipped=0.0)
 BFLOAT16 = Bounds(same=1e-3, padded=0.05, score=0.15, drawn=0.01, clipped=0.02)
 
@@ -99,6 +100,7 @@ def check_ppo(trainer: PPOTrainer, prompts: list[Prompt], texts: TextSide, bound
     # ranks could part where rounding decides between two tokens; from here all look at the same ones
     sequences = distributed.broadcast(trainer.sampler.sample([probe.ids for probe in probes], keys))
     rollout, again = trainer.score(sequences), trainer.score(sequences)
+    bounds = _for_logits(bounds, trainer, sequences)
     checks = [
         *_start_checks(trainer, rollout, again, sequences, bounds),
         *_padding_checks(trainer, sequences, bounds),
@@ -108,6 +110,20 @@ def check_ppo(trainer: PPOTrainer, prompts: list[Prompt], texts: TextSide, bound
         *_end_checks(trainer, sequences, Renderer(texts.tokenizer, texts.data)),
     ]
     return _largest_of_all_ranks(checks)
+
+
+def _for_logits(bounds: Bounds, trainer: PPOTrainer, sequences: list[TokenSequence]) -> Bounds:
+    """Widen the bounds of bfloat16 to the logits that the run has.
+
+    With 8 bits a logit from 16 on is a multiple of 1/8, from 32 on of 1/4, and the temperature divides it: where a
+    batch of another shape rounds it the other way, its token's log-probability is that far off.
+    """
+    if bounds is not BFLOAT16:
+        return bounds
+    largest = float(trainer.response_logits(sequences[:1]).float().abs().amax(dim=1).mean())
+    coarser = max(1.0, largest / _LOGIT / trainer.config.rollout.temperature)
+    # beyond the clip range lies a share of the tokens that grows faster than the spread does
+    return replace(bounds, padded=bounds.padded * coarser, clipped=bounds.clipped * coarser**2)
 
 
 def _start_checks(

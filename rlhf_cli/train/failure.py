@@ -17,9 +17,10 @@ from rlhf_cli.config.errors import GuardError, Interrupted, OutOfMemoryError, Ru
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.watchdog import FOLDER, PROGRESS, Watchdog
+from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.report.status import State, read_status, write_status
 from rlhf_cli.report.text import one_line, printable
-from rlhf_cli.train.memory import Trained, out_of_memory_advice
+from rlhf_cli.train.memory import here, out_of_memory_advice
 
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, where nothing was to save yet
 _PEER_S = 8.0  # how long the rank that broke a connection has to say why
@@ -36,7 +37,7 @@ class Ending:
         self.watchdog = Watchdog(watch, rank, num_ranks, config.launch.timeout_s, self._stalled)
         self.config = config
         self.folder: Path | None = None  # of the run, once this process may write there
-        self.trained = Trained()
+        self.lengths = Lengths.allowed(config)  # of the texts, until the data are known
 
     def _stalled(self, message: str) -> None:
         self._tell(f"rlhf: error: {message}", State.failed, StalledError.code, message)
@@ -59,7 +60,7 @@ class Ending:
         if isinstance(error, torch.OutOfMemoryError):
             error = OutOfMemoryError(
                 f"rank {distributed.rank()}, {PROGRESS}: {_one_line(error)}\n"
-                + out_of_memory_advice(self.config, self.trained, distributed.world_size())
+                + out_of_memory_advice(self.config, here(), self.lengths)
             )
         if isinstance(error, Interrupted):
             return error.code, f"rlhf: {error}"

@@ -25,10 +25,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
-from rlhf_cli.config.sections import CheckpointConfig, RunConfig
+from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.data.conversation import Renderer
-from rlhf_cli.data.preferences import load_preferences
-from rlhf_cli.data.tokens import fingerprint_of
+from rlhf_cli.data.preferences import Ranking, load_preferences
+from rlhf_cli.data.sources import Sides
+from rlhf_cli.data.tokens import PackedSize, fingerprint_of
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.checkpoint import Checkpoints, to_resume_together, write_folder
@@ -49,6 +50,7 @@ from rlhf_cli.models.load import (
 )
 from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
+from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import SUMMARY, RunDir, run_folder
@@ -59,7 +61,7 @@ from rlhf_cli.train.build import PPOParts, build_ppo, load_once, pad_id
 from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
 from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
 from rlhf_cli.train.guards import Guards
-from rlhf_cli.train.memory import Trained
+from rlhf_cli.train.memory import Planned, plan_launch
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer, num_steps
 
@@ -106,8 +108,7 @@ def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig, t
 def _share_cores() -> None:
     """Where no launcher has done it, divide the cores among the ranks: with more threads than cores, all crawl."""
     if "OMP_NUM_THREADS" not in os.environ:
-        num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // distributed.num_local_ranks()))
 
 
 def keep_freed_memory() -> None:
@@ -140,6 +141,11 @@ class Start:
         self.ending.folder = run_folder(run)  # whose status.json tells how this start ended, too
         return to_resume_together(run_folder(run), run.resume)
 
+    def plan(self, config: TrainRMConfig, lengths: Lengths, num_steps: int) -> Planned:
+        """Show what a reward-model run will take, and keep its lengths for advice where memory runs out."""
+        self.ending.lengths = lengths
+        return plan_launch(config, lengths, self.report, num_steps)
+
     def open(
         self,
         config: TrainRMConfig | TrainPPOConfig,
@@ -161,7 +167,7 @@ class Start:
                 run_dir = RunDir(config.run, *words)
                 checkpoints.clean()
             weights = sum(engine.export_bytes for engine in checkpoints.engines.values())
-            missing = max(1, _num_kept(config.checkpoint, num_steps) - len(steps(checkpoints.folder)))
+            missing = max(1, config.checkpoint.most_kept(num_steps) - len(steps(checkpoints.folder)))
             what = f"the run ({missing} checkpoints of {size(checkpoints.num_bytes)} and its exported weights)"
             require_room(folder, missing * checkpoints.num_bytes + weights, what)
             run_dir = run_dir or RunDir(config.run, *words)
@@ -209,13 +215,6 @@ class Start:
                 write_status(folder, State.finished, num_steps, exit_code=0)
 
 
-def _num_kept(config: CheckpointConfig, num_steps: int) -> int:
-    """The most checkpoints that a run has on the disk at a time, the one that is being written among them."""
-    if config.every_steps == 0:
-        return 1  # where a signal ends it
-    return min(config.keep_last + 1 + (config.best_metric is not None), num_steps // config.every_steps + 1)
-
-
 def train_rm(config: TrainRMConfig, start: Start) -> None:
     """Train, evaluate, normalise and export a reward model."""
     resumed = start.checkpoint(config.run)
@@ -224,17 +223,17 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     steps, report = num_steps(config, len(data.train)), start.report
     for note in data.notes:
         report.say(note)
+    planned = start.plan(config, _lengths(data, config.model.packing), steps)
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
-    longest = max(row.num_tokens for row in (*data.train, *data.eval))
-    check_length(classifier, longest, "model", "data.max_tokens")
+    check_length(classifier, max(row.num_tokens for row in (*data.train, *data.eval)), "model", "data.max_tokens")
     model_size = ModelSize.of(classifier)  # before it is sharded
     engine = train_engine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
-    start.ending.trained = Trained.of(engine.num_weights, classifier.config, torch_dtype(config.model))
     checkpoints = Checkpoints(
         run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last, start.text
     )
-    rows = [(answer.prompt_ids, answer.response_ids) for row in (*data.train, *data.eval) for answer in row.answers]
-    boundary = start.boundary(config, checkpoints, {"data": fingerprint_of(rows)})
+    answers = (answer for row in (*data.train, *data.eval) for answer in row.answers)
+    inputs = {"data": fingerprint_of((answer.prompt_ids, answer.response_ids) for answer in answers)}
+    boundary = start.boundary(config, checkpoints, inputs)
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
     trainer.size, trainer.packed = model_size, reads_packed(classifier)
     if config.check.num_prompts:
@@ -258,8 +257,19 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     after = trainer.evaluate(head)
     final = {**state, "model.score.weight": head}
     write_folder(lambda staging: export(classifier, final, tokenizer, staging), folder / "final", engine.export_bytes)
-    start.finish(steps, {"before": before, "after": after, **figures, "steps": steps})
+    memory = planned.compared(report)
+    start.finish(steps, {"before": before, "after": after, **figures, "steps": steps, "memory": memory})
     report.say(f"reward model: {folder / 'final'}")
+
+
+def _lengths(data: Sides[Ranking], packing: bool) -> Lengths:
+    """Measure preference data: the longest answer; packed, the most tokens of a row, shared out to its answers."""
+    rows = (*data.train, *data.eval)
+    answers = max(len(row.answers) for row in rows)
+    longest = max(len(answer) for row in rows for answer in row.answers)
+    if packing:
+        longest = -(-max(PackedSize.of(*row.answers).num_tokens for row in rows) // answers)
+    return Lengths(1, 1, longest, answers)
 
 
 def train_ppo(config: TrainPPOConfig, start: Start) -> None:
@@ -267,10 +277,9 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     report = start.report
     resumed = start.checkpoint(config.run)
     built = build_ppo(config, report)
+    start.ending.lengths = built.planned.lengths
     engines, sampler = built.engines, built.sampler
     trained = {"policy": engines.policy, "value_model": engines.value_model}
-    weights = sum(engine.num_weights for engine in trained.values())
-    start.ending.trained = Trained.of(weights, built.modules["policy"].config, torch_dtype(config.model))
     checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last, start.text)
     boundary = start.boundary(config, checkpoints, _fingerprints(built))
     data = PPOData(built.prompts.train, built.texts)
@@ -300,7 +309,8 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     PROGRESS.enter("export")
     _export_trained(trained, built.modules, built.tokenizer, folder / "final")
     figures = compare(before, after)
-    start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step})
+    memory = built.planned.compared(report)
+    start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step, "memory": memory})
     for mode, row in figures.items():
         low, high = row["difference_low"], row["difference_high"]
         report.say(

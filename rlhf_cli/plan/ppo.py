@@ -1,0 +1,169 @@
+"""The moments of a PPO run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rlhf_cli.config.objectives import ValueInit
+from rlhf_cli.config.schema import TrainPPOConfig
+from rlhf_cli.plan.engines import Engine
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment
+from rlhf_cli.plan.moments import (
+    Lengths,
+    Place,
+    Run,
+    items_of,
+    laid_out,
+    largest_of,
+    largest_parameter,
+    shape_of,
+    training_moments,
+)
+from rlhf_cli.plan.trace import Texts, decoding, reads_texts_packed, scoring, training
+
+
+class PPORun(Run):
+    """The four models in load, rollout, score, update and save."""
+
+    def __init__(self, config: TrainPPOConfig, place: Place, lengths: Lengths) -> None:
+        super().__init__(config, place, lengths)
+        self.config = config
+        model, reward = config.model, config.reward_model
+        shape, reward_shape = shape_of(model, "model"), shape_of(reward, "reward_model")
+        from_reward = config.value_model.init is ValueInit.reward_model
+        policy = self.engine("policy", model, shape, scores=False)
+        checkpointing = model.gradient_checkpointing
+        frozen = self.sharding
+        if config.ppo.offload_frozen:
+            frozen = replace(frozen, zero=replace(frozen.zero, offload_param=True))
+        self.reference = replace(policy, role="reference", sharding=frozen)
+        self.policy = replace(
+            policy,
+            architecture=replace(policy.architecture, checkpointing=checkpointing),
+            optim=config.optim,
+            ema=config.ppo.ema_decay is not None,
+        )
+        scorer = self.engine("reward_model", reward, reward_shape, scores=True)
+        self.reward_model = replace(scorer, sharding=frozen)
+        value = scorer if from_reward else self.engine("value_model", model, shape, scores=True)
+        recomputes = checkpointing or (from_reward and reward.gradient_checkpointing)
+        self.value_model = replace(
+            value,
+            role="value_model",
+            architecture=replace(value.architecture, checkpointing=recomputes),
+            optim=config.value_optim,
+        )
+        self.base = [
+            item
+            for engine in (self.policy, self.reference, self.reward_model, self.value_model)
+            for item in engine.resident()
+        ]
+        self.host = [
+            item
+            for engine in (self.policy, self.reference, self.reward_model, self.value_model)
+            for item in engine.on_host()
+        ]
+        self.packed = all(reads_texts_packed(one.architecture) for one in (self.policy, self.reward_model))
+
+    def map(self) -> MemoryMap:
+        """Return all moments."""
+        order = [(self.reward_model, False), (self.policy, True), (self.value_model, True), (self.reference, False)]
+        moments = [*self.loading(order, together=3), *self._rollout(), *self._score(), *self._update(), *self._save()]
+        ppo, checkpoint = self.config.ppo, self.config.checkpoint
+        trained = (self.policy, self.value_model)
+        return MemoryMap(
+            tuple(moments),
+            self.place.num_ranks,
+            self.place.node_ranks,
+            self.place.on_gpu,
+            self.context,
+            sum(one.saved for one in trained),
+            checkpoint.most_kept(ppo.num_steps),
+            sum(one.exported for one in trained),
+        )
+
+    def _moment(self, phase: str, name: str, *items: Item, host: list[Item] | None = None) -> Moment:
+        return Moment(phase, name, (*self.base, *items), (*self.host, *(host or ())))
+
+    def _rollout(self) -> Iterator[Moment]:
+        rollout, lengths = self.config.rollout, self.lengths
+        own = self.config.ppo.batch_size // self.place.num_ranks
+        asked = -(-self.config.eval.num_prompts // self.place.num_ranks)
+        prompts = {lengths.longest_prompt: rollout.micro_batch_size}
+        if rollout.micro_batch_tokens is not None:
+            both = (lengths.longest_prompt, lengths.shortest_prompt)
+            prompts = {one: max(1, rollout.micro_batch_tokens // (one + rollout.max_new_tokens)) for one in both}
+        groups = [Texts(min(most, max(own, asked)), one, rollout.max_new_tokens) for one, most in prompts.items()]
+        texts = max(groups, key=lambda one: decoding(self.policy.architecture, one, rollout.top_p).total)
+        held = self.policy.gathered(rollout.gather)
+        copied = [] if self.place.on_gpu or not rollout.gather else laid_out(self.policy)
+        drawn = items_of("policy", decoding(self.policy.architecture, texts, rollout.top_p))
+        yield self._moment("rollout", f"{texts.rows} prompts answered", *held, *copied, *drawn)
+        if asked:
+            texts = Texts(min(rollout.micro_batch_size, asked), lengths.longest_prompt, rollout.max_new_tokens)
+            read = items_of("reward_model", scoring(self.reward_model.architecture, texts))
+            held = self.reward_model.gathered(rollout.gather)
+            yield self._moment("rollout", "held-out answers scored", *held, *read)
+
+    def _texts(self, rows_a_rank: int) -> list[Texts]:
+        """The micro-batches that may hold most: of the longest texts and, by a budget of tokens, of the shortest."""
+        ppo, new = self.config.ppo, self.config.rollout.max_new_tokens
+        longest, shortest = self.lengths.longest_prompt, self.lengths.shortest_prompt
+        if ppo.micro_batch_tokens is None:
+            return [Texts(min(ppo.micro_batch_size, rows_a_rank), longest, new)]
+        rows = {prompt: max(1, ppo.micro_batch_tokens // (prompt + new)) for prompt in (longest, shortest)}
+        return [Texts(min(rows_a_rank, most), prompt, new) for prompt, most in rows.items()]
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the update goes on from scoring's pass of the policy."""
+        ppo, own = self.config.ppo, self.config.ppo.batch_size // self.place.num_ranks
+        if not ppo.reuse_forward or ppo.minibatch_size < ppo.batch_size:
+            return False
+        if self.sharding.uses_zero and not ppo.gather:
+            return False
+        if ppo.micro_batch_tokens is None:
+            return own <= ppo.micro_batch_size
+        return own * (self.lengths.shortest_prompt + self.config.rollout.max_new_tokens) <= ppo.micro_batch_tokens
+
+    def _score(self) -> Iterator[Moment]:
+        gather = self.config.rollout.gather
+        texts = self._texts(self.config.ppo.batch_size // self.place.num_ranks)
+        kept: list[Item] = []
+        if self.reuses:
+            passes = max((training(self.policy.architecture, one) for one in texts), key=lambda one: one.kept.total)
+            held = self.policy.gathered(True)
+            yield self._moment("score", "policy, with its graph", *held, *items_of("policy", passes.kept))
+            kept = [*held, *items_of("policy", passes.kept, " kept for the update")]
+        else:
+            yield self._scored(self.policy, texts, gather, [])
+        for engine in (self.reference, self.value_model, self.reward_model):
+            yield self._scored(engine, texts, gather, kept)
+
+    def _scored(self, engine: Engine, texts: list[Texts], gather: bool, kept: list[Item]) -> Moment:
+        read = largest_of([scoring(engine.architecture, one) for one in texts])
+        return self._moment("score", engine.role, *kept, *engine.gathered(gather), *items_of(engine.role, read))
+
+    def _update(self) -> Iterator[Moment]:
+        ppo, pretrain = self.config.ppo, self.config.pretrain
+        own = ppo.minibatch_size // self.place.num_ranks
+        texts = self._texts(own)
+        policy = [training(self.policy.architecture, one) for one in texts]
+        if pretrain.path is not None:
+            rows = min(pretrain.micro_batch_size, pretrain.batch_size // self.place.num_ranks)
+            block = Texts(rows, 1, self.lengths.longest_text - 1)
+            policy.append(training(replace(self.policy.architecture, packing=False), block))
+        value = [training(self.value_model.architecture, one) for one in texts]
+        several = pretrain.path is not None or any(one.rows < own for one in texts)
+        for engine, passes in ((self.policy, policy), (self.value_model, value)):
+            held = engine.gathered(ppo.gather)
+            yield from training_moments(engine, passes, held, self._moment, several)
+            yield self._moment("update", f"{engine.role}, optimizer", *engine.gradients(), *engine.step())
+
+    def _save(self) -> Iterator[Moment]:
+        trained = (self.policy, self.value_model)
+        written = self.written(sum(one.saved for one in trained))
+        yield self._moment("save", "checkpoint", host=[Item("", "a file being written", written)])
+        states = tuple(Item(one.role, "exported weights", one.exported) for one in trained)
+        yield Moment("save", "export", (*self.base, *largest_parameter(trained)), tuple(self.host), states)
