@@ -1,0 +1,59 @@
+"""Write docs/presets.md: the plan of every preset for A100s, as `rlhf plan` prints it.
+
+usage: python scripts/make_plan_docs.py [--check]   (--check: exit 1 when the file is stale, write nothing)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+from rlhf_cli.config.docs import experiments
+from rlhf_cli.plan.command import show
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "presets.md"
+HEAD = """\
+# Presets for A100s, and their plans
+
+Made by `make docs`; do not edit. What `rlhf plan` says of each preset, on any machine; no preset has been run on a GPU
+yet. How the figures come about, and how far they are off: [memory.md](memory.md); how to start them:
+[multi-gpu.md](multi-gpu.md).
+
+They plan a shape of 7B (or 1B) with random weights. A run takes yours: `model=pretrained model.path=FOLDER_OR_HUB_ID`,
+`data.train=FILE`; `rlhf plan` takes the same words, and another shape of Qwen's kind by `model=qwen_7b`.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    page = [HEAD]
+    for one in experiments():
+        if not one.name.endswith("a100"):
+            continue
+        words = [one.command, f"conf={one.name}"]
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            show(words)
+        text = "\n".join(line.rstrip() for line in told.getvalue().rstrip().splitlines())
+        command = f"```bash\nrlhf plan {' '.join(words)}\n```"
+        page.append(f"## {one.name}\n\n{one.purpose}\n\n{command}\n\n```text\n{text}\n```\n")
+    return "\n".join(page)
+
+
+def main() -> int:
+    """Write the page, or say whether it is fresh."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 when the file is stale; write nothing")
+    if parser.parse_args().check:
+        if not TARGET.exists() or TARGET.read_text("utf-8") != render():
+            print(f"{TARGET.name} is stale: run `make docs`")
+            return 1
+        return 0
+    TARGET.write_text(render(), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
