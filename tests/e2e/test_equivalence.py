@@ -21,6 +21,8 @@ PPO_SHAPES = {
     "two-ranks-texts-whole": ["launch.num_gpus=2", "model.packing=false", "reward_model.packing=false"],
     "two-ranks-token-budget": ["launch.num_gpus=2", "ppo.micro_batch_tokens=150", "rollout.gather=false"],
     "two-ranks-by-layers": ["launch.num_gpus=2", "ppo.micro_batch_size=1", "ppo.gather=false"],
+    "two-ranks-frozen-offloaded": ["launch.num_gpus=2", "ppo.offload_frozen=true"],
+    "frozen-offloaded": ["ppo.offload_frozen=true"],
 }
 # a whole step in one pass of each rank, which may then go on from scoring's pass; and the same passes made again
 ONE_PASS = ["ppo.minibatch_size=8", "ppo.num_epochs=2", "ppo.micro_batch_size=8"]

@@ -29,7 +29,8 @@ STEP_METRICS = {
     ),
     *("loss/policy", "loss/value", "approx_kl", "clipfrac/policy", "clipfrac/value"),
     *("grad_norm/policy", "grad_norm/value", "lr/policy", "lr/value", "skipped_updates", "num_updates", "kl_coef"),
-    *("time/rollout", "time/score", "time/update", "time/step", "tokens_per_s", "memory/peak_gib"),
+    *("time/rollout", "time/score", "time/update", "time/step", "tokens_per_s"),
+    *("memory/rollout_gib", "memory/score_gib", "memory/update_gib", "memory/peak_gib"),
     *("perf/mfu", "perf/mfu_rollout", "perf/mfu_score", "perf/mfu_update"),
     *("perf/rollout_tokens_per_s", "perf/score_tokens_per_s", "perf/update_tokens_per_s"),
 }

@@ -15,14 +15,15 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 
 
 def command_lines():
-    """Every line of a code block that starts one of our training commands."""
+    """Every line of a code block that starts, plans or checks one of our training commands."""
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 for place, word in enumerate(words):
-                    if word in COMMANDS and words[place - 1] in ("rlhf", "rlhf_cli"):
-                        yield pytest.param(word, words[place + 1 :], id=f"{page.name}: {line.strip()[:60]}")
+                    if word in COMMANDS and words[place - 1] in ("rlhf", "rlhf_cli", "plan", "check"):
+                        options = [one for one in words[place + 1 :] if "=" in one and not one.startswith("gpus=")]
+                        yield pytest.param(word, options, id=f"{page.name}: {line.strip()[:60]}")
 
 
 def readme_example():
@@ -52,6 +53,20 @@ def test_make_targets_that_pages_name_exist(page):
 
 def test_the_page_of_options_is_fresh():
     assert (REPOSITORY / "docs/config.md").read_text("utf-8") == script("make_config_docs").render()
+
+
+def test_the_page_of_presets_is_fresh(monkeypatch, tmp_path):
+    """Planned anew; about ten seconds."""
+    monkeypatch.chdir(tmp_path)
+    assert (REPOSITORY / "docs/presets.md").read_text("utf-8") == script("make_plan_docs").render()
+
+
+def test_the_drawing_in_the_readme_is_that_of_the_preset():
+    block = (REPOSITORY / "README.md").read_text("utf-8").partition("```text\nload ")[2].partition("```")[0]
+    page = (REPOSITORY / "docs/presets.md").read_text("utf-8").splitlines()
+    lines = f"load {block}".strip().splitlines()
+    assert len(lines) == 7
+    assert set(lines) <= set(page)
 
 
 def test_the_page_of_statements_is_fresh():

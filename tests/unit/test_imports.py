@@ -1,4 +1,4 @@
-"""Imports go one way: cli -> train -> {rollout, rewards, engine, models, data, report} -> algo; all may read config."""
+"""Imports go one way: cli, train, plan, {rollout, rewards, engine, models, data, report}, algo; all may read config."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,8 @@ ALLOWED = {
     "config": {"config"},
     "algo": {"algo"},
     **{room: MIDDLE | {"algo", "config"} for room in MIDDLE},
-    "train": MIDDLE | {"algo", "config", "train"},
+    "plan": MIDDLE | {"algo", "config", "plan"},
+    "train": MIDDLE | {"algo", "config", "plan", "train"},
 }
 
 

@@ -26,7 +26,8 @@ def test_every_experiment_composes_and_states_its_purpose(experiment):
 def test_every_group_option_composes(command, group, option):
     wrong_kind = {"train-rm": "demo_prompts", "train-ppo": "demo_preferences"}[command]
     if option != wrong_kind:
-        load(command, ["conf=tiny", f"{group}={option}"])
+        path = ["model.path=FOLDER"] if option == "pretrained" else []
+        load(command, ["conf=tiny", f"{group}={option}", *path])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,10 @@ WRONG = {
     "run.name=a/b": "run.name must be a folder name: not empty, no '/', not '.' or '..', got a/b",
     "ppo.batch_size=6": "ppo.batch_size must be a multiple of ppo.minibatch_size, got 6 = 1.50 x minibatch_size 4",
     "model=tiny_lama": "model=tiny_lama: no such option; did you mean tiny_llama?",
-    "model.path=gpt2": "model must be given model.path or .from_config, got path and from_config",
+    "model.path=gpt2": (
+        "model must be given model.path or .from_config, not both (model=pretrained has none of its own), got path and "
+        "from_config"
+    ),
     "deepspeed.x=1": "deepspeed.x is not in the composed deepspeed section; write +deepspeed.x=1 to add it",
     "+deepspeed.bf16=true": "deepspeed.bf16 is filled in from the other options; set model.dtype instead",
     "deepspeed.zero_optimization.stage=2": "deepspeed.zero_optimization.stage must be 3, got 2",

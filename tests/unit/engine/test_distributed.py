@@ -62,3 +62,20 @@ def test_parts_are_evened_with_the_first_for_company(monkeypatch):
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 3])
     assert distributed.evened(["a"]) == [("a", True), ("a", False), ("a", False)]
     assert distributed.evened(["a", "b", "c", "d"]) == [(part, True) for part in "abcd"]
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "8"}, 8),
+        ({"WORLD_SIZE": "8", "LOCAL_SIZE": "4"}, 4),  # deepspeed
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}, 2),  # torchrun
+    ],
+)
+def test_ranks_of_this_machine_are_those_that_the_launcher_names(monkeypatch, given, count):
+    for name in ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.num_local_ranks() == count

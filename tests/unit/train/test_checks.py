@@ -22,7 +22,17 @@ from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
 from rlhf_cli.train import ppo
-from rlhf_cli.train.checks import BFLOAT16, FLOAT32, TextSide, bounds_of, check_ppo, check_rm, report_checks, spread
+from rlhf_cli.train.checks import (
+    BFLOAT16,
+    FLOAT32,
+    TextSide,
+    _for_logits,
+    bounds_of,
+    check_ppo,
+    check_rm,
+    report_checks,
+    spread,
+)
 from rlhf_cli.train.reward import RewardTrainer
 from tests.oracle.cases import ENDS, EOS, OPTIM, Record, ppo_config, ppo_trainer, rm_config, rm_rows
 from tests.oracle.engines import SimpleTrain
@@ -362,3 +372,16 @@ def test_probes_are_spread_from_the_shortest_to_the_longest():
     assert spread("abcdef", [6, 5, 4, 3, 2, 1], 3) == ["f", "d", "a"]
     assert spread("abc", [3, 1, 2], 9) == ["b", "c", "a"]
     assert spread("abc", [3, 1, 2], 1) == ["b"]
+
+
+@pytest.mark.parametrize(("times", "temperature", "coarser"), [(0.001, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 0.5, 4.0)])
+def test_bounds_of_bfloat16_know_the_size_of_the_logits(times, temperature, coarser, one_rank, monkeypatch):
+    """Logits of 32, twice those that the bounds are for; half the temperature doubles them again."""
+    trainer = sound(rollout=replace(ppo_config("base").rollout, temperature=temperature))
+    logits = torch.tensor([[32.0, -1.0], [-30.0, 2.0], [3.0, 34.0]]) * times
+    monkeypatch.setattr(trainer, "response_logits", lambda sequences: logits)
+    found = _for_logits(BFLOAT16, trainer, [None, None])
+    assert found.padded == pytest.approx(BFLOAT16.padded * coarser)
+    assert found.clipped == pytest.approx(BFLOAT16.clipped * coarser**2)
+    assert (found.same, found.score, found.drawn) == (BFLOAT16.same, BFLOAT16.score, BFLOAT16.drawn)
+    assert _for_logits(FLOAT32, trainer, [None, None]) is FLOAT32

@@ -1,101 +1,77 @@
-"""The advice of an out-of-memory error, with its arithmetic worked out by hand for a model of 8 billion weights."""
+"""What a run says of its memory: the advice where it runs out, and plan beside measurement."""
 
 from dataclasses import replace
 
 import pytest
 
 from rlhf_cli.config.load import load
-from rlhf_cli.train.memory import Trained, out_of_memory_advice
+from rlhf_cli.plan.memory_map import LIBRARIES
+from rlhf_cli.plan.moments import Lengths, Place
+from rlhf_cli.plan.runs import memory_map
+from rlhf_cli.train.memory import Planned, out_of_memory_advice
+from tests.unit.plan.fake import planned_with
 
-# 32 layers of width 4096 in 2 bytes a number: 32 x 4096 x 2 = 262,144 bytes a token and number of a layer
-TWO_LLAMA_8B = Trained(weights=16_000_000_000, layers=32, width=4096, kv_width=1024, number_bytes=2)
-PPO = [
-    *["conf=tiny", "data.max_prompt_tokens=512", "rollout.max_new_tokens=128", "rollout.micro_batch_size=32"],
-    *["ppo.batch_size=64", "ppo.minibatch_size=64", "ppo.micro_batch_size=8"],
-]
-RM = ["conf=tiny", "data.max_tokens=1024", "train.batch_size=64", "train.micro_batch_size=8"]
+PLACE = Place(1, 1, on_gpu=True)
+LENGTHS = Lengths(40, 40, 80)
+PPO = ["conf=tiny", "ppo.micro_batch_size=8", "ppo.minibatch_size=8", "model.dtype=bfloat16"]
 HEAD = "any of these makes room; the run then goes on with run.resume=true:"
 
 
-def advice(command, args, trained=TWO_LLAMA_8B, num_ranks=8):
-    return out_of_memory_advice(load(command, args), trained, num_ranks).splitlines()
+@pytest.mark.parametrize(
+    ("command", "args", "wanted"),
+    [
+        ("train-ppo", PPO, {"ppo.micro_batch_size=4", "model.gradient_checkpointing=true"}),
+        (
+            "train-rm",
+            ["conf=tiny", "train.eval_micro_batch_size=1"],
+            {"train.micro_batch_size=1", "model.gradient_checkpointing=true"},
+        ),
+    ],
+)
+def test_advice_names_what_saves_with_the_plan_s_own_figure(command, args, wanted):
+    config = load(command, args)
+    head, *lines = out_of_memory_advice(config, PLACE, LENGTHS).splitlines()
+    assert head == HEAD
+    found = {line.split()[0]: line for line in lines}
+    assert wanted <= found.keys()
+    halved = next(word for word in wanted if "micro" in word)
+    now = memory_map(config, PLACE, LENGTHS).running_peak
+    then = memory_map(load(command, [*args, halved]), PLACE, LENGTHS).running_peak
+    assert f"saves about {(now - then) / 2**20:.1f} MiB a GPU" in found[halved]
 
 
-def test_ppo():
-    """Rows of 512 + 128 = 640 tokens.
-
-    4 rows fewer, 17 numbers a layer: 4 x 640 x 262,144 x 17 = 11,408,506,880 bytes, 10.625 GiB.
-    16 of the 17 numbers of 8 rows: 8 x 640 x 262,144 x 16 = 21,474,836,480 bytes, 20 GiB.
-    12 bytes of 16e9 weights on 8 GPUs: 24e9 bytes, 22.35 GiB.
-    Keys and values of 16 rows fewer: 2 x 32 x 1024 x 2 = 131,072 bytes a token, x 16 x 640 = 1.25 GiB.
-    2 bytes of 8e9 weights of one model, but for the 1e9 that ZeRO-3 keeps: 14e9 bytes, 13.04 GiB.
-    """
-    assert advice("train-ppo", PPO) == [
-        HEAD,
-        "  ppo.micro_batch_size=4               saves about 10.62 GiB a GPU (now 8)",
-        "  model.gradient_checkpointing=true    saves about 20.00 GiB a GPU (now False; a third more time)",
-        "  deepspeed=zero3_offload              saves about 22.35 GiB a GPU (AdamW's state to the host; slower)",
-        "  rollout.micro_batch_size=16          saves about 1.25 GiB a GPU (now 32)",
-        "  ppo.gather=false                     saves about 13.04 GiB a GPU (updates fetch layer by layer; slower)",
-    ]
+def test_advice_leaves_out_what_is_on_already_and_what_saves_nothing():
+    args = [*PPO, "model.gradient_checkpointing=true", "rollout.gather=false", "ppo.gather=false"]
+    advice = out_of_memory_advice(load("train-ppo", args), PLACE, LENGTHS)
+    assert "gradient_checkpointing" not in advice
+    assert "gather" not in advice
 
 
-def test_ppo_that_recomputes_already():
-    """One number a layer is kept: 4 x 640 x 262,144 = 671,088,640 bytes, 0.625 GiB; and nothing more to recompute."""
-    assert advice("train-ppo", [*PPO, "model.gradient_checkpointing=true"])[1:3] == [
-        "  ppo.micro_batch_size=4               saves about 0.62 GiB a GPU (now 8)",
-        "  model.gradient_checkpointing=true    saves about 0.00 GiB a GPU (now True; a third more time)",
-    ]
+def test_without_a_plan_there_is_no_advice_and_no_other_error():
+    config = load("train-ppo", [*PPO, "model.from_config.hidden_size=0"])
+    assert out_of_memory_advice(config, PLACE, LENGTHS).startswith("no advice, the run cannot be planned: cannot build")
 
 
-def test_a_reward_model():
-    """Rows of two answers of 1024 tokens.
+class Report:
+    """A reporter that has measured 3 GiB."""
 
-    4 rows fewer: 4 x 2048 x 262,144 x 17 = 36,507,222,016 bytes, 34 GiB; 8 rows with 16: 64 GiB; answers of 512 tokens
-    less: 8 x 2 x 512 x 262,144 x 17 = 34 GiB too. 12 bytes of 8e9 weights on 3 GPUs: 32e9 bytes, 29.80 GiB.
-    """
-    assert advice("train-rm", RM, replace(TWO_LLAMA_8B, weights=8_000_000_000), num_ranks=3) == [
-        HEAD,
-        "  train.micro_batch_size=4             saves about 34.00 GiB a GPU (now 8)",
-        "  model.gradient_checkpointing=true    saves about 64.00 GiB a GPU (now False; a third more time)",
-        "  deepspeed=zero3_offload              saves about 29.80 GiB a GPU (AdamW's state to the host; slower)",
-        "  data.max_tokens=512                  saves about 34.00 GiB a GPU (now 1024; longer rows are dropped)",
-        "  train.gather=false                   saves about 13.04 GiB a GPU (updates fetch layer by layer; slower)",
-    ]
+    def __init__(self):
+        self.said = []
+        self.memory = type("Memory", (), {"highest": 3.0})()
+        self.say = self.said.append
 
 
-@pytest.mark.parametrize(("command", "args", "key"), [("train-ppo", PPO, "ppo"), ("train-rm", RM, "train")])
-def test_whole_weights_are_told_where_letting_them_go_saves_something(command, args, key):
-    """Not on one rank, not where they are fetched by layers already, not where ZeRO-3 keeps them all anyway."""
-    small = replace(TWO_LLAMA_8B, weights=1_000_000_000)
-    cases = [(args, TWO_LLAMA_8B, 8), (args, TWO_LLAMA_8B, 1), ([*args, f"{key}.gather=false"], TWO_LLAMA_8B, 8)]
-    told = [f"{key}.gather=false" in "".join(advice(command, *case)) for case in [*cases, (args, small, 8)]]
-    assert told == [True, False, False, False]
+@pytest.mark.parametrize(("on_gpu", "planned"), [(True, 2.0), (False, 2.5 + LIBRARIES / 2**30)])
+def test_plan_and_measurement_stand_side_by_side(on_gpu, planned):
+    """A GPU holds tensors; in host memory those there, 0.5 GiB, and the libraries count too."""
+    fit = planned_with(device_gib=2, host_gib=0.5, on_gpu=on_gpu)
+    report = Report()
+    place = replace(PLACE, on_gpu=on_gpu)
+    assert Planned(place, LENGTHS, fit).compared(report) == {"planned_gib": planned, "measured_gib": 3.0}
+    assert report.said == [f"memory: at most 3.00 GiB on rank 0, {planned:.2f} GiB planned"]
 
 
-def test_an_odd_number_of_rows():
-    """3 become 1: 2 rows fewer, half of what 4 saved above, 5.3125 GiB; 5 become 2."""
-    lines = advice("train-ppo", [*PPO, "ppo.micro_batch_size=3", "rollout.micro_batch_size=5"])
-    assert lines[1] == "  ppo.micro_batch_size=1               saves about 5.31 GiB a GPU (now 3)"
-    assert lines[4].startswith("  rollout.micro_batch_size=2 ")
-
-
-def test_a_single_row_has_no_half():
-    lines = advice("train-ppo", [*PPO, "ppo.micro_batch_size=1", "rollout.micro_batch_size=1"])
-    assert lines[1] == "  ppo.micro_batch_size=1               saves about 0.00 GiB a GPU (now 1)"
-    assert lines[4] == "  rollout.micro_batch_size=1           saves about 0.00 GiB a GPU (now 1)"
-
-
-@pytest.mark.parametrize(("command", "args"), [("train-ppo", PPO), ("train-rm", RM)])
-def test_before_the_model_is_known_there_is_advice_without_figures(command, args):
-    lines = advice(command, args, Trained())
-    assert len(lines) == 5
-    assert all(" saves about 0.00 GiB a GPU (" in line for line in lines[1:])
-
-
-@pytest.mark.parametrize(("command", "args"), [("train-ppo", PPO), ("train-rm", RM)])
-def test_every_setting_is_one_that_the_command_takes(command, args):
-    """What is advised can be put behind the same command as it stands."""
-    settings = [line.split()[0] for line in advice(command, args)[1:]]
-    assert len(set(settings)) == 5
-    load(command, [*args, *settings])
+def test_without_a_plan_the_measurement_is_told_alone():
+    report = Report()
+    assert Planned(PLACE, LENGTHS, None).compared(report) == {"measured_gib": 3.0}
+    assert report.said == ["memory: at most 3.00 GiB on rank 0"]

@@ -1,0 +1,22 @@
+"""Memory maps made by hand."""
+
+from rlhf_cli.plan.batches import Batches
+from rlhf_cli.plan.fit import Fit
+from rlhf_cli.plan.machine import Machine, misfits
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment
+
+GIB = 2**30
+
+
+def made_map(device_gib=2, host_gib=0.5, on_gpu=True, **more):
+    """A map of one moment, the update, with weights of the policy on the device and states of it on the host."""
+    device = (Item("policy", "weights", int(device_gib * GIB)),)
+    host = (Item("policy", "optimizer states", int(host_gib * GIB)),)
+    given = {"num_ranks": 1, "node_ranks": 1, "context": 0, "checkpoint": 0, "num_checkpoints": 1, "exports": 0}
+    return MemoryMap((Moment("update", "policy", device, host),), on_gpu=on_gpu, **(given | more))
+
+
+def planned_with(machine=None, **given):
+    """A fit of such a map."""
+    found, machine = made_map(**given), machine or Machine(None, None)
+    return Fit(found, machine, Batches((), {}), tuple(misfits(found, machine, 0.0)))
