@@ -96,9 +96,11 @@ def test_a_traced_pass_holds_what_a_real_one_holds(scores, dtype, packing, check
     assert trace.scoring(what, TEXTS).total == pytest.approx(real_peaks(what, with_gradients=False)[0], rel=0.1)
 
 
-@pytest.mark.parametrize("keys", [LLAMA, *OTHERS.values()], ids=lambda keys: keys["model_type"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("scores", [False, True])
+ALL_WAYS = [(LLAMA, checkpointing, scores) for checkpointing in (False, True) for scores in (False, True)]
+ALL_WAYS += [(keys, False, False) for keys in OTHERS.values()]
+
+
+@pytest.mark.parametrize(("keys", "checkpointing", "scores"), ALL_WAYS)
 def test_few_layers_tell_what_all_layers_hold(keys, checkpointing, scores, monkeypatch):
     """The same from two and three layers as from six themselves."""
     what = architecture(scores, checkpointing=checkpointing, **keys)
