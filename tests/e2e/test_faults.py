@@ -203,13 +203,16 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stands(whole, tmp_path):
     assert_same_series(run, whole)
 
 
-def test_out_of_memory_names_four_settings(tmp_path):
+def test_out_of_memory_names_the_settings_that_save_by_plan(tmp_path):
     done = with_fault(tmp_path, "out-of-memory", 1, *TINY, "run.name=a")
     assert [one.returncode for one in done] == [7, 7]
     text = done[0].stderr + done[1].stderr
     assert text.startswith("rlhf: error: rank 1, in rollout of step 3: CUDA out of memory. Tried to allocate 2.00 GiB")
-    options = ("ppo.micro_batch_size=1", "model.gradient_checkpointing=true", "deepspeed=zero3_offload")
-    assert [line.split()[0] for line in text.splitlines()[2:6]] == [*options, "rollout.micro_batch_size=2"]
+    head, *lines = text.splitlines()[1:]
+    assert head == "any of these makes room; the run then goes on with run.resume=true:"
+    options = [line.split()[0] for line in lines]
+    assert {"ppo.micro_batch_size=1", "model.gradient_checkpointing=true"} <= set(options), text
+    assert all(" saves about " in line for line in lines)
     assert "Traceback" not in text
 
 
