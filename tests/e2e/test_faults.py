@@ -247,7 +247,10 @@ def test_reward_model_runs_stop_and_go_on_too(run_rlhf, tmp_path):
     assert (run / "checkpoints/best").read_text() == (whole / "checkpoints/best").read_text()
     assert (run / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
     assert len(steps(run / "checkpoints")) <= 2
-    assert json.loads((run / "summary.json").read_text()) == json.loads((whole / "summary.json").read_text())
+    summary, of_whole = (json.loads((folder / "summary.json").read_text()) for folder in (run, whole))
+    for each in (summary, of_whole):
+        del each["memory"]["measured_gib"]  # the resident size of a process, which no two share
+    assert summary == of_whole
 
 
 def test_a_changed_byte_is_refused_on_both_ranks_in_seconds(whole, tmp_path):
