@@ -24,6 +24,8 @@ MAY_CHANGE = (
     "check.*",
     "checkpoint.*",
     "guard.*",
+    "report.*",
+    "eval.every_steps",
     "deepspeed.zero_optimization.*",
     "*.micro_batch_size",
     "*.micro_batch_tokens",

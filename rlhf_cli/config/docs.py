@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
 from enum import Enum
 from importlib.resources import files
-from typing import get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
-from rlhf_cli.config import guards, objectives, plan, schema, sections
+from rlhf_cli.config import guards, objectives, plan, report, schema, sections
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ def _type_name(field: Field[object], hints: dict[str, object]) -> str:
     hint = hints[field.name]
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(member.name for member in hint)
+    if get_origin(hint) is list:
+        [inner] = get_args(hint)
+        return f"list of {'|'.join(member.name for member in inner)}"
     return str(field.type).replace(" | None", " or null").replace("dict[str, Any]", "mapping")
 
 
@@ -86,12 +89,14 @@ def _default(value: object) -> str:
         return "required"
     if isinstance(value, Enum):
         return value.name
+    if isinstance(value, list):
+        return f"[{', '.join(_default(one) for one in value)}]"
     return OmegaConf.to_yaml([value]).strip().removeprefix("- ")
 
 
 def _field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the string below the field."""
-    modules = [ast.parse(inspect.getsource(module)) for module in (sections, objectives, guards, plan, schema)]
+    modules = [ast.parse(inspect.getsource(module)) for module in (sections, objectives, guards, plan, report, schema)]
     docs: dict[str, dict[str, str]] = {}
     for node in (node for module in modules for node in module.body):
         if isinstance(node, ast.ClassDef):

@@ -31,7 +31,7 @@ def resolve_path(path: str, key: str) -> str:
 
 def check_paths(config: TrainRMConfig | TrainPPOConfig) -> None:
     """Raise InputError for a path that does not exist, before anything slow is imported."""
-    for section in ("model", "reward_model", "data"):
+    for section in ("model", "reward_model", "gold_reward_model", "data"):
         options = getattr(config, section, None)
         for name in ("path", "train", "eval"):
             path = getattr(options, name, None)

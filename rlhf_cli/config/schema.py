@@ -12,6 +12,7 @@ from rlhf_cli.config.errors import InputError, require
 from rlhf_cli.config.guards import GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueInit, ValueModelConfig
 from rlhf_cli.config.plan import PlanConfig
+from rlhf_cli.config.report import ReportConfig
 from rlhf_cli.config.sections import (
     CheckConfig,
     CheckpointConfig,
@@ -40,6 +41,7 @@ class TrainRMConfig:
     check: CheckConfig = field(default_factory=CheckConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -52,10 +54,7 @@ class TrainRMConfig:
         _check_deepspeed(self.deepspeed)
         _check_state_dtype("optim", self.optim, self.model, self.deepspeed)
         _check_best(self.checkpoint, RM_METRICS)
-        every, evaluates = self.checkpoint.every_steps, self.train.eval_every_steps
-        if (self.checkpoint.best_metric or "").startswith("eval/"):
-            fits = evaluates > 0 and every % evaluates == 0
-            require(fits, "checkpoint.every_steps", every, f"a multiple of train.eval_every_steps {evaluates}, over 0")
+        _check_evaluated(self.checkpoint, "train.eval_every_steps", self.train.eval_every_steps)
         twice = self.train.label_smoothing > 0 and self.data.confidence_column is not None
         require(not twice, "train.label_smoothing", self.train.label_smoothing, "0 with data.confidence_column")
 
@@ -73,6 +72,9 @@ class TrainPPOConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     reward_model: ModelConfig = field(default_factory=ModelConfig)
     value_model: ValueModelConfig = field(default_factory=ValueModelConfig)
+    gold_reward_model: ModelConfig = field(default_factory=ModelConfig)
+    """A second reward model that scores the evaluations alone; training never sees it. Unset: none."""
+
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -83,15 +85,24 @@ class TrainPPOConfig:
     check: CheckConfig = field(default_factory=CheckConfig)
     guard: PPOGuardConfig = field(default_factory=PPOGuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Keys of DeepSpeed's own configuration, handed on as they are; batch sizes, dtype and clipping are filled in."""
 
+    @property
+    def has_gold(self) -> bool:
+        """Whether there is a second reward model for the evaluations."""
+        gold = self.gold_reward_model
+        return gold.path is not None or gold.from_config is not None
+
     def check_together(self) -> None:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
         self.reward_model.check("reward_model")
+        if self.has_gold:
+            self.gold_reward_model.check("gold_reward_model")
         self.optim.check("optim")
         self.value_optim.check("value_optim")
         values_start_from = self.reward_model if self.value_model.init is ValueInit.reward_model else self.model
@@ -99,6 +110,14 @@ class TrainPPOConfig:
         _check_state_dtype("optim", self.optim, self.model, self.deepspeed)
         _check_state_dtype("value_optim", self.value_optim, values_start_from, self.deepspeed)
         _check_best(self.checkpoint, PPO_METRICS)
+        _check_evaluated(self.checkpoint, "eval.every_steps", self.eval.every_steps)
+        best = (self.checkpoint.best_metric or "").startswith("eval/gold_")
+        require(
+            self.has_gold or not best,
+            "checkpoint.best_metric",
+            self.checkpoint.best_metric,
+            "logged: set gold_reward_model.path",
+        )
         self.guard.check(self.ppo)
         shortest, longest = self.ppo.min_length, self.rollout.max_new_tokens
         require(shortest <= longest, "ppo.min_length", shortest, f"at most rollout.max_new_tokens {longest}")
@@ -106,7 +125,8 @@ class TrainPPOConfig:
     def check_ranks(self, num_ranks: int) -> None:
         """Raise InputError where options do not fit the number of ranks, with the arithmetic of a batch."""
         of_frozen = with_weights_on_host(self.deepspeed) if self.ppo.offload_frozen else self.deepspeed
-        for key, model in (("model", self.model), ("reward_model", self.reward_model)):
+        models = {"model": self.model, "reward_model": self.reward_model, "gold_reward_model": self.gold_reward_model}
+        for key, model in models.items():
             _check_compile(key, model, num_ranks, of_frozen)
         _check_divides("ppo.batch_size", self.ppo.batch_size, num_ranks)
         _check_divides("ppo.minibatch_size", self.ppo.minibatch_size, num_ranks)
@@ -121,7 +141,11 @@ COMMANDS: dict[str, type[TrainRMConfig] | type[TrainPPOConfig]] = {
 
 # What can name the best checkpoint; docs/metrics.md has their formulas.
 RM_METRICS = ("eval/accuracy", "eval/loss", "eval/margin", "accuracy", "loss", "margin")
-PPO_METRICS = ("score", "reward", "kl", "return", "entropy", "eos_rate", "response_length", "loss/value")
+PPO_METRICS = (
+    *("score", "reward", "kl", "return", "entropy", "eos_rate", "response_length", "loss/value"),
+    *("eval/score", "eval/win_rate", "eval/greedy_score", "eval/greedy_win_rate"),
+    *("eval/gold_score", "eval/gold_win_rate", "eval/greedy_gold_score", "eval/greedy_gold_win_rate"),
+)
 
 _OWNED_BY_ENGINE = {
     "train_batch_size": "the batch sizes of train. and ppo.",
@@ -169,6 +193,14 @@ def _check_compile(section: str, model: ModelConfig, num_ranks: int, deepspeed: 
 def _check_best(checkpoint: CheckpointConfig, metrics: tuple[str, ...]) -> None:
     best = checkpoint.best_metric
     require(best is None or best in metrics, "checkpoint.best_metric", best, f"one of {', '.join(metrics)}")
+
+
+def _check_evaluated(checkpoint: CheckpointConfig, key: str, evaluates: int) -> None:
+    """Raise InputError where the metric that names the best checkpoint is not measured at every checkpoint."""
+    if (checkpoint.best_metric or "").startswith("eval/"):
+        every = checkpoint.every_steps
+        fits = evaluates > 0 and every % evaluates == 0
+        require(fits, "checkpoint.every_steps", every, f"a multiple of {key} {evaluates}, over 0")
 
 
 def _check_divides(key: str, size: int, num_ranks: int) -> None:

@@ -163,6 +163,9 @@ class PreferenceDataConfig(DataConfig):
     confidence_column: str | None = None
     """Column with the probability, in [0.5, 1], that the preference is the right way round; unset: 1."""
 
+    category_column: str | None = None
+    """Column with a word for the kind of row; the report then shows the accuracy of each kind."""
+
     max_tokens: int = 1024
     """Longest prompt + answer in tokens."""
 
@@ -326,5 +329,11 @@ class EvalConfig:
     num_prompts: int = 32
     """Held-out prompts answered before and after training, greedily and at the training temperature; 0: none."""
 
+    every_steps: int = 0
+    """Answer and score them every so many steps too, against the answers before training; 0: never."""
+
     def __post_init__(self) -> None:
         require(self.num_prompts >= 0, "eval.num_prompts", self.num_prompts, "0 or more")
+        require(self.every_steps >= 0, "eval.every_steps", self.every_steps, "0 or more")
+        asks = self.num_prompts > 0 or self.every_steps == 0
+        require(asks, "eval.every_steps", self.every_steps, "0 with eval.num_prompts=0: there is nothing to answer")
