@@ -49,6 +49,30 @@ class Renderer:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    def pieces(self, ids: tuple[int, ...], figures: list[float]) -> tuple[list[str], list[float]]:
+        """Return the text of response ids piece by piece, and the sum of the figures of each piece's tokens.
+
+        A piece is one token, or as many as make whole characters; a special token stands as it is written.
+        """
+        pieces: list[str] = []
+        sums: list[float] = []
+        done = 0  # ids before this make whole characters
+        context = 0  # ids before this are told no more: some decoders write a first token without its space
+        total = 0.0
+        for place, figure in enumerate(figures, 1):
+            total += figure
+            text = self._decoded(ids[context:place])
+            if text.endswith("\ufffd") and place < len(figures):
+                continue
+            pieces.append(text[len(self._decoded(ids[context:done])) :])
+            sums.append(total)
+            context, done, total = done, place, 0.0
+        return pieces, sums
+
+    def _decoded(self, ids: tuple[int, ...]) -> str:
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
+
     def after_answer(self) -> tuple[int, ...]:
         """Return the ids that the template writes after an answer; none without one, or where it refuses to."""
         if not self.use_template:

@@ -24,11 +24,12 @@ class Ranking:
     prompt_key: str  # equal for rows with the same prompt
     margin: float = 0.0  # by which a better score should exceed a worse one
     confidence: float = 1.0  # the probability that the order is right
+    category: str | None = None  # a word for the kind of row
 
     def parts(self) -> tuple[list[Ids], list[Any]]:
         """Return the ids of the prompt, then of every answer, and the other fields."""
         ids = [self.answers[0].prompt_ids, *(answer.response_ids for answer in self.answers)]
-        return ids, [self.longer_wins, self.prompt_key, self.margin, self.confidence]
+        return ids, [self.longer_wins, self.prompt_key, self.margin, self.confidence, self.category]
 
     @classmethod
     def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
@@ -65,6 +66,7 @@ def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int
             prompt_key=json.dumps(messages),
             margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
             confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
+            category=_word(row, config.category_column),
         )
         if ranking.num_tokens > config.max_tokens:
             raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
@@ -76,7 +78,9 @@ def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int
 def _wanted_columns(config: PreferenceDataConfig) -> dict[str, str]:
     """Return the columns that rows must have, each with its option; the prompt may stand inside the answers."""
     names = ("ranking_column", "prompt_column") if config.ranking_column else ("chosen_column", "rejected_column")
-    columns = {name: getattr(config, name) for name in (*names, "margin_column", "confidence_column")}
+    columns = {
+        name: getattr(config, name) for name in (*names, "margin_column", "confidence_column", "category_column")
+    }
     return {column: f"data.{name}" for name, column in columns.items() if column is not None}
 
 
@@ -122,3 +126,12 @@ def _number(row: Row, name: str | None, default: float, bounds: tuple[float, flo
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BadRow(name, f"wanted a number between {low:g} and {high:g}, got {value!r}")
     return float(value)
+
+
+def _word(row: Row, name: str | None) -> str | None:
+    if name is None:
+        return None
+    value: Any = column(row, name)
+    if value is not None and not isinstance(value, str | int | bool):
+        raise BadRow(name, f"wanted a word, got {type(value).__name__}")
+    return None if value is None else str(value)

@@ -16,6 +16,7 @@ _MODELS = {
     "value_model": ("V", "green"),
     "reference": ("R", "cyan"),
     "reward_model": ("W", "magenta"),
+    "gold_reward_model": ("G", "bright_yellow"),
     "model": ("M", "blue"),
 }
 _CONTEXT = ("c", "bright_black")

@@ -54,21 +54,20 @@ class PPORun(Run):
             architecture=replace(value.architecture, checkpointing=recomputes),
             optim=config.value_optim,
         )
-        self.base = [
-            item
-            for engine in (self.policy, self.reference, self.reward_model, self.value_model)
-            for item in engine.resident()
-        ]
-        self.host = [
-            item
-            for engine in (self.policy, self.reference, self.reward_model, self.value_model)
-            for item in engine.on_host()
-        ]
+        self.gold: list[Engine] = []  # one at most
+        if config.has_gold:
+            gold = config.gold_reward_model
+            judge = self.engine("gold_reward_model", gold, shape_of(gold, "gold_reward_model"), scores=True)
+            self.gold = [replace(judge, sharding=frozen)]
+        engines = (self.policy, self.reference, self.reward_model, self.value_model, *self.gold)
+        self.base = [item for engine in engines for item in engine.resident()]
+        self.host = [item for engine in engines for item in engine.on_host()]
         self.packed = all(reads_texts_packed(one.architecture) for one in (self.policy, self.reward_model))
 
     def map(self) -> MemoryMap:
         """Return all moments."""
         order = [(self.reward_model, False), (self.policy, True), (self.value_model, True), (self.reference, False)]
+        order += [(judge, False) for judge in self.gold]
         moments = [*self.loading(order, together=3), *self._rollout(), *self._score(), *self._update(), *self._save()]
         ppo, checkpoint = self.config.ppo, self.config.checkpoint
         trained = (self.policy, self.value_model)
@@ -102,9 +101,10 @@ class PPORun(Run):
         yield self._moment("rollout", f"{texts.rows} prompts answered", *held, *copied, *drawn)
         if asked:
             texts = Texts(min(rollout.micro_batch_size, asked), lengths.longest_prompt, rollout.max_new_tokens)
-            read = items_of("reward_model", scoring(self.reward_model.architecture, texts))
-            held = self.reward_model.gathered(rollout.gather)
-            yield self._moment("rollout", "held-out answers scored", *held, *read)
+            for judge in (self.reward_model, *self.gold):
+                read = items_of(judge.role, scoring(judge.architecture, texts))
+                held = judge.gathered(rollout.gather)
+                yield self._moment("rollout", f"held-out answers scored by {judge.role}", *held, *read)
 
     def _texts(self, rows_a_rank: int) -> list[Texts]:
         """The micro-batches that may hold most: of the longest texts and, by a budget of tokens, of the shortest."""

@@ -1,6 +1,8 @@
 """Confidence intervals of small samples."""
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -20,3 +22,11 @@ def bootstrap_mean(values: list[float], level: float = 0.95, num_resamples: int 
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return Interval(float(array.mean()), float(low), float(high))
+
+
+def wilson(successes: float, count: int, level: float = 0.95) -> Interval:
+    """Return a share with its score interval (Wilson 1927); ties that count a half make it wider than it need be."""
+    share, z = successes / count, NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))

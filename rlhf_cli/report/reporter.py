@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlhf_cli.engine.memory import PeakMemory
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.checks import Check, table
-from rlhf_cli.report.run_dir import RunDir
+from rlhf_cli.report.run_dir import CHECKS, EVENTS, METRICS, PAIRS, PLAN, ROLLOUTS, SAMPLES, RunDir
 from rlhf_cli.report.status import State, write_status
 
 
@@ -29,6 +29,7 @@ class Work:
     tokens: float
 
 
+_WARNING = "warning: "
 _PIPED_WIDTH = 160  # where nobody says how wide it is
 logger = logging.getLogger("rlhf")
 
@@ -43,6 +44,10 @@ class Reporter:
         self._num_steps = 0
         self._headline: Sequence[str] = ()
         self._said: list[str] = []
+        self._events: list[dict[str, Any]] = []  # before there is a folder
+        self._documents: dict[str, dict[str, Any]] = {}  # likewise, by file
+        self._step = 0  # of the newest record
+        self._evaluation: dict[str, float] = {}
         self._warned: set[str] = set()
         self._seconds: dict[str, float] = {}
         self._gib: dict[str, float] = {}  # the most memory of each phase
@@ -56,6 +61,11 @@ class Reporter:
         self.run_dir, self._num_steps, self._headline = run_dir, num_steps, headline
         for text in self._said:
             logger.info("%s", text)
+        if run_dir is not None:
+            for name, record in self._documents.items():
+                run_dir.write_json(name, record)
+            for event in self._events:
+                run_dir.append(EVENTS, event)
 
     def measure_against(self, peak: float) -> None:
         """Log from here on how much of `peak`, the FLOP/s of all ranks together, each phase makes use of."""
@@ -90,10 +100,10 @@ class Reporter:
         record |= {f"memory/{phase}_gib": gib for phase, gib in self._gib.items()}
         record["memory/peak_gib"] = self.memory.highest
         record |= self._speed(work or {})
-        self._seconds, self._gib = {}, {}
+        self._seconds, self._gib, self._step = {}, {}, step
         if self.run_dir is None:
             return
-        self.run_dir.append("metrics.jsonl", record)
+        self.run_dir.append(METRICS, record)
         with suppress(OSError):  # it says no more than the line above
             write_status(self.run_dir.folder, State.running, step)
         line = "  ".join(f"{name} {record[name]:.4g}" for name in self._headline if name in record)
@@ -113,10 +123,24 @@ class Reporter:
             figures["perf/mfu"] = sum(done.flops for done in work.values()) / sum(self._seconds.values()) / self._peak
         return figures
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Take the seconds of the body out of every step's; they are `time/evaluate` of the next evaluation logged."""
+        PROGRESS.enter("evaluate")
+        start = time.perf_counter()
+        yield
+        self._evaluation = {"time/evaluate": time.perf_counter() - start}
+
+    def has_logged(self, step: int, name: str) -> bool:
+        """Say whether a metric of a step stands in metrics.jsonl; False on other ranks than the first."""
+        lines = [] if self.run_dir is None else self.run_dir.read_lines(METRICS)
+        return any(line["step"] == step and name in line for line in lines)
+
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of an evaluation, as a record of its own."""
         if self.run_dir is not None:
-            self.run_dir.append("metrics.jsonl", {"step": step, **metrics})
+            self.run_dir.append(METRICS, {"step": step, **metrics, **self._evaluation})
+            self._evaluation = {}
             figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.say(f"evaluation at step {step}: {figures}")
 
@@ -128,11 +152,35 @@ class Reporter:
         else:
             self._said.append(text)
 
+    def event(self, kind: str, text: str) -> None:
+        """Write down that something has happened at the newest step; kind: guard, warning or resume."""
+        record = {"step": self._step, "kind": kind, "text": text, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        if self.run_dir is not None:
+            self.run_dir.append(EVENTS, record)
+        elif self.speaks:
+            self._events.append(record)
+
+    def warn(self, text: str, kind: str = "warning") -> None:
+        """Tell the user of something that should be looked at, and write it down as an event."""
+        self.say(f"{_WARNING}{text}")
+        self.event(kind, text)
+
     def warn_once(self, text: str) -> None:
         """Warn of something that later steps will see again."""
         if text not in self._warned:
             self._warned.add(text)
-            self.say(f"warning: {text}")
+            self.warn(text)
+
+    def resumed(self, step: int) -> None:
+        """Say that the run goes on after a step."""
+        self._step = step
+        self.say(f"resumed after step {step}")
+        self.event("resume", f"resumed after step {step}")
+
+    def rollout(self, step: int, record: dict[str, Any]) -> None:
+        """Write down the responses of a step as figures, and one of them as text."""
+        if self.run_dir is not None:
+            self.run_dir.append(ROLLOUTS, {"step": step, **record})
 
     def checks(self, checks: Sequence[Check], seconds: float) -> None:
         """Show the checks of the set-up as a table, and write each to the log."""
@@ -140,13 +188,32 @@ class Reporter:
             table(checks, f"Checks of the set-up ({seconds:.1f} s)", self.console.width), soft_wrap=False
         )
         self._said += [str(check) for check in checks]
+        self._documents[CHECKS] = {"checks": [{**asdict(check), "status": check.status} for check in checks]}
+
+    def planned(self, lines: Sequence[str]) -> None:
+        """Show the arithmetic of the batches and the plan of the memory."""
+        for line in lines:
+            if line.startswith(_WARNING):
+                self.warn(line.removeprefix(_WARNING))
+            else:
+                self.say(line)
+        self._documents[PLAN] = {"lines": list(lines)}
 
     def samples_once(self, stage: str, records: list[dict[str, Any]]) -> None:
         """Write the answers of a stage to samples.jsonl, unless an earlier start of the run has."""
-        if self.run_dir is None or any(one["stage"] == stage for one in self.run_dir.read_lines("samples.jsonl")):
-            return
-        for record in records:
-            self.run_dir.append("samples.jsonl", record)
+        if self.run_dir is not None and all(one["stage"] != stage for one in self.run_dir.read_lines(SAMPLES)):
+            self.samples(records)
+
+    def pairs(self, records: list[dict[str, Any]]) -> None:
+        """Write the held-out pairs with their scores, in place of what an earlier start wrote."""
+        if self.run_dir is not None and records:
+            self.run_dir.write_lines(PAIRS, records)
+
+    def samples(self, records: list[dict[str, Any]]) -> None:
+        """Write answers to samples.jsonl."""
+        if self.run_dir is not None:
+            for record in records:
+                self.run_dir.append(SAMPLES, record)
 
     @contextmanager
     def progress(self, first_step: int) -> Iterator[None]:

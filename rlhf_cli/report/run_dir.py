@@ -24,6 +24,13 @@ from rlhf_cli.engine.files import disk_errors, sync, write_durably
 
 SUMMARY = "summary.json"  # written last, so its presence means that the run is finished
 CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"  # a line a step or evaluation
+SAMPLES = "samples.jsonl"  # a line an answer to a held-out prompt
+ROLLOUTS = "rollouts.jsonl"  # a line a step: every response's score, KL and length, and one response as text
+EVENTS = "events.jsonl"  # guards, warnings, resumed starts
+PAIRS = "pairs.jsonl"  # a line a held-out pair, scored by the trained reward model
+CHECKS = "checks.json"
+PLAN = "plan.json"  # the arithmetic of the batches, and what memory was planned, as lines
 LOCK = ".lock"
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "hydra-core", "omegaconf", "accelerate", "tokenizers")
 
@@ -61,6 +68,16 @@ def require_unlocked(folder: Path) -> None:
     """Raise InputError where a process writes to a run's folder."""
     if (folder / LOCK).exists():
         os.close(lock(folder))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file; none if it is not there.
+
+    A last line that a killed process left unfinished is no record.
+    """
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_bytes().decode("utf-8", "replace").split("\n")[:-1]]
 
 
 class RunDir:
@@ -107,35 +124,36 @@ class RunDir:
             write_durably(self.folder / name, json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n")
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the records of a JSON-lines file of the run; none if it is not there.
-
-        A last line that a killed process left unfinished is no record.
-        """
-        file = self.folder / name
-        if not file.exists():
-            return []
-        return [json.loads(line) for line in file.read_bytes().decode("utf-8", "replace").split("\n")[:-1]]
+        """Return the records of a JSON-lines file of the run, as `read_lines` does."""
+        return read_lines(self.folder / name)
 
     def sync(self) -> int:
         """Bring what was logged to the disk; return how many metric records there are."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in (METRICS, SAMPLES, ROLLOUTS, EVENTS):
             if (self.folder / name).exists():
                 sync(self.folder / name)
-        return len(self.read_lines("metrics.jsonl"))
+        return len(self.read_lines(METRICS))
 
-    def forget_after(self, num_logged: int) -> None:
-        """Drop what a resumed run writes again: metric records but the first `num_logged`, answers after training."""
-        self._keep("metrics.jsonl", lambda place, _: place < num_logged)
-        self._keep("samples.jsonl", lambda _, record: record["stage"] != "after")
+    def forget_after(self, step: int, num_logged: int) -> None:
+        """Drop what a run that is resumed after a step writes again: metric records but the first `num_logged`,
+        answers after training, and all else of later steps.
+        """
+        self._keep(METRICS, lambda place, _: place < num_logged)
+        self._keep(SAMPLES, lambda _, record: record["stage"] != "after" and record.get("step", 0) <= step)
+        self._keep(ROLLOUTS, lambda _, record: record["step"] <= step)
+        self._keep(EVENTS, lambda _, record: record["step"] <= step)
 
     def _keep(self, name: str, wanted: Callable[[int, dict[str, Any]], bool]) -> None:
         file = self.folder / name
         if not file.exists():
             return
-        kept = [record for place, record in enumerate(self.read_lines(name)) if wanted(place, record)]
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        with disk_errors(file, len(text)):
-            write_durably(file, text)
+        self.write_lines(name, [record for place, record in enumerate(self.read_lines(name)) if wanted(place, record)])
+
+    def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
+        """Write a whole JSON-lines file of the run, on the disk when this returns."""
+        text = "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
+        with disk_errors(self.folder / name, len(text)):
+            write_durably(self.folder / name, text)
 
 
 def _finite(value: Any) -> Any:

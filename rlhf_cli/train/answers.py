@@ -1,87 +1,204 @@
-"""Answers to held-out prompts before and after training, and what they say when paired."""
+"""Answers to held-out prompts before, during and after training, and what they say when paired."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import EndTokens, chunks, flatten
+from rlhf_cli.data.tokens import Sequence as Tokens
 from rlhf_cli.engine import distributed
-from rlhf_cli.report.intervals import Interval, bootstrap_mean
+from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.report.intervals import Interval, bootstrap_mean, wilson
+from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout import RolloutEngine
+
+MODES = ("greedy", "sampled")
+BEFORE, DURING, AFTER = "before", "during", "after"
+_DIGITS = 4  # of the KL of a token, after the point
 
 
 @dataclass(frozen=True)
 class Answer:
     """One answer of the policy to a held-out prompt; a line of samples.jsonl."""
 
-    stage: str  # before or after
+    stage: str  # before, during or after
+    step: int  # steps of training done
     mode: str  # greedy or sampled
     prompt: str
     response: str
     score: float
     num_tokens: int
     ended: bool
+    gold_score: float | None = None  # what the second reward model says
+    tokens: list[str] = field(default_factory=list)  # the response in pieces; none before training
+    kl: list[float] = field(default_factory=list)  # log p - log q of each piece, nats
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What is asked of an answer."""
+
+    reward_model: RewardModel
+    gold: RewardModel | None  # which training never sees
+    token_kl: Callable[[list[Tokens]], list[Tensor]]  # log p - log q of each response token, [T] a sequence
 
 
 class AnswerBook:
-    """Asks the policy the same held-out prompts again and again; sampled answers draw the same numbers each time."""
+    """Asks the policy the same held-out prompts again and again; sampled answers draw the same numbers each time.
+
+    Nothing that training draws from is touched: the numbers come from keys of their own.
+    """
 
     def __init__(
         self,
         prompts: list[Prompt],
         sampler: RolloutEngine,
         ends: EndTokens,
-        reward_model: RewardModel,
+        judges: Judges,
         renderer: Renderer,
         config: TrainPPOConfig,
     ) -> None:
         self.prompts = prompts
         self.sampler = sampler
         self.ends = ends
-        self.reward_model = reward_model
+        self.judges = judges
         self.renderer = renderer
         self.config = config
 
-    def ask(self, stage: str) -> list[Answer]:
+    def ask(self, stage: str, step: int) -> list[Answer]:
         """Return greedy and sampled answers to every prompt, the same list on every rank; all ranks together."""
-        return [answer for mode in ("greedy", "sampled") for answer in self._ask(stage, mode)] if self.prompts else []
+        return [answer for mode in MODES for answer in self._ask(stage, step, mode)] if self.prompts else []
 
-    def _ask(self, stage: str, mode: str) -> list[Answer]:
+    def _ask(self, stage: str, step: int, mode: str) -> list[Answer]:
         # every rank makes the same number of forward passes
         mine = distributed.share(distributed.pad_to_ranks(list(range(len(self.prompts)))))
         keys = [f"{self.config.run.seed}/held-out/{place}" for place in mine]
         sequences = self.sampler.sample([self.prompts[place].ids for place in mine], keys, greedy=mode == "greedy")
-        scores: list[float] = []
-        with self.reward_model.engine.gathered(self.config.rollout.gather):
-            for part in chunks(sequences, self.config.rollout.micro_batch_size):
-                scores += self.reward_model.score(part).tolist()
+        scores = self._scores(self.judges.reward_model, sequences)
+        gold = [None] * len(mine) if self.judges.gold is None else self._scores(self.judges.gold, sequences)
         answers = [
             Answer(
                 stage=stage,
+                step=step,
                 mode=mode,
                 prompt=self.prompts[place].text,
                 response=self.renderer.response_text(sequence.response_ids),
                 score=score,
                 num_tokens=len(sequence.response_ids),
                 ended=self.ends.ended(sequence),
+                gold_score=of_gold,
+                tokens=tokens,
+                kl=kl,
             )
-            for place, sequence, score in zip(mine, sequences, scores, strict=True)
+            for place, sequence, score, of_gold, (tokens, kl) in zip(
+                mine, sequences, scores, gold, self._pieces(stage, sequences), strict=True
+            )
         ]
         return flatten(distributed.gather_all(answers))[: len(self.prompts)]
+
+    def _scores(self, reward_model: RewardModel, sequences: list[Tokens]) -> list[float]:
+        scores: list[float] = []
+        with reward_model.engine.gathered(self.config.rollout.gather):
+            for part in chunks(sequences, self.config.rollout.micro_batch_size):
+                scores += reward_model.score(part).tolist()
+        return scores
+
+    def _pieces(self, stage: str, sequences: list[Tokens]) -> list[tuple[list[str], list[float]]]:
+        """The text of every response in pieces, with the KL of each; before training it is 0 everywhere."""
+        if stage == BEFORE:
+            return [([], [])] * len(sequences)
+        kls = self.judges.token_kl(sequences)
+        return [
+            self.renderer.pieces(sequence.response_ids, kl.tolist())
+            for sequence, kl in zip(sequences, kls, strict=True)
+        ]
+
+
+class HeldOut:
+    """The answers of one run: asked, told and compared with those before training."""
+
+    def __init__(self, book: AnswerBook, report: Reporter) -> None:
+        self.book = book
+        self.report = report
+        self._before: list[Answer] = []
+        self._newest: list[Answer] = []
+
+    def before(self) -> list[Answer]:
+        """Ask the policy as it is before training: it is the reference; all ranks together, as all that follows."""
+        self.report.say(f"answering {len(self.book.prompts)} held-out prompts, greedily and sampled")
+        PROGRESS.enter("answers before training")
+        self._before = self.book.ask(BEFORE, 0)
+        return self._before
+
+    def tell_before(self, is_new: bool) -> None:
+        """Write down the answers before training, unless an earlier start of the run has."""
+        self.report.samples_once(BEFORE, records(self._before))
+        if is_new and self._before:
+            self.report.log_eval(0, metrics(self._before, self._before))
+
+    def during(self, step: int) -> dict[str, float]:
+        """Ask again after a step; return and log eval/..."""
+        with self.report.evaluating():
+            self._newest = self.book.ask(DURING, step)
+        found = metrics(self._before, self._newest)
+        self.report.samples(records(self._newest))
+        self.report.log_eval(step, found)
+        return found
+
+    def after(self, step: int) -> list[Answer]:
+        """Ask once more after the last step, unless that has just been done."""
+        PROGRESS.enter("answers after training")
+        if self._newest and self._newest[0].step == step:
+            answers = [replace(answer, stage=AFTER) for answer in self._newest]
+        else:
+            answers = self.book.ask(AFTER, step)
+            if answers and not self.report.has_logged(step, "eval/score"):
+                self.report.log_eval(step, metrics(self._before, answers))
+        self.report.samples_once(AFTER, records(answers))
+        return answers
+
+
+def records(answers: Sequence[Answer]) -> list[dict[str, object]]:
+    """Return answers as lines of samples.jsonl."""
+    return [{**asdict(answer), "kl": [round(value, _DIGITS) for value in answer.kl]} for answer in answers]
+
+
+def metrics(before: Sequence[Answer], now: Sequence[Answer]) -> dict[str, float]:
+    """Return eval/...: mean scores, win rates against the answers before training, KL, lengths and EOS rates."""
+    found: dict[str, float] = {}
+    for mode, prefix in (("sampled", "eval/"), ("greedy", "eval/greedy_")):
+        first, last = _of(before, mode), _of(now, mode)
+        if not last:
+            continue
+        found |= {
+            f"{prefix}score": _mean([one.score for one in last]),
+            **_named(f"{prefix}win_rate", _win_rate([(a.score, b.score) for a, b in zip(first, last, strict=True)])),
+            f"{prefix}response_length": _mean([one.num_tokens for one in last]),
+            f"{prefix}eos_rate": _mean([one.ended for one in last]),
+        }
+        gold = [(a.gold_score, b.gold_score) for a, b in zip(first, last, strict=True)]
+        pairs = [(a, b) for a, b in gold if a is not None and b is not None]
+        if pairs:
+            found[f"{prefix}gold_score"] = _mean([b for _, b in pairs])
+            found |= _named(f"{prefix}gold_win_rate", _win_rate(pairs))
+        if mode == "sampled":  # a greedy answer estimates no KL
+            found["eval/kl"] = _mean([sum(one.kl) for one in last])
+    return found
 
 
 def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, dict[str, float]]:
     """Return per mode the mean scores, their paired difference with its 95 % interval, lengths and EOS rates."""
     figures = {}
-    for mode in ("greedy", "sampled"):
-        first, last = ([answer for answer in answers if answer.mode == mode] for answers in (before, after))
+    for mode in MODES:
+        first, last = _of(before, mode), _of(after, mode)
         if not first:
             continue
         gain: Interval = bootstrap_mean([b.score - a.score for a, b in zip(first, last, strict=True)])
@@ -96,6 +213,19 @@ def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, dict
             "eos_rate_after": _mean([answer.ended for answer in last]),
         }
     return figures
+
+
+def _of(answers: Sequence[Answer], mode: str) -> list[Answer]:
+    return [answer for answer in answers if answer.mode == mode]
+
+
+def _win_rate(pairs: Sequence[tuple[float, float]]) -> Interval:
+    """Share of pairs whose second is higher, a half where they are equal."""
+    return wilson(sum(0.5 if a == b else float(b > a) for a, b in pairs), len(pairs))
+
+
+def _named(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def _mean(values: Sequence[float]) -> float:

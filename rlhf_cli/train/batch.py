@@ -120,6 +120,17 @@ def summary(batch: PPOBatch) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
+def per_response(rollout: Rollout) -> dict[str, list[float]]:
+    """Return the score, the KL (k1, nats) and the length of every response, [B] each, for people to look at."""
+    k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
+    kl = torch.where(rollout.response_mask, k1, torch.zeros_like(k1)).sum(dim=1)
+    figures = {
+        name: [float(f"{value:.5g}") for value in column.tolist()]
+        for name, column in (("scores", rollout.scores), ("kl", kl))
+    }
+    return {**figures, "lengths": rollout.response_mask.sum(dim=1).tolist()}
+
+
 def shaped_scores(rollout: Rollout, ppo: PPOConfig) -> Tensor:
     """Return the scores [B] that enter the rewards: clipped, then less what missing EOS and short answers cost."""
     scores = rollout.scores

@@ -88,11 +88,12 @@ class Boundary:
         for finding in self.guards.look(step, metrics):
             match finding.asks:
                 case Ask.warn:
-                    self.report.say(f"warning: {finding}")
+                    self.report.warn(str(finding), "guard")
                 case Ask.raise_kl_coef:
                     factor = KL_COEF_FACTOR
-                    self.report.say(f"warning: {finding}; ppo.kl_coef is multiplied by {factor:g}")
+                    self.report.warn(f"{finding}; ppo.kl_coef is multiplied by {factor:g}", "guard")
                 case Ask.stop:
+                    self.report.event("guard", f"{finding}; the run is stopped")
                     kind = NonFiniteError if finding.guard == _NON_FINITE else GuardError
                     self._stop = self._stop or kind(
                         f"a guard stopped the run at step {step}, checkpoint saved: {finding}; go on with "

@@ -52,6 +52,7 @@ class PPOParts:
     texts: list[Sequence]  # blocks for the language-modelling loss
     modules: dict[str, PreTrainedModel]  # policy and value_model, inside their engines
     engines: Models
+    gold: RewardModel | None  # which scores evaluations alone
     sampler: EmbeddedSampler
     ends: EndTokens
     sizes: Sizes
@@ -63,7 +64,11 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     """Load tokenizers, data and models, and wrap the models; raise InputError for what does not fit together."""
     tokenizer = load_tokenizer(config.model, "model")
     reward_tokenizer = load_tokenizer(config.reward_model, "reward_model")
-    _check_same_tokenizer(tokenizer, reward_tokenizer)
+    _check_same_tokenizer(tokenizer, reward_tokenizer, "reward_model")
+    if config.has_gold:
+        _check_same_tokenizer(
+            tokenizer, load_tokenizer(config.gold_reward_model, "gold_reward_model"), "gold_reward_model"
+        )
     renderer = Renderer(tokenizer, config.data)
     prompts = load_once(lambda: load_prompts(config.data, renderer, config.run.seed))
     texts = [] if config.pretrain.path is None else load_texts(config.pretrain, tokenizer)
@@ -71,7 +76,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         report.say(note)
     if config.rollout.top_p < 1:
         top_p = config.rollout.top_p
-        report.say(f"warning: rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
+        report.warn(f"rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
     planned = plan_launch(config, _lengths(prompts, texts, config.model.packing), report)
     policy, value, scorer = _models(config, tokenizer)
     longest = max(len(prompt.ids) for prompt in (*prompts.train, *prompts.eval)) + config.rollout.max_new_tokens + 1
@@ -85,8 +90,34 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     modules = {"policy": policy, "value_model": value}
     packed = all(reads_packed(model) for model in (policy, value, scorer))
     return PPOParts(
-        tokenizer, reward_tokenizer, renderer, prompts, texts, modules, engines, sampler, ends, sizes, packed, planned
+        tokenizer,
+        reward_tokenizer,
+        renderer,
+        prompts,
+        texts,
+        modules,
+        engines,
+        _gold(config, tokenizer, ends, longest),
+        sampler,
+        ends,
+        sizes,
+        packed,
+        planned,
     )
+
+
+def _gold(
+    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase, ends: EndTokens, longest: int
+) -> RewardModel | None:
+    """Load the reward model that scores evaluations alone."""
+    if not config.has_gold:
+        return None
+    key, options = "gold_reward_model", config.gold_reward_model
+    scorer = load_sequence_classifier(options, key, tokenizer, config.run.seed, new_head=False)
+    check_length(scorer, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
+    of_frozen = with_weights_on_host(config.deepspeed) if config.ppo.offload_frozen else config.deepspeed
+    engine = frozen_engine(TokenScorer(scorer), torch_dtype(options), of_frozen)
+    return RewardModel(engine, tokenizer.eos_token_id, ends, distributed.device())
 
 
 def _lengths(prompts: Sides[Prompt], texts: list[Sequence], packing: bool) -> Lengths:
@@ -152,7 +183,7 @@ def _engines(
     )
 
 
-def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
+def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, key: str) -> None:
     """Raise InputError unless both turn text into the same ids: the reward model reads the policy's tokens."""
     for what, ours, theirs in (
         ("vocabulary", policy.get_vocab(), reward.get_vocab()),
@@ -160,9 +191,7 @@ def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTok
         ("chat template", policy.chat_template, reward.chat_template),
     ):
         if ours != theirs:
-            raise InputError(
-                f"reward_model: its tokenizer has another {what} than the policy's; wanted the same tokenizer"
-            )
+            raise InputError(f"{key}: its tokenizer has another {what} than the policy's; wanted the same tokenizer")
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -49,8 +49,7 @@ def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: i
     place = here()
     folder = run_folder(config.run)
     lines, fit = distributed.together(lambda: check_launch(config, place, folder, lengths, num_steps), only_first=True)
-    for line in lines:
-        report.say(line)
+    report.planned(lines)
     return Planned(place, lengths, fit)
 
 

@@ -34,7 +34,7 @@ from rlhf_cli.engine.base import FrozenEngine, StepResult, TrainEngine
 from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout import RolloutEngine
-from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, shaped_scores, summary
+from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, per_response, shaped_scores, summary
 from rlhf_cli.train.boundary import Boundary
 from rlhf_cli.train.work import Read, Sizes
 
@@ -100,6 +100,8 @@ class PPOTrainer:
         self.boundary = boundary
         self.report = report
         self.sizes: Sizes | None = None  # set where perf/ is to be logged
+        self.response_text: Callable[[tuple[int, ...]], str] | None = None  # set where responses are to be told
+        self.evaluate: Callable[[int], dict[str, float]] | None = None  # set where held-out prompts are to be asked
         self.packed = False  # whether all four models read packed texts
         self._num_read = 0  # tokens that models but the reward model have read in this phase, on this rank
         self._read = Read()
@@ -124,7 +126,11 @@ class PPOTrainer:
             work = self._work(rollout)
             self.state = self._next_state(metrics.get("kl"))
             self.report.log(self.state.step, metrics, int(rollout.response_mask.sum()), work)
+            self._tell(rollout)
             self.state.kl_coef *= self.boundary.look(self.state.step, metrics)
+            every = self.config.eval.every_steps
+            if self.evaluate is not None and every and self.state.step % every == 0:
+                metrics |= self.evaluate(self.state.step)
             self.boundary.after_step(asdict(self.state), metrics)
         self.boundary.after_last_step(asdict(self.state))
 
@@ -139,7 +145,7 @@ class PPOTrainer:
             self._first_pass = None
             indices = self._prompt_indices()
             of = ", ".join(f"{indices[place]} ({what})" for place, what in list(broken.items())[:8])
-            self.report.say(f"warning: step {self.state.step + 1} is skipped: not finite for prompts {of}")
+            self.report.warn(f"step {self.state.step + 1} is skipped: not finite for prompts {of}")
             return {
                 "nonfinite_responses": float(len(broken)),
                 "skipped_updates": float(2 * self.config.ppo.updates_per_step),
@@ -148,6 +154,21 @@ class PPOTrainer:
         losses = self.update(batch)
         self._look_for_negative_kl(rollout)
         return {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
+
+    def _tell(self, rollout: Rollout) -> None:
+        """Write down the responses of the step that has ended as figures, and one of them as text."""
+        if self.response_text is None:
+            return
+        step, place = self.state.step, self.state.step % len(rollout.sequences)
+        indices = batch_indices(len(self.data.prompts), len(rollout.sequences), step - 1, self.config.run.seed)
+        figures = per_response(rollout)
+        sample = {
+            "prompt": self.data.prompts[indices[place]].text,
+            "response": self.response_text(rollout.sequences[place].response_ids),
+            "score": figures["scores"][place],
+            "kl": figures["kl"][place],
+        }
+        self.report.rollout(step, {**figures, "sample": sample})
 
     def _work(self, rollout: Rollout) -> dict[str, Work]:
         if self.sizes is None:
@@ -388,6 +409,17 @@ class PPOTrainer:
         """Return the policy's logprobs of each response, [its length] on the CPU, as the update sees them."""
         logprobs = self._logprobs(self.models.policy, sequences).cpu()
         return [row[: len(sequence.response_ids)] for row, sequence in zip(logprobs, sequences, strict=True)]
+
+    @torch.no_grad()
+    def token_kl(self, sequences: list[Sequence]) -> list[Tensor]:
+        """Return log p - log q of each response token, [its length] a sequence, on the CPU; all ranks together."""
+        models = self.models
+        own, reference = (
+            self._by_row(model, sequences, lambda part, model=model: self._logprobs(model, part))  # type: ignore[misc]
+            for model in (models.policy, models.reference)
+        )
+        self._num_read = 0
+        return [(p - q)[: len(sequence.response_ids)] for p, q, sequence in zip(own, reference, sequences, strict=True)]
 
     def _micro_batches(self, sequences: list[Sequence], in_step: bool = True) -> list[tuple[list[int], bool]]:
         """Group this rank's sequences into forward passes; False: for company only.

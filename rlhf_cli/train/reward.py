@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +96,7 @@ class RewardTrainer:
         self.packed = False  # whether the model reads packed texts
         self._num_read = 0  # tokens in this update, on this rank
         self.step = 0
+        self.eval_scores: list[float] = []  # of all answers of eval_rows, at the newest evaluation
 
     def fit(self) -> None:
         """Run from `self.step` to the last step."""
@@ -182,10 +185,12 @@ class RewardTrainer:
         """
         if not self.eval_rows:
             return {}
-        if head is None:
-            scores = self._over_all(self.eval_rows, self._scores)
-        else:
-            scores = self._over_all(self.eval_rows, self._hidden) @ head[0].float().cpu()
+        with self.report.evaluating():
+            if head is None:
+                scores = self._over_all(self.eval_rows, self._scores)
+            else:
+                scores = self._over_all(self.eval_rows, self._hidden) @ head[0].float().cpu()
+        self.eval_scores = scores.tolist()
         pairs, size = self._pairs(self.eval_rows, torch.device("cpu")), len(self.eval_rows)
         metrics = {
             "eval/accuracy": float(pairs.correct(scores)) / size,
@@ -254,6 +259,35 @@ class RewardTrainer:
         parts = chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)
         joined = flatten(distributed.gather_all([function(part).cpu() for part in parts]))
         return torch.cat(joined)[: sum(len(row.answers) for row in rows)]
+
+
+def pair_records(
+    rows: list[Ranking], scores: list[float], text: Callable[[tuple[int, ...]], str]
+) -> list[dict[str, Any]]:
+    """Return every pair of some rankings with its scores, as lines of pairs.jsonl; scores: of all answers, in order.
+
+    text: what some ids say. A pair's weight is 1 over the number of pairs of its ranking.
+    """
+    records, first = [], 0
+    for row in rows:
+        texts = [text(answer.response_ids) for answer in row.answers]
+        prompt = json.loads(row.prompt_key)[-1]["content"]
+        for better, worse in row.pairs:
+            records.append(
+                {
+                    "prompt": prompt,
+                    "chosen": texts[better],
+                    "rejected": texts[worse],
+                    "score_chosen": scores[first + better],
+                    "score_rejected": scores[first + worse],
+                    "tokens_chosen": len(row.answers[better].response_ids),
+                    "tokens_rejected": len(row.answers[worse].response_ids),
+                    "weight": 1 / len(row.pairs),
+                    "category": row.category,
+                }
+            )
+        first += len(row.answers)
+    return records
 
 
 def _whole(sequence: Sequence) -> Sequence:

@@ -7,7 +7,7 @@ import faulthandler
 import os
 import random
 import signal
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import SUMMARY, RunDir, run_folder
 from rlhf_cli.report.status import State, read_status, write_status
-from rlhf_cli.train.answers import AnswerBook, compare
+from rlhf_cli.train.answers import AnswerBook, HeldOut, Judges, compare
 from rlhf_cli.train.boundary import Boundary
 from rlhf_cli.train.build import PPOParts, build_ppo, load_once, pad_id
 from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
@@ -63,7 +63,7 @@ from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
 from rlhf_cli.train.guards import Guards
 from rlhf_cli.train.memory import Planned, plan_launch
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
-from rlhf_cli.train.reward import RewardTrainer, num_steps
+from rlhf_cli.train.reward import RewardTrainer, num_steps, pair_records
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -196,8 +196,8 @@ class Start:
         boundary.require_same_inputs(checkpoints.state_of(folder)["inputs"])  # before any later checkpoint is dropped
         state = boundary.resume(checkpoints.load(folder))
         if self.report.run_dir is not None:
-            self.report.run_dir.forget_after(checkpoints.num_logged)
-        self.report.say(f"resumed after step {state['step']}")
+            self.report.run_dir.forget_after(state["step"], checkpoints.num_logged)
+        self.report.resumed(state["step"])
         return state
 
     def logged(self, step: int) -> dict[str, float]:
@@ -249,17 +249,25 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
         before = trainer.evaluate()
     with report.progress(trainer.step):
         trainer.fit()
+    figures = _finish_rm(trainer, classifier, Renderer(tokenizer, config.data), folder / "final")
+    memory = planned.compared(report)
+    start.finish(steps, {"before": before, **figures, "steps": steps, "memory": memory})
+    report.say(f"reward model: {folder / 'final'}")
+
+
+def _finish_rm(trainer: RewardTrainer, classifier: PreTrainedModel, renderer: Renderer, folder: Path) -> dict[str, Any]:
+    """Normalise the head, evaluate and export with it; return the figures of both."""
     PROGRESS.enter("export")
-    state = engine.full_state_dict()
+    state = trainer.model.full_state_dict()
     weight = distributed.broadcast(state.get("model.score.weight"))
     assert weight is not None
     head, figures = trainer.calibrate(weight)
     after = trainer.evaluate(head)
-    final = {**state, "model.score.weight": head}
-    write_folder(lambda staging: export(classifier, final, tokenizer, staging), folder / "final", engine.export_bytes)
-    memory = planned.compared(report)
-    start.finish(steps, {"before": before, "after": after, **figures, "steps": steps, "memory": memory})
-    report.say(f"reward model: {folder / 'final'}")
+    trainer.report.pairs(pair_records(trainer.eval_rows, trainer.eval_scores, renderer.response_text))
+    state["model.score.weight"] = head
+    num_bytes = trainer.model.export_bytes
+    write_folder(lambda staging: export(classifier, state, renderer.tokenizer, staging), folder, num_bytes)
+    return {"after": after, **figures}
 
 
 def _lengths(data: Sides[Ranking], packing: bool) -> Lengths:
@@ -278,12 +286,12 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     resumed = start.checkpoint(config.run)
     built = build_ppo(config, report)
     start.ending.lengths = built.planned.lengths
-    engines, sampler = built.engines, built.sampler
+    engines = built.engines
     trained = {"policy": engines.policy, "value_model": engines.value_model}
     checkpoints = Checkpoints(run_folder(config.run) / "checkpoints", trained, config.checkpoint.keep_last, start.text)
     boundary = start.boundary(config, checkpoints, _fingerprints(built))
     data = PPOData(built.prompts.train, built.texts)
-    trainer = PPOTrainer(config, engines, sampler, built.ends, data, boundary, report)
+    trainer = PPOTrainer(config, engines, built.sampler, built.ends, data, boundary, report)
     trainer.sizes, trainer.packed = built.sizes, built.packed
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
@@ -293,19 +301,16 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
         return
     folder = start.open(config, checkpoints, config.ppo.num_steps, PPO_HEADLINE)
     report.measure_against(matmul_flops(torch_dtype(config.model)))
-    held_out = built.prompts.eval[: config.eval.num_prompts]
-    book = AnswerBook(held_out, sampler, built.ends, engines.reward_model, built.renderer, config)
-    report.say(f"answering {len(held_out)} held-out prompts, greedily and sampled")
-    PROGRESS.enter("answers before training")
-    before = book.ask("before")
+    held_out = HeldOut(_answer_book(config, built, trainer), report)
+    before = held_out.before()
     if resumed is not None:
         trainer.state = PPOState(**start.resume(checkpoints, boundary, resumed))
-    report.samples_once("before", [asdict(answer) for answer in before])
+    held_out.tell_before(is_new=resumed is None)
+    trainer.response_text = built.renderer.response_text
+    trainer.evaluate = held_out.during
     with report.progress(trainer.state.step):
         trainer.fit()
-    PROGRESS.enter("answers after training")
-    after = book.ask("after")
-    report.samples_once("after", [asdict(answer) for answer in after])
+    after = held_out.after(trainer.state.step)
     PROGRESS.enter("export")
     _export_trained(trained, built.modules, built.tokenizer, folder / "final")
     figures = compare(before, after)
@@ -320,6 +325,12 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     report.say(f"policy and value model: {folder / 'final'}")
 
 
+def _answer_book(config: TrainPPOConfig, built: PPOParts, trainer: PPOTrainer) -> AnswerBook:
+    prompts = built.prompts.eval[: config.eval.num_prompts]
+    judges = Judges(built.engines.reward_model, built.gold, trainer.token_kl)
+    return AnswerBook(prompts, built.sampler, built.ends, judges, built.renderer, config)
+
+
 def _fingerprints(built: PPOParts) -> dict[str, str]:
     """Tell what a PPO run reads and does not change from what another one reads."""
     rows = [(prompt.ids, ()) for prompt in (*built.prompts.train, *built.prompts.eval)]
@@ -327,6 +338,7 @@ def _fingerprints(built: PPOParts) -> dict[str, str]:
         "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
         "model": built.engines.reference.fingerprint(),
         "reward_model": built.engines.reward_model.engine.fingerprint(),
+        **({} if built.gold is None else {"gold_reward_model": built.gold.engine.fingerprint()}),
     }
 
 
