@@ -100,6 +100,12 @@ class Record:
     def warn_once(self, text: str) -> None:
         self.warnings.append(text)
 
+    warn = warn_once
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        yield
+
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics.append(metrics)
 

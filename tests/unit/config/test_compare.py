@@ -21,11 +21,13 @@ MAY_CHANGE = {
     "rollout": {"micro_batch_size", "micro_batch_tokens", "gather"},
     "ppo": {"micro_batch_size", "micro_batch_tokens", "gather", "reuse_forward", "offload_frozen"},
     "train": {"micro_batch_size", "micro_batch_tokens", "gather", "eval_micro_batch_size"},
+    "gold_reward_model": {"attn_implementation", "gradient_checkpointing", "liger_kernel", "packing", "compile"},
     "pretrain": {"micro_batch_size"},
+    "eval": {"every_steps"},
     "optim": {"max_skipped_updates"},
     "value_optim": {"max_skipped_updates"},
 }
-WHOLE_SECTIONS = {"launch", "plan", "check", "checkpoint", "guard"}
+WHOLE_SECTIONS = {"launch", "plan", "check", "checkpoint", "guard", "report"}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,8 @@ def test_the_message_lists_every_change_and_what_may_change(text):
     assert str(caught.value) == (
         "outputs/a/checkpoints/step-2 was written with other options: model.from_config.hidden_size: 32 -> 64; "
         "ppo.kl_coef: 0.05 -> 0.1; run.seed: 0 -> 3; only these may change: run.name, run.output_dir, run.resume, "
-        "launch.*, plan.*, check.*, checkpoint.*, guard.*, deepspeed.zero_optimization.*, *.micro_batch_size, "
+        "launch.*, plan.*, check.*, checkpoint.*, guard.*, report.*, eval.every_steps, "
+        "deepspeed.zero_optimization.*, *.micro_batch_size, "
         "*.micro_batch_tokens, *.eval_micro_batch_size, *.gradient_checkpointing, *.attn_implementation, "
         "*.liger_kernel, *.packing, *.compile, *.gather, ppo.reuse_forward, ppo.offload_frozen, data.cache, "
         "*.max_skipped_updates"

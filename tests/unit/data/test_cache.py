@@ -146,6 +146,7 @@ OTHER_OPTIONS = {
     "ranking_column": "answers",
     "margin_column": "gap",
     "confidence_column": "sure",
+    "category_column": "other",
     "max_tokens": 99,
     "equal": RowPolicy.error,
     "max_prompt_tokens": 99,

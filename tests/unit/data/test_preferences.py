@@ -214,3 +214,14 @@ def test_reward_training_and_ppo_render_the_same_ids(tmp_path):
     pairs = load_preferences(preferences, Renderer(TOKENIZER, preferences), 0).train
     asked = load_prompts(prompts, Renderer(TOKENIZER, prompts), 0).train
     assert [pair.answers[0].prompt_ids for pair in pairs] == [prompt.ids for prompt in asked]
+
+
+def test_a_category_comes_from_its_column(tmp_path):
+    rows = [{**row, "kind": kind, "number": 3} for row, kind in zip(ROWS, ("refund", None), strict=False)]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert [pair.category for pair in load(path, eval_fraction=0.0, category_column="kind").train] == ["refund", None]
+    assert {pair.category for pair in load(path, eval_fraction=0.0, category_column="number").train} == {"3"}
+    assert load(path, eval_fraction=0.0).train[0].category is None
+    bad = write(tmp_path / "b.jsonl", [{**ROWS[0], "kind": ["a"]}])
+    with pytest.raises(InputError, match="wanted a word, got list"):
+        load(bad, eval_fraction=0.0, category_column="kind")

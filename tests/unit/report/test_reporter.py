@@ -78,7 +78,7 @@ def test_a_resumed_run_forgets_the_steps_it_makes_again(run_dir):
         run_dir.append("metrics.jsonl", {"step": step})
     for stage in ("before", "after"):
         run_dir.append("samples.jsonl", {"stage": stage})
-    run_dir.forget_after(2)
+    run_dir.forget_after(9, 2)
     assert lines(run_dir.folder / "samples.jsonl") == [{"stage": "before"}]
     assert [record["step"] for record in lines(run_dir.folder / "metrics.jsonl")] == [1, 2]
 

@@ -168,7 +168,7 @@ def test_an_unfinished_last_line_is_no_record(run_dir, torn):
     file = run_dir.folder / "metrics.jsonl"
     file.write_bytes(file.read_bytes() + torn.encode("latin-1"))
     assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
-    run_dir.forget_after(2)
+    run_dir.forget_after(9, 2)
     run_dir.append("metrics.jsonl", {"step": 3})
     assert lines(file) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
@@ -178,7 +178,7 @@ def test_an_unfinished_answer_is_no_record(run_dir, torn):
     run_dir.append("samples.jsonl", {"stage": "before", "text": "a"})
     with (run_dir.folder / "samples.jsonl").open("a") as file:
         file.write(torn)
-    run_dir.forget_after(2)
+    run_dir.forget_after(9, 2)
     run_dir.append("samples.jsonl", {"stage": "after", "text": "b"})
     assert [record["stage"] for record in lines(run_dir.folder / "samples.jsonl")] == ["before", "after"]
 
@@ -188,7 +188,7 @@ def test_text_with_every_kind_of_line_end_is_one_line(run_dir):
     for text in texts:
         run_dir.append("samples.jsonl", {"stage": "before", "text": text})
     assert [record["text"] for record in run_dir.read_lines("samples.jsonl")] == texts
-    run_dir.forget_after(0)
+    run_dir.forget_after(9, 0)
     assert [record["text"] for record in run_dir.read_lines("samples.jsonl")] == texts
 
 
@@ -198,19 +198,32 @@ def test_what_is_made_again_is_forgotten(run_dir):
         run_dir.append("metrics.jsonl", {"step": step})
     for stage in ("before", "after", "before"):
         run_dir.append("samples.jsonl", {"stage": stage})
-    run_dir.forget_after(4)
+    run_dir.forget_after(9, 4)
     assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 2}, {"step": 3}]
-    run_dir.forget_after(9)
+    run_dir.forget_after(9, 9)
     assert run_dir.sync() == 4
-    run_dir.forget_after(2)
+    run_dir.forget_after(9, 2)
     assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
     assert run_dir.read_lines("samples.jsonl") == [{"stage": "before"}, {"stage": "before"}]
-    run_dir.forget_after(0)
+    run_dir.forget_after(9, 0)
     assert run_dir.read_lines("metrics.jsonl") == []
 
 
+def test_what_later_steps_left_beside_the_metrics_is_forgotten(run_dir):
+    """Evaluations, rollouts and events up to the step stay; so do answers of runs that did not count steps yet."""
+    for step in (1, 2, 3):
+        run_dir.append("rollouts.jsonl", {"step": step})
+        run_dir.append("events.jsonl", {"step": step, "kind": "guard"})
+        run_dir.append("samples.jsonl", {"stage": "during", "step": step})
+    run_dir.append("samples.jsonl", {"stage": "before"})
+    run_dir.forget_after(2, 9)
+    for name in ("rollouts.jsonl", "events.jsonl"):
+        assert [record["step"] for record in run_dir.read_lines(name)] == [1, 2]
+    assert [record.get("step") for record in run_dir.read_lines("samples.jsonl")] == [1, 2, None]
+
+
 def test_forgetting_where_nothing_is_makes_no_file(run_dir):
-    run_dir.forget_after(3)
+    run_dir.forget_after(9, 3)
     assert run_dir.read_lines("metrics.jsonl") == []
     assert not list(run_dir.folder.glob("*.jsonl"))
 
@@ -219,7 +232,7 @@ def test_numbers_keep_every_digit_when_lines_are_rewritten(run_dir):
     record = {"step": 1, "a": 0.1 + 0.2, "b": 1e-300, "c": 2**60, "d": -0.0}
     run_dir.append("metrics.jsonl", record)
     content = (run_dir.folder / "metrics.jsonl").read_bytes()
-    run_dir.forget_after(1)
+    run_dir.forget_after(9, 1)
     assert (run_dir.folder / "metrics.jsonl").read_bytes() == content
 
 
