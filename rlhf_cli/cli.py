@@ -20,6 +20,8 @@ commands:
   train-ppo     tune a policy with PPO against a reward model
   plan          the memory, disk and batches that a run will take, before it is started: rlhf plan train-ppo conf=demo
   check         what a run would prove of its models and data before it trains: rlhf check train-ppo conf=tiny
+  report        what a run did, as one HTML file: rlhf report outputs/tiny
+  compare       what runs differ in, and how they ended: rlhf compare outputs/a outputs/b
   checkpoints   the checkpoints of a run, and whether they are whole: rlhf checkpoints outputs/tiny --verify
   show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
   list          the packaged experiments, each with its purpose
@@ -78,7 +80,15 @@ def _dispatch(args: list[str]) -> int:
         print(f"rlhf {rlhf_cli.__version__}")
         return 0
     command, rest = args[0], args[1:]
-    others = {"list": _list, "show-config": _show_config, "check": _check, "checkpoints": _checkpoints, "plan": _plan}
+    others = {
+        "list": _list,
+        "show-config": _show_config,
+        "check": _check,
+        "checkpoints": _checkpoints,
+        "plan": _plan,
+        "report": _report,
+        "compare": _compare,
+    }
     if command in others:
         return others[command](rest)
     if command not in COMMANDS:
@@ -91,7 +101,7 @@ def _dispatch(args: list[str]) -> int:
 def _unknown_command(got: str) -> str:
     import difflib
 
-    known = ["train-rm", "train-ppo", "plan", "check", "checkpoints", "show-config", "list"]
+    known = ["train-rm", "train-ppo", "plan", "check", "report", "compare", "checkpoints", "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
     return f"unknown command '{got}'" + (
         f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
@@ -154,6 +164,18 @@ def _checkpoints(args: list[str]) -> int:
     from rlhf_cli.report.checkpoints import show
 
     return show(args)
+
+
+def _report(args: list[str]) -> int:
+    from rlhf_cli.report.commands import report
+
+    return report(args)
+
+
+def _compare(args: list[str]) -> int:
+    from rlhf_cli.report.commands import compare_runs
+
+    return compare_runs(args)
 
 
 def _plan(args: list[str]) -> int:

@@ -24,6 +24,7 @@ from rlhf_cli.engine.files import disk_errors, sync, write_durably
 
 SUMMARY = "summary.json"  # written last, so its presence means that the run is finished
 CONFIG = "config.yaml"
+RUN = "run.json"  # command, start, versions
 METRICS = "metrics.jsonl"  # a line a step or evaluation
 SAMPLES = "samples.jsonl"  # a line an answer to a held-out prompt
 ROLLOUTS = "rollouts.jsonl"  # a line a step: every response's score, KL and length, and one response as text
@@ -109,7 +110,7 @@ class RunDir:
         else:
             with disk_errors(self.folder / CONFIG, len(config_yaml)):
                 write_durably(self.folder / CONFIG, config_yaml)
-            self.write_json("run.json", record)
+            self.write_json(RUN, record)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one JSON line to a file of the run; NaN and infinity, which JSON lacks, become null."""

@@ -96,7 +96,7 @@ class RewardTrainer:
         self.packed = False  # whether the model reads packed texts
         self._num_read = 0  # tokens in this update, on this rank
         self.step = 0
-        self.eval_scores: list[float] = []  # of all answers of eval_rows, at the newest evaluation
+        self.eval_scores = torch.zeros(0, 1)  # [N, k] of all answers of eval_rows, at the newest evaluation
 
     def fit(self) -> None:
         """Run from `self.step` to the last step."""
@@ -181,16 +181,16 @@ class RewardTrainer:
     def evaluate(self, head: Tensor | None = None) -> dict[str, float]:
         """Score the held-out rows, report and return accuracy, the accuracy of "the longer wins", margin and loss.
 
-        head: [1, d] to score with in place of the model's own.
+        head: [k, d] to score with in place of the model's own; the first is what is reported on.
         """
         if not self.eval_rows:
             return {}
         with self.report.evaluating():
             if head is None:
-                scores = self._over_all(self.eval_rows, self._scores)
+                found = self._over_all(self.eval_rows, self._scores)[:, None]
             else:
-                scores = self._over_all(self.eval_rows, self._hidden) @ head[0].float().cpu()
-        self.eval_scores = scores.tolist()
+                found = self._over_all(self.eval_rows, self._hidden) @ head.float().cpu().T
+        self.eval_scores, scores = found, found[:, 0]
         pairs, size = self._pairs(self.eval_rows, torch.device("cpu")), len(self.eval_rows)
         metrics = {
             "eval/accuracy": float(pairs.correct(scores)) / size,
@@ -261,12 +261,11 @@ class RewardTrainer:
         return torch.cat(joined)[: sum(len(row.answers) for row in rows)]
 
 
-def pair_records(
-    rows: list[Ranking], scores: list[float], text: Callable[[tuple[int, ...]], str]
-) -> list[dict[str, Any]]:
-    """Return every pair of some rankings with its scores, as lines of pairs.jsonl; scores: of all answers, in order.
+def pair_records(rows: list[Ranking], scores: Tensor, text: Callable[[tuple[int, ...]], str]) -> list[dict[str, Any]]:
+    """Return every pair of some rankings as lines of pairs.jsonl.
 
-    text: what some ids say. A pair's weight is 1 over the number of pairs of its ranking.
+    scores: [N, 2] of all answers in order, by the exported head and by the trained one, whose differences are the log
+    odds that training fits; text: what some ids say. A pair's weight is 1 over the number of pairs of its ranking.
     """
     records, first = [], 0
     for row in rows:
@@ -278,8 +277,9 @@ def pair_records(
                     "prompt": prompt,
                     "chosen": texts[better],
                     "rejected": texts[worse],
-                    "score_chosen": scores[first + better],
-                    "score_rejected": scores[first + worse],
+                    "score_chosen": float(scores[first + better, 0]),
+                    "score_rejected": float(scores[first + worse, 0]),
+                    "log_odds": float(scores[first + better, 1] - scores[first + worse, 1]),
                     "tokens_chosen": len(row.answers[better].response_ids),
                     "tokens_rejected": len(row.answers[worse].response_ids),
                     "weight": 1 / len(row.pairs),

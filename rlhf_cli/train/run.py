@@ -262,7 +262,7 @@ def _finish_rm(trainer: RewardTrainer, classifier: PreTrainedModel, renderer: Re
     weight = distributed.broadcast(state.get("model.score.weight"))
     assert weight is not None
     head, figures = trainer.calibrate(weight)
-    after = trainer.evaluate(head)
+    after = trainer.evaluate(torch.cat([head, weight.to(head)]))
     trainer.report.pairs(pair_records(trainer.eval_rows, trainer.eval_scores, renderer.response_text))
     state["model.score.weight"] = head
     num_bytes = trainer.model.export_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from rlhf_cli.report.reporter import Work
 from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, shaped_scores, summary
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
-from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps
+from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps, pair_records
 from rlhf_cli.train.work import Read, Sizes
 from tests.oracle.cases import CPU, Record
 
@@ -786,3 +787,29 @@ def test_what_is_not_finite_is_named_by_its_row(bad, name, place, what):
     rollout.scores[0] = bad
     rollout.scores[2] = bad
     assert rollout.not_finite() == {0: "score", 2: "score"}
+
+
+def test_held_out_pairs_are_told_with_their_scores():
+    """Three answers make three pairs of a third each; the second column is what training fits."""
+    prompt = json.dumps([{"role": "user", "content": "why?"}])
+    row = Ranking(tuple(Sequence((1,), (n,) * n) for n in (3, 1, 2)), 0.5, prompt, category="refund")
+    scores = torch.tensor([[1.0, 5.0], [0.5, 3.0], [-1.0, 4.0]])
+    records = pair_records([row], scores, lambda ids: str(list(ids)))
+    assert [(one["score_chosen"], one["score_rejected"], one["log_odds"]) for one in records] == [
+        (1.0, 0.5, 2.0),
+        (1.0, -1.0, 1.0),
+        (0.5, -1.0, -1.0),
+    ]
+    assert records[1] == {
+        "prompt": "why?",
+        "chosen": "[3, 3, 3]",
+        "rejected": "[2, 2]",
+        "score_chosen": 1.0,
+        "score_rejected": -1.0,
+        "log_odds": 1.0,
+        "tokens_chosen": 3,
+        "tokens_rejected": 2,
+        "weight": pytest.approx(1 / 3),
+        "category": "refund",
+    }
+    assert [one["prompt"] for one in pair_records([row, row], torch.cat([scores, scores]), str)] == ["why?"] * 6

@@ -1,0 +1,113 @@
+"""`rlhf report RUN_DIR` and `rlhf compare RUN_DIR RUN_DIR ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.report.compare import Comparison, compare
+from rlhf_cli.report.html.blocks import short
+from rlhf_cli.report.html.comparison import comparison_sections
+from rlhf_cli.report.html.render import REPORT, page, write_page, write_report
+from rlhf_cli.report.text import printable
+
+REPORT_USAGE = """\
+usage: rlhf report RUN_DIR [--output FILE]
+
+Write what a run did as one HTML file that opens anywhere, RUN_DIR/report.html unless told otherwise. Runs that are
+still going on, were interrupted or have failed have a report too.
+"""
+COMPARE_USAGE = """\
+usage: rlhf compare RUN_DIR RUN_DIR [...] [--output FILE]
+
+Show which options of runs differ and how they ended, with paired intervals on the prompts or pairs they share; write
+the same with all curves overlaid as one HTML file, compare.html unless told otherwise.
+"""
+_PIPED_WIDTH = 160
+
+
+def report(args: list[str]) -> int:
+    """Write the report of a run."""
+    if "--help" in args or "-h" in args:
+        print(REPORT_USAGE, end="")
+        return 0
+    folders, output = _words(args, REPORT_USAGE)
+    if len(folders) != 1:
+        raise InputError(f"report wants one run folder, got {len(folders)}; {REPORT_USAGE.splitlines()[0]}")
+    target = output or folders[0] / REPORT
+    _require_writable(target)
+    print(printable(f"report: {write_report(folders[0], target)}"))
+    return 0
+
+
+def compare_runs(args: list[str]) -> int:
+    """Compare runs in the terminal and in a page."""
+    if "--help" in args or "-h" in args:
+        print(COMPARE_USAGE, end="")
+        return 0
+    folders, output = _words(args, COMPARE_USAGE)
+    found = compare(folders)
+    target = output or Path("compare.html")
+    _require_writable(target)
+    _print(found)
+    write_page(page(" and ".join(found.names), "", comparison_sections(found)), target)
+    print(printable(f"comparison: {target}"))
+    return 0
+
+
+def _words(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
+    folders: list[Path] = []
+    output: Path | None = None
+    words = iter(args)
+    for word in words:
+        name, given, value = word.partition("=")
+        if name == "--output":
+            value = value if given else next(words, "")
+            if not value:
+                raise InputError(f"--output wants a file; {usage.splitlines()[0]}")
+            output = Path(value)
+        elif word.startswith("-"):
+            raise InputError(f"unknown option {word}; {usage.splitlines()[0]}")
+        else:
+            folders.append(Path(word))
+    return folders, output
+
+
+def _require_writable(target: Path) -> None:
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; wanted a file")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: its folder does not exist")
+
+
+def _print(found: Comparison) -> None:
+    console = Console()
+    console = Console(width=None if console.is_terminal else _PIPED_WIDTH)
+    if found.differences:
+        console.print(
+            _table("Options that differ", ("option", *found.names), [(r.key, *r.values) for r in found.differences])
+        )
+    else:
+        console.print("no option differs")
+    rows = [(row.name, *(short(value) for value in row.values)) for row in found.figures]
+    console.print(_table("Final figures", ("figure", *found.names), rows))
+    if found.paired:
+        columns = ("on the same", "run", "shared", f"difference to {found.names[0]}", "95 % interval")
+        paired = [
+            (one.what, one.name, str(one.num_shared), f"{one.mean:+.4g}", f"{one.low:+.4g} to {one.high:+.4g}")
+            for one in found.paired
+        ]
+        console.print(_table("Paired differences", columns, paired))
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    made = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        made.add_column(Text(column), overflow="fold", justify="left" if place == 0 else "right")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made

@@ -1,0 +1,69 @@
+"""The page that shows several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rlhf_cli.report.compare import Comparison
+from rlhf_cli.report.html.blocks import Block, Line, Plot, Section, Table, line_of, sections, short
+from rlhf_cli.report.html.charts import PPO, REWARD, SPEED, WIN_RATE, Chart
+from rlhf_cli.report.records import RunRecords
+
+
+def comparison_sections(found: Comparison) -> list[Section]:
+    """Return what there is to show of several runs."""
+    runs = dict(zip(found.names, found.runs, strict=True))
+    charts = PPO if found.runs[0].is_ppo else REWARD
+    return sections(
+        Section("What differs", tuple(_differences(found))),
+        Section("Final figures", tuple(_figures(found))),
+        Section("Training", tuple(_overlaid(charts, runs))),
+        Section("Evaluations", tuple(_overlaid([WIN_RATE, *charts], runs, evaluations=True))),
+        Section("The leash", tuple(_leash(runs))),
+        Section("Speed and memory", tuple(_overlaid(SPEED, runs))),
+    )
+
+
+def _differences(found: Comparison) -> Iterator[Block]:
+    rows = [(row.key, *row.values) for row in found.differences]
+    if rows:
+        yield Table("Options with different values", ("option", *found.names), rows)
+
+
+def _figures(found: Comparison) -> Iterator[Block]:
+    if found.figures:
+        rows = [(row.name, *(short(value) for value in row.values)) for row in found.figures]
+        yield Table("At the end of each run", ("figure", *found.names), rows)
+    if found.paired:
+        rows = [
+            (row.what, row.name, row.num_shared, f"{row.mean:+.4g}", f"{row.low:+.4g} to {row.high:+.4g}")
+            for row in found.paired
+        ]
+        columns = ("on the same", "run", "shared", f"difference to {found.names[0]}", "95 % interval")
+        yield Table("Paired differences", columns, rows, "Of each run less the first, on what both have in common.")
+
+
+def _overlaid(charts: Sequence[Chart], runs: dict[str, RunRecords], evaluations: bool = False) -> Iterator[Plot]:
+    """Draw a plot a metric with a line a run."""
+    for chart in charts:
+        for metric in chart.metrics:
+            lines = []
+            for name, run in runs.items():
+                records = run.evaluations if evaluations else run.steps
+                kind = {"kind": "points"} if evaluations else {"smooth": True}
+                lines.append(line_of(records, metric, name, **kind))
+            drawn = tuple(line for line in lines if line is not None)
+            if drawn:
+                yield Plot(metric, drawn, y_title=chart.unit, hint=chart.hint if metric == chart.metrics[0] else "")
+
+
+def _leash(runs: dict[str, RunRecords]) -> Iterator[Plot]:
+    lines = []
+    for name, run in runs.items():
+        steps = [step for step in run.steps if step.get("score") is not None and step.get("kl") is not None]
+        texts = [f"step {step['step']}" for step in steps]
+        line = Line(name, [step["kl"] for step in steps], [step["score"] for step in steps], kind="path", text=texts)
+        lines += [line] if steps else []
+    if lines:
+        title = "Score against KL: higher at the same KL is better"
+        yield Plot(title, tuple(lines), "KL, nats a response", "score", large=True)

@@ -1,0 +1,182 @@
+"""The page of a PPO run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rlhf_cli.report.html import setup
+from rlhf_cli.report.html.blocks import (
+    Answers,
+    Block,
+    Line,
+    Mark,
+    Plot,
+    Section,
+    Words,
+    histogram,
+    sections,
+    short,
+)
+from rlhf_cli.report.html.charts import PPO, SPEED, WIN_RATE, others, plots
+from rlhf_cli.report.leash import gold_passed_its_top, over_optimised
+from rlhf_cli.report.records import Record, RunRecords
+
+_MOST_ANSWERS = 400  # on a page; all are in samples.jsonl
+_ENDS = 0.1  # share of the steps whose scores are compared, first against last
+_MODES = ("greedy", "sampled")
+
+
+def ppo_sections(run: RunRecords) -> list[Section]:
+    """Return what there is to show of a PPO run."""
+    return sections(
+        setup.headline([*setup.head(run), *_facts(run)]),
+        Section("Training", tuple(plots(PPO, run.steps, run.evaluations))),
+        _leash(run),
+        Section("Scores, first against last", tuple(_distributions(run))),
+        Section("Held-out prompts", tuple(_held_out(run))),
+        setup.speed(run),
+        Section("Other metrics", tuple(others((*PPO, *SPEED), run.steps))),
+        setup.events(run),
+        setup.setup(run),
+    )
+
+
+def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
+    scored = [step for step in run.steps if _known(step, "score", "kl")]
+    if scored:
+        first, last = scored[0], scored[-1]
+        yield "Score", f"{short(first['score'])} → {short(last['score'])}", "of responses in training"
+        yield "KL", f"{short(last['kl'])} nats", "a response, at the last step"
+    for mode, figures in run.summary.get("held_out", {}).items():
+        low, high = figures["difference_low"], figures["difference_high"]
+        what = f"{short(figures['score_before'])} → {short(figures['score_after'])}; 95 % {low:+.3g} to {high:+.3g}"
+        yield f"Held-out score, {mode}", f"{figures['difference_mean']:+.3g}", what
+    won = [one for one in run.evaluations if one["step"] > 0 and _known(one, "eval/win_rate")]
+    if won:
+        last = won[-1]
+        interval = f"95 % {last['eval/win_rate_low']:.0%} to {last['eval/win_rate_high']:.0%}"
+        yield "Win rate", f"{last['eval/win_rate']:.0%}", f"sampled, against before; {interval}"
+
+
+def _leash(run: RunRecords) -> Section:
+    steps = [step for step in run.steps if _known(step, "score", "kl")]
+    if not steps:
+        return Section("The leash", ())
+    kls, scores = [step["kl"] for step in steps], [step["score"] for step in steps]
+    place = over_optimised(scores, kls, [step.get("kl_coef", 0.0) for step in steps])
+    said, marks = _verdict(run, steps, place)
+    texts = [f"step {step['step']}" for step in steps]
+    way = Line("training", kls, scores, kind="points", text=texts, colours=[step["step"] for step in steps])
+    evaluated = [one for one in run.evaluations if _known(one, "eval/kl", "eval/score")]
+    lines = [way, *_leash_line("eval/score", evaluated)]
+    lines += _leash_line("eval/gold_score", [one for one in evaluated if _known(one, "eval/gold_score")])
+    title, unit = "Score against KL, step by step", "KL, nats a response"
+    plot = Plot(title, tuple(lines), unit, "score", marks=tuple(marks), large=True)
+    about = (
+        "How far the policy has gone from the reference for its score. A score can rise for good by better answers, or "
+        "by what the reward model mistakes for them (arXiv:2210.10760): then KL grows and quality does not."
+    )
+    return Section("The leash", (plot, Words("", said)), about)
+
+
+def _leash_line(name: str, evaluated: Sequence[Record]) -> list[Line]:
+    if not evaluated:
+        return []
+    texts = [f"evaluation at step {one['step']}" for one in evaluated]
+    return [
+        Line(name, [one["eval/kl"] for one in evaluated], [one[name] for one in evaluated], kind="path", text=texts)
+    ]
+
+
+def _verdict(run: RunRecords, steps: Sequence[Record], place: int | None) -> tuple[list[str], list[Mark]]:
+    said, marks = [], []
+    if place is not None:
+        step = steps[place]
+        said.append(
+            f"From step {step['step']} on (KL {short(step['kl'])}) the score rises only by leaving the reference: "
+            "every further nat costs more than the score gains. Look at the answers; raise ppo.kl_coef or stop there."
+        )
+        marks.append(Mark(f"only by leaving the reference, from step {step['step']}", step["kl"], step["score"]))
+    gold = [one for one in run.evaluations if _known(one, "eval/score", "eval/gold_score", "eval/kl")]
+    top = (
+        gold_passed_its_top([one["eval/score"] for one in gold], [one["eval/gold_score"] for one in gold])
+        if gold
+        else None
+    )
+    if top is not None:
+        best = gold[top]
+        said.append(
+            f"The gold score is highest at step {best['step']} (KL {short(best['eval/kl'])}) and falls after it while "
+            "the score that PPO sees rises: the reward model is over-optimised from there on."
+        )
+        marks.append(Mark(f"gold score highest, step {best['step']}", best["eval/kl"], best["eval/gold_score"]))
+    if not said:
+        enough = len(steps) >= 10
+        said.append(
+            "No sign that the score rises only by leaving the reference."
+            if enough
+            else f"{len(steps)} steps are too few to say whether the score rises only by leaving the reference."
+        )
+    return said, marks
+
+
+def _distributions(run: RunRecords) -> Iterator[Block]:
+    if len(run.rollouts) > 1:
+        count = max(1, round(_ENDS * len(run.rollouts)))
+        first, last = run.rollouts[:count], run.rollouts[-count:]
+        names = [f"steps {ends[0]['step']} to {ends[-1]['step']}" for ends in (first, last)]
+        yield _histogram("Responses in training", "score", [_all(ends, "scores") for ends in (first, last)], names)
+        yield _histogram("Their KL", "nats a response", [_all(ends, "kl") for ends in (first, last)], names)
+        yield _histogram("Their length", "tokens", [_all(ends, "lengths") for ends in (first, last)], names)
+    for mode in _MODES:
+        both = [[one["score"] for one in run.answers(stage, mode)] for stage in ("before", "now")]
+        if all(both):
+            yield _histogram(f"Held-out answers, {mode}", "score", both, ["before training", "now"])
+
+
+def _all(ends: Sequence[Record], name: str) -> list[float]:
+    values = [value for record in ends for value in record[name]]
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _histogram(title: str, unit: str, groups: Sequence[Sequence[float]], names: Sequence[str]) -> Plot:
+    return histogram(title, dict(zip(names, groups, strict=True)), unit, "share of responses")
+
+
+def _held_out(run: RunRecords) -> Iterator[Block]:
+    yield from plots([WIN_RATE], [], [one for one in run.evaluations if one["step"] > 0])
+    rows: list[Record] = []
+    pieces: list[tuple[Sequence[str], Sequence[float]]] = []
+    total = 0
+    for mode in _MODES:
+        before, now = run.answers("before", mode), run.answers("now", mode)
+        total += len(before)
+        for place, old in enumerate(before):
+            new = now[place] if len(now) == len(before) else None
+            if len(rows) < _MOST_ANSWERS:
+                rows.append(_row(mode, old, new, len(pieces)))
+                pieces.append(((new or {}).get("tokens", []), (new or {}).get("kl", [])))
+    if rows:
+        note = "" if len(rows) == total else f"The first {len(rows)} of {total}; all are in samples.jsonl."
+        yield Answers("Answers before and now", rows, pieces, note, any(row["gold_now"] is not None for row in rows))
+
+
+def _row(mode: str, old: Record, new: Record | None, place: int) -> Record:
+    later = new or {}
+    return {
+        "mode": mode,
+        "prompt": old["prompt"],
+        "before": old["response"],
+        "now": later.get("response"),
+        "score_before": old["score"],
+        "score_now": later.get("score"),
+        "gold_before": old.get("gold_score"),
+        "gold_now": later.get("gold_score"),
+        "step": later.get("step"),
+        "place": place,
+    }
+
+
+def _known(record: Record, *names: str) -> bool:
+    return all(record.get(name) is not None for name in names)

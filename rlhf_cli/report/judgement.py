@@ -1,0 +1,125 @@
+"""How good a reward model's held-out pairs say it is: accuracy, calibration, and where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_cli.report.intervals import Interval, wilson
+from rlhf_cli.report.records import Record
+
+_BINS = 10
+_MOST_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs whose confidence lies together."""
+
+    confidence: float  # mean over the pairs
+    accuracy: Interval
+    num_pairs: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far the probabilities of a reward model can be believed.
+
+    A pair's probability that the chosen answer is the better one is sigmoid(log odds); its confidence is that of the
+    answer that the model prefers, in [0.5, 1].
+    """
+
+    bins: list[Bin]
+    ece: float  # mean over pairs of |accuracy - confidence| of their bin (arXiv:1706.04599)
+    brier: float  # mean of (1 - probability)^2 (Brier 1950)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pairs that have something in common."""
+
+    name: str
+    accuracy: Interval
+    num_pairs: int
+
+
+def accuracy(pairs: Sequence[Record]) -> Interval:
+    """Return the share of pairs with the higher score for the chosen answer, ties half."""
+    return wilson(float(_correct(pairs).sum()), len(pairs))
+
+
+def longer_wins(pairs: Sequence[Record]) -> Interval:
+    """Return the accuracy of "the answer with more tokens wins" on the same pairs."""
+    gaps = _gaps(pairs)
+    return wilson(float((gaps > 0).sum() + 0.5 * (gaps == 0).sum()), len(pairs))
+
+
+def calibration(pairs: Sequence[Record]) -> Calibration:
+    """Compare confidence with accuracy, in ten bins of equal width over [0.5, 1]."""
+    log_odds = np.array([pair["log_odds"] for pair in pairs])
+    probability = np.exp(-np.logaddexp(0, -log_odds))
+    confidence, correct = np.maximum(probability, 1 - probability), _correct(pairs)
+    places = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    bins = [
+        Bin(
+            float(confidence[places == place].mean()),
+            wilson(float(correct[places == place].sum()), int(number)),
+            int(number),
+        )
+        for place, number in enumerate(np.bincount(places, minlength=_BINS))
+        if number
+    ]
+    ece = sum(one.num_pairs * abs(one.accuracy.mean - one.confidence) for one in bins) / len(pairs)
+    return Calibration(bins, ece, float(((1 - probability) ** 2).mean()))
+
+
+def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
+    """Return the accuracy by how much longer the chosen answer is, in tokens; groups of like size."""
+    gaps = _gaps(pairs)
+    edges = np.unique(np.quantile(gaps, np.linspace(0, 1, 6)).round()).astype(int)
+    if len(edges) < 2:
+        return []
+    groups = []
+    for low, high in pairwise(edges):
+        last = high == edges[-1]
+        inside = (gaps >= low) & ((gaps <= high) if last else (gaps < high))
+        name = f"{low:+d} to {high if last else high - 1:+d}"
+        groups += _group(name, [pair for pair, one in zip(pairs, inside, strict=True) if one])
+    return groups
+
+
+def by_category(pairs: Sequence[Record]) -> list[Group]:
+    """Return the accuracy of each category, the largest first; [] where rows have none."""
+    names = {str(pair["category"]) for pair in pairs if pair.get("category") is not None}
+    groups = [
+        group for name in sorted(names) for group in _group(name, [p for p in pairs if p.get("category") == name])
+    ]
+    return sorted(groups, key=lambda group: -group.num_pairs)
+
+
+def most_wrong(pairs: Sequence[Record], count: int) -> list[Record]:
+    """Return the pairs whose rejected answer is preferred most, the worst first."""
+    return sorted((pair for pair in pairs if pair["log_odds"] < 0), key=lambda pair: float(pair["log_odds"]))[:count]
+
+
+def probability(pair: Record) -> float:
+    """Return what the model gives to the answer that people chose."""
+    return float(np.exp(-np.logaddexp(0, -pair["log_odds"])))
+
+
+def _group(name: str, pairs: Sequence[Record]) -> list[Group]:
+    return [Group(name, accuracy(pairs), len(pairs))] if pairs else []
+
+
+def _correct(pairs: Sequence[Record]) -> NDArray[np.float64]:
+    margins = np.array([pair["score_chosen"] - pair["score_rejected"] for pair in pairs])
+    correct: NDArray[np.float64] = (margins > 0) + 0.5 * (margins == 0)
+    return correct
+
+
+def _gaps(pairs: Sequence[Record]) -> NDArray[np.int64]:
+    return np.array([pair["tokens_chosen"] - pair["tokens_rejected"] for pair in pairs])
