@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -102,9 +103,11 @@ def _print(found: Comparison) -> None:
             for one in found.paired
         ]
         console.print(_table("Paired differences", columns, paired))
+    for note in found.notes:
+        console.print(Text(note))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     made = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
         made.add_column(Text(column), overflow="fold", justify="left" if place == 0 else "right")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.report.intervals import bootstrap_mean
@@ -55,6 +58,7 @@ class Comparison:
     differences: tuple[OptionRow, ...]
     figures: tuple[Row, ...]
     paired: tuple[Paired, ...]
+    notes: tuple[str, ...]  # what to know before figures are compared
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -67,13 +71,22 @@ def compare(folders: Sequence[Path]) -> Comparison:
             kinds = " and ".join("PPO" if one.is_ppo else "a reward model" for one in (runs[0], run))
             raise InputError(f"{runs[0].folder} and {run.folder} are runs of {kinds}; wanted runs of one kind")
     names = _names(runs)
+    differences = tuple(_differences(runs))
     return Comparison(
         names,
         runs,
-        tuple(_differences(runs)),
+        differences,
         tuple(_figures(runs)),
         tuple(one for name, run in zip(names[1:], runs[1:], strict=True) for one in _paired(name, runs[0], run)),
+        tuple(_notes(differences)),
     )
+
+
+def _notes(differences: Sequence[OptionRow]) -> Iterator[str]:
+    for section, what in (("reward_model.", "score"), ("gold_reward_model.", "gold score")):
+        changed = [row.key for row in differences if row.key in (f"{section}path", f"{section}from_config")]
+        if changed:
+            yield f"{changed[0]} differs: each {what} is of another reward model, and not on one scale."
 
 
 def _names(runs: Sequence[RunRecords]) -> tuple[str, ...]:
@@ -121,14 +134,24 @@ def _last(records: Sequence[Record], name: str) -> float | None:
 
 def _paired(name: str, first: RunRecords, other: RunRecords) -> Iterator[Paired]:
     for mode in ("greedy", "sampled"):
-        one, two = ({row["prompt"]: row for row in run.answers("now", mode)} for run in (first, other))
+        one, two = (_by_prompt(run.answers("now", mode)) for run in (first, other))
         for field in ("score", "gold_score"):
             yield from _difference(name, f"prompts, {mode} {field}", _column(one, field), _column(two, field))
-    right = [{_pair_key(pair): float(pair["log_odds"] > 0) for pair in run.pairs} for run in (first, other)]
+    right = [{_pair_key(pair): (1 + np.sign(pair["log_odds"])) / 2 for pair in run.pairs} for run in (first, other)]
     yield from _difference(name, "pairs, accuracy", *right)
 
 
-def _column(rows: dict[str, Record], field: str) -> dict[Any, float]:
+def _by_prompt(answers: Sequence[Record]) -> dict[Any, Record]:
+    """Answers by prompt, and by which of those with the same prompt it is."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for answer in answers:
+        found[answer["prompt"], seen[answer["prompt"]]] = answer
+        seen[answer["prompt"]] += 1
+    return found
+
+
+def _column(rows: dict[Any, Record], field: str) -> dict[Any, float]:
     return {prompt: row[field] for prompt, row in rows.items() if row.get(field) is not None}
 
 

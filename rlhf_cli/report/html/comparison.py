@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rlhf_cli.report.compare import Comparison
-from rlhf_cli.report.html.blocks import Block, Line, Plot, Section, Table, line_of, sections, short
+from rlhf_cli.report.html.blocks import Block, Line, Plot, Section, Table, Words, line_of, sections, short
 from rlhf_cli.report.html.charts import PPO, REWARD, SPEED, WIN_RATE, Chart
 from rlhf_cli.report.records import RunRecords
 
@@ -26,6 +26,8 @@ def comparison_sections(found: Comparison) -> list[Section]:
 
 def _differences(found: Comparison) -> Iterator[Block]:
     rows = [(row.key, *row.values) for row in found.differences]
+    if found.notes:
+        yield Words("", found.notes)
     if rows:
         yield Table("Options with different values", ("option", *found.names), rows)
 
@@ -35,12 +37,12 @@ def _figures(found: Comparison) -> Iterator[Block]:
         rows = [(row.name, *(short(value) for value in row.values)) for row in found.figures]
         yield Table("At the end of each run", ("figure", *found.names), rows)
     if found.paired:
-        rows = [
+        paired: list[tuple[str | int, ...]] = [
             (row.what, row.name, row.num_shared, f"{row.mean:+.4g}", f"{row.low:+.4g} to {row.high:+.4g}")
             for row in found.paired
         ]
         columns = ("on the same", "run", "shared", f"difference to {found.names[0]}", "95 % interval")
-        yield Table("Paired differences", columns, rows, "Of each run less the first, on what both have in common.")
+        yield Table("Paired differences", columns, paired, "Of each run less the first, on what both have in common.")
 
 
 def _overlaid(charts: Sequence[Chart], runs: dict[str, RunRecords], evaluations: bool = False) -> Iterator[Plot]:
