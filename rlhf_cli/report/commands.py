@@ -13,7 +13,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.report.compare import Comparison, compare
 from rlhf_cli.report.html.blocks import short
 from rlhf_cli.report.html.comparison import comparison_sections
-from rlhf_cli.report.html.render import REPORT, page, write_page, write_report
+from rlhf_cli.report.html.render import page, write_page, write_report
 from rlhf_cli.report.text import printable
 
 REPORT_USAGE = """\
@@ -39,9 +39,9 @@ def report(args: list[str]) -> int:
     folders, output = _words(args, REPORT_USAGE)
     if len(folders) != 1:
         raise InputError(f"report wants one run folder, got {len(folders)}; {REPORT_USAGE.splitlines()[0]}")
-    target = output or folders[0] / REPORT
-    _require_writable(target)
-    print(printable(f"report: {write_report(folders[0], target)}"))
+    if output is not None:
+        _require_writable(output)
+    print(printable(f"report: {write_report(folders[0], output)}"))
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlhf_cli.config.report import ReportConfig
 from rlhf_cli.engine.memory import PeakMemory
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.checks import Check, table
@@ -37,7 +38,8 @@ logger = logging.getLogger("rlhf")
 class Reporter:
     """One run's voice; silent unless `speaks`, which is rank 0. It has no folder until the input has proved good."""
 
-    def __init__(self, speaks: bool) -> None:
+    def __init__(self, speaks: bool, config: ReportConfig | None = None) -> None:
+        self.config = config or ReportConfig()
         self.console = Console(quiet=not speaks, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
         self.speaks = speaks
         self.run_dir: RunDir | None = None

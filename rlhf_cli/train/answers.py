@@ -130,6 +130,9 @@ class HeldOut:
         self.report = report
         self._before: list[Answer] = []
         self._newest: list[Answer] = []
+        self._logs = (
+            book.config.eval.every_steps > 0
+        )  # eval/..., a series that starts before training and ends after it
 
     def before(self) -> list[Answer]:
         """Ask the policy as it is before training: it is the reference; all ranks together, as all that follows."""
@@ -141,7 +144,7 @@ class HeldOut:
     def tell_before(self, is_new: bool) -> None:
         """Write down the answers before training, unless an earlier start of the run has."""
         self.report.samples_once(BEFORE, records(self._before))
-        if is_new and self._before:
+        if is_new and self._logs:
             self.report.log_eval(0, metrics(self._before, self._before))
 
     def during(self, step: int) -> dict[str, float]:
@@ -160,7 +163,7 @@ class HeldOut:
             answers = [replace(answer, stage=AFTER) for answer in self._newest]
         else:
             answers = self.book.ask(AFTER, step)
-            if answers and not self.report.has_logged(step, "eval/score"):
+            if self._logs and not self.report.has_logged(step, "eval/score"):
                 self.report.log_eval(step, metrics(self._before, answers))
         self.report.samples_once(AFTER, records(answers))
         return answers
@@ -207,6 +210,7 @@ def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, dict
             "score_before": _mean([answer.score for answer in first]),
             "score_after": _mean([answer.score for answer in last]),
             **{f"difference_{name}": value for name, value in asdict(gain).items()},
+            **_named("win_rate", _win_rate([(a.score, b.score) for a, b in zip(first, last, strict=True)])),
             "response_length_before": _mean([answer.num_tokens for answer in first]),
             "response_length_after": _mean([answer.num_tokens for answer in last]),
             "eos_rate_before": _mean([answer.ended for answer in first]),

@@ -18,6 +18,7 @@ from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.watchdog import FOLDER, PROGRESS, Watchdog
 from rlhf_cli.plan.moments import Lengths
+from rlhf_cli.report.html.render import leave_report
 from rlhf_cli.report.status import State, read_status, write_status
 from rlhf_cli.report.text import one_line, printable
 from rlhf_cli.train.memory import here, out_of_memory_advice
@@ -90,6 +91,8 @@ class Ending:
             write_status(self.folder, state, step, exit_code=code, reason=reason, rank=rank, phase=PROGRESS.phase)
             with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(f"{printable(text)}\n")
+                if self.config.report.html:
+                    log.write(f"{leave_report(self.folder)}\n")
 
 
 def _lost_a_peer(error: BaseException) -> bool:

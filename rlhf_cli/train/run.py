@@ -51,6 +51,7 @@ from rlhf_cli.models.load import (
 from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
 from rlhf_cli.plan.moments import Lengths
+from rlhf_cli.report.html.render import leave_report
 from rlhf_cli.report.logs import quieten_libraries, write_log
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import SUMMARY, RunDir, run_folder
@@ -91,7 +92,7 @@ def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig, t
         random.seed(config.run.seed)
         np.random.seed(config.run.seed)
         torch.manual_seed(config.run.seed)
-        start = Start(command, args, text, Reporter(speaks=distributed.rank() == 0), check_only, ending)
+        start = Start(command, args, text, Reporter(distributed.rank() == 0, config.report), check_only, ending)
         if isinstance(config, TrainRMConfig):
             train_rm(config, start)
         else:
@@ -213,6 +214,8 @@ class Start:
             self.report.run_dir.write_json(SUMMARY, summary)
             with disk_errors(folder, 0):
                 write_status(folder, State.finished, num_steps, exit_code=0)
+            if self.report.config.html:
+                self.report.say(leave_report(folder))
 
 
 def train_rm(config: TrainRMConfig, start: Start) -> None:
@@ -251,8 +254,8 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
         trainer.fit()
     figures = _finish_rm(trainer, classifier, Renderer(tokenizer, config.data), folder / "final")
     memory = planned.compared(report)
-    start.finish(steps, {"before": before, **figures, "steps": steps, "memory": memory})
     report.say(f"reward model: {folder / 'final'}")
+    start.finish(steps, {"before": before, **figures, "steps": steps, "memory": memory})
 
 
 def _finish_rm(trainer: RewardTrainer, classifier: PreTrainedModel, renderer: Renderer, folder: Path) -> dict[str, Any]:
@@ -315,7 +318,6 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     _export_trained(trained, built.modules, built.tokenizer, folder / "final")
     figures = compare(before, after)
     memory = built.planned.compared(report)
-    start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step, "memory": memory})
     for mode, row in figures.items():
         low, high = row["difference_low"], row["difference_high"]
         report.say(
@@ -323,6 +325,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
             f"difference {row['difference_mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
         )
     report.say(f"policy and value model: {folder / 'final'}")
+    start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step, "memory": memory})
 
 
 def _answer_book(config: TrainPPOConfig, built: PPOParts, trainer: PPOTrainer) -> AnswerBook:

@@ -154,6 +154,11 @@ def check_run_folder(folder: Path) -> None:
         "summary.json",
         "metrics.jsonl",
         "samples.jsonl",
+        "rollouts.jsonl",
+        "checks.json",
+        "plan.json",
+        "report.html",
+        "tensorboard",
         "checkpoints",
         "final",
     }

@@ -52,11 +52,16 @@ def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
         low, high = figures["difference_low"], figures["difference_high"]
         what = f"{short(figures['score_before'])} → {short(figures['score_after'])}; 95 % {low:+.3g} to {high:+.3g}"
         yield f"Held-out score, {mode}", f"{figures['difference_mean']:+.3g}", what
+        if _known(figures, "win_rate"):
+            yield _win_rate(mode, figures, "win_rate")
     won = [one for one in run.evaluations if one["step"] > 0 and _known(one, "eval/win_rate")]
-    if won:
-        last = won[-1]
-        interval = f"95 % {last['eval/win_rate_low']:.0%} to {last['eval/win_rate_high']:.0%}"
-        yield "Win rate", f"{last['eval/win_rate']:.0%}", f"sampled, against before; {interval}"
+    if won and not run.summary:
+        yield _win_rate(f"sampled, step {won[-1]['step']}", won[-1], "eval/win_rate")
+
+
+def _win_rate(what: str, figures: Record, name: str) -> tuple[str, str, str]:
+    interval = f"95 % {figures[f'{name}_low']:.0%} to {figures[f'{name}_high']:.0%}"
+    return f"Win rate, {what}", f"{figures[name]:.0%}", f"against the answers before; {interval}"
 
 
 def _leash(run: RunRecords) -> Section:

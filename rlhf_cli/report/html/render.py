@@ -17,7 +17,7 @@ from rlhf_cli.report.html.blocks import Answers, Plot, Section, short
 from rlhf_cli.report.html.ppo import ppo_sections
 from rlhf_cli.report.html.reward import reward_sections
 from rlhf_cli.report.records import read_run
-from rlhf_cli.report.text import printable
+from rlhf_cli.report.text import one_line, printable
 
 REPORT = "report.html"
 
@@ -33,6 +33,14 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
     target = target or folder / REPORT
     write_page(page(run.name, command, found), target)
     return target
+
+
+def leave_report(folder: Path) -> str:
+    """Write the report of a run that ends; return what to say. It never raises: no run is to fail for its report."""
+    try:
+        return f"report: {write_report(folder)}"
+    except Exception as error:
+        return f"no report: {type(error).__name__}: {one_line(error, 300)}"
 
 
 def page(title: str, subtitle: str, found: Sequence[Section]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.config.sections import CheckpointConfig, RolloutConfig, RunConfig
+from rlhf_cli.config.sections import CheckpointConfig, EvalConfig, RolloutConfig, RunConfig
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import EndTokens, Sequence
 from rlhf_cli.engine import distributed
@@ -128,6 +128,7 @@ def test_answers_are_compared_in_pairs():
         "score_before": 1.5,
         "score_after": 3.0,
         "difference_mean": 1.5,
+        "win_rate": 1.0,
         "response_length_before": 4.0,
         "response_length_after": 1.5,
         "eos_rate_before": 0.5,
@@ -193,8 +194,9 @@ def test_greedy_answers_have_names_of_their_own_and_no_kl():
     }
 
 
-def held_out(run_dir):
+def held_out(run_dir, every_steps=2):
     made, sampler, _ = book()
+    made.config = replace(made.config, eval=EvalConfig(every_steps=every_steps))
     report = Reporter(speaks=True)
     report.open(run_dir, 4, ())
     return HeldOut(made, report), sampler
@@ -224,6 +226,14 @@ def test_a_run_tells_its_answers_before_during_and_after(run_dir, one_rank):
     assert told(run_dir) == ([("before", 0), ("during", 2), ("during", 4), ("after", 4)], [0, 2, 4])
     assert len(sampler.asked) == 2 * 3
     assert all("time/evaluate" in one for one in run_dir.read_lines("metrics.jsonl")[1:])
+
+
+def test_without_evaluations_while_training_there_is_no_series(run_dir, one_rank):
+    asking, _ = held_out(run_dir, every_steps=0)
+    asking.before()
+    asking.tell_before(is_new=True)
+    asking.after(4)
+    assert told(run_dir) == ([("before", 0), ("after", 4)], [])
 
 
 def test_a_resumed_run_tells_nothing_twice(run_dir, one_rank):

@@ -1,0 +1,115 @@
+"""Runs side by side."""
+
+import json
+
+import pytest
+
+from rlhf_cli.cli import main
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.report.compare import compare
+from rlhf_cli.report.html.comparison import comparison_sections
+from tests.unit.report.made import answer, pair, ppo_run, reward_run, write_lines
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two PPO runs: the second has other options, and greedy answers to the same prompts that score 1 more."""
+    first, second = ppo_run(tmp_path / "a", 12, every=4), ppo_run(tmp_path / "b", 20)
+    config = json.dumps({"run": {"name": "b"}, "ppo": {"num_steps": 20, "kl_coef": 0.1}, "model": {"path": None}})
+    (second / "config.yaml").write_text(config)
+    rows = [answer("after", "greedy", n, score=n + 2.0) for n in range(4)]
+    write_lines(second / "samples.jsonl", [*rows, answer("after", "greedy", 9, score=100.0)])
+    return first, second
+
+
+def test_options_that_differ_and_no_others(runs):
+    found = compare(runs)
+    assert {row.key: row.values for row in found.differences} == {
+        "ppo.kl_coef": ("0.05", "0.1"),
+        "ppo.num_steps": ("12", "20"),
+        "run.name": ("a", "b"),
+    }
+
+
+def test_final_figures_are_means_of_the_last_steps(runs):
+    """Ten steps; a figure that one run lacks is open there."""
+    found = {row.name: row.values for row in compare(runs).figures}
+    assert found["steps"] == (12, 20)
+    kl = sum(30 * (step / 12) ** 2 for step in range(3, 13)) / 10
+    assert found["kl, mean of the last 10 steps"][0] == pytest.approx(kl)
+    assert found["eval/win_rate"] == (pytest.approx(0.9), None)
+
+
+def test_differences_are_paired_on_shared_prompts(runs):
+    """Every shared prompt scores 1 more: the interval has no width. The prompt of one run alone does not count."""
+    [greedy] = compare(runs).paired
+    assert (greedy.what, greedy.name, greedy.num_shared) == ("prompts, greedy score", "b", 4)
+    assert (greedy.mean, greedy.low, greedy.high) == (1.0, 1.0, 1.0)
+
+
+def test_a_prompt_that_comes_twice_is_paired_by_its_place(tmp_path):
+    first, second = ppo_run(tmp_path / "a", 3), ppo_run(tmp_path / "b", 3)
+    for folder, scores in ((first, (0.0, 10.0)), (second, (1.0, 12.0))):
+        write_lines(folder / "samples.jsonl", [answer("after", "greedy", 0, score=score) for score in scores])
+    [found] = compare([first, second]).paired
+    assert (found.num_shared, found.mean) == (2, 1.5)
+
+
+def test_reward_models_are_compared_on_shared_pairs(tmp_path):
+    """Right, wrong, tied against right, right, right: 0, 1 and a half, a mean of a half."""
+    folders = []
+    for name, margins in (("a", (1.0, -1.0, 0.0)), ("b", (2.0, 3.0, 1.0))):
+        folder = reward_run(tmp_path / name)
+        write_lines(folder / "pairs.jsonl", [pair(m, 0.0, prompt=str(n)) for n, m in enumerate(margins)])
+        folders.append(folder)
+    [found] = compare(folders).paired
+    assert (found.what, found.num_shared, found.mean) == ("pairs, accuracy", 3, 0.5)
+
+
+def test_scores_of_other_reward_models_come_with_a_word(runs):
+    assert compare(runs).notes == ()
+    config = json.loads((runs[1] / "config.yaml").read_text()) | {"reward_model": {"path": "other"}}
+    (runs[1] / "config.yaml").write_text(json.dumps(config))
+    assert compare(runs).notes == (
+        "reward_model.path differs: each score is of another reward model, and not on one scale.",
+    )
+
+
+def test_names_tell_runs_apart(tmp_path):
+    one, two = ppo_run(tmp_path / "x" / "tiny", 3), ppo_run(tmp_path / "y" / "tiny", 3)
+    assert compare([one, two]).names == ("x/tiny", "y/tiny")
+    assert compare([one, one]).names[0] != compare([one, one]).names[1]
+
+
+def test_what_cannot_be_compared(tmp_path, runs):
+    with pytest.raises(InputError, match="two or more run folders, got 1"):
+        compare(runs[:1])
+    with pytest.raises(InputError, match="are runs of PPO and a reward model; wanted runs of one kind"):
+        compare([runs[0], reward_run(tmp_path / "rm")])
+
+
+def test_the_page_overlays_every_curve(runs):
+    sections = {one.title: one.blocks for one in comparison_sections(compare(runs))}
+    assert list(sections) == [
+        "What differs",
+        "Final figures",
+        "Training",
+        "Evaluations",
+        "The leash",
+        "Speed and memory",
+    ]
+    score = sections["Training"][0]
+    assert (score.title, [line.name for line in score.lines]) == ("score", ["a", "b"])
+    assert [line.name for line in sections["Evaluations"][0].lines] == ["a"]
+
+
+def test_the_command_prints_and_writes(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("comparison: compare.html\n")
+    for text in ("Options that differ", "ppo.kl_coef", "Final figures", "eval/win_rate", "+1 to +1"):
+        assert text in out
+    assert "<h1>a and b</h1>" in (tmp_path / "compare.html").read_text()
+    assert main(["compare", "a", "missing"]) == 2
+    assert main(["compare", "--help"]) == 0
