@@ -70,6 +70,11 @@ def check_policy(run: Path) -> None:
     )
 
 
+def documented() -> set[str]:
+    """The names in docs/metrics.md."""
+    return set(re.findall(r"`([a-z_/]+)`", (REPOSITORY / "docs/metrics.md").read_text()))
+
+
 def check_reward_model(run: Path) -> None:
     """The exported reward model, in plain transformers, has the accuracy and margin that the run wrote down."""
     in_fresh_process(
@@ -99,9 +104,8 @@ def test_reward_model_then_ppo_with_it(run_rlhf, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["calibration/mean"] == pytest.approx(0, abs=1e-4)
     assert summary["calibration/std"] == pytest.approx(1, abs=1e-4)
-    documented = set(re.findall(r"`([a-z_/]+)`", (REPOSITORY / "docs/metrics.md").read_text()))
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {name for record in logged for name in record} <= documented
+    assert {name for record in logged for name in record} <= documented()
     assert {"eval/accuracy", "eval/longer_wins_accuracy", "eval/margin", "eval/loss"} <= set(summary["after"])
     check_reward_model(folder)
     config = tmp_path / "mine.yaml"
@@ -139,8 +143,7 @@ def test_ppo_on_one_rank_on_two_and_under_the_deepspeed_launcher(run_rlhf, tmp_p
 
 def check_run_folder(folder: Path) -> None:
     assert set(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])) == STEP_METRICS | {"step"}
-    documented = set(re.findall(r"`([a-z_/]+)`", (REPOSITORY / "docs/metrics.md").read_text()))
-    assert documented >= STEP_METRICS | {"step"}
+    assert documented() >= STEP_METRICS | {"step"}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {(s["stage"], s["mode"]) for s in samples} == {
         (stage, mode) for stage in ("before", "after") for mode in ("greedy", "sampled")
