@@ -70,6 +70,7 @@ def main() -> int:
     console.print(figures(options.rm, options.ppo))
     console.print(answers(options.ppo, count=3))
     console.print(f"all answers: {options.ppo / 'samples.jsonl'}; every step: {options.ppo / 'metrics.jsonl'}")
+    console.print(f"reports, to open in a browser: {options.rm / 'report.html'} and {options.ppo / 'report.html'}")
     return 0
 
 
