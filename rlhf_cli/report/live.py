@@ -27,7 +27,7 @@ _RECENT = 20  # durations of steps that the time left is guessed from
 _MOST_POINTS = 512  # of a history: more than any terminal has columns for
 _MOST_CHARACTERS = 1000  # of a prompt or an answer: more than its lines have room for
 _MOST_LINES = 3  # of a prompt or an answer
-_LOW = 12  # a window with fewer rows has none for headings and gaps
+_LOW, _LOWEST = 15, 5  # rows: a view of fewer has none for a heading and gaps, or for other processes
 _NARROW_SAMPLE, _NARROW_CURVE, _NARROW_BAR = 30, 8, 10  # cells, with fewer of which these are left out
 _WIDEST_NAME, _WIDEST_BAR = 24, 40
 _VALUE, _CHANGE = 10, 11  # cells of these columns
@@ -55,9 +55,9 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return the mean of the finite ones, NaN without any."""
+    """Return the mean of the finite ones, NaN without any; that of equal ones is exact, so that no change is none."""
     finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+    return finite[0] + sum(value - finite[0] for value in finite) / len(finite) if finite else math.nan
 
 
 def _figure(value: float | None, digits: int = 4, sign: str = "") -> str:
@@ -82,7 +82,7 @@ class History:
         self._recent: deque[float] = deque(maxlen=_WINDOW + 1)
         self._points: list[float] = []
         self._stride = 1  # steps a point
-        self._sum, self._num_finite, self._num_open = 0.0, 0, 0  # of the point to come
+        self._mean, self._num_finite, self._num_open = math.nan, 0, 0  # of the point to come
 
     def __bool__(self) -> bool:
         return bool(self._recent)
@@ -95,22 +95,19 @@ class History:
         self._recent.append(value)
         self._num_open += 1
         if math.isfinite(value):
-            self._sum += value
             self._num_finite += 1
+            self._mean = self._mean + (value - self._mean) / self._num_finite if self._num_finite > 1 else value
         if self._num_open == self._stride:
-            self._points.append(self._open())
-            self._sum, self._num_finite, self._num_open = 0.0, 0, 0
+            self._points.append(self._mean)
+            self._mean, self._num_finite, self._num_open = math.nan, 0, 0
         if len(self._points) == _MOST_POINTS:
             self._points = [_mean(pair) for pair in list(pairwise(self._points))[::2]]
             self._stride *= 2
 
-    def _open(self) -> float:
-        return self._sum / self._num_finite if self._num_finite else math.nan
-
     @property
     def points(self) -> list[float]:
         """Return means over equally many steps, the last one over those that are left."""
-        return [*self._points, self._open()] if self._num_open else self._points
+        return [*self._points, self._mean] if self._num_open else self._points
 
     @property
     def change(self) -> float | None:
@@ -260,22 +257,20 @@ class LiveView:
 
     def _lines(self, width: int, height: int) -> list[Text]:
         """Lay out what there is room for; what matters least goes first."""
-        is_low = height + 1 < _LOW
+        landing = [Text()] if height >= _LOWEST else []  # where other processes write: the cursor is there
+        room = height - len(landing)
         top, states = self._progress(width), self._states()
-        room = height - (not is_low)
-        table = self._table(width)[is_low:][: max(room - len(top) - len(states), 0)]
-        blocks = [top, table, states]
-        room -= sum(len(block) for block in blocks)
+        table = self._table(width, height >= _LOW)[: max(room - len(top) - len(states), 0)]
+        blocks = [block for block in (top, table, states) if block]
+        left = room - sum(map(len, blocks))
         evaluation = [] if self._evaluation is None else _wrapped(self._evaluation, width, 2, self._console)
-        if len(evaluation) <= room:
-            sample = self._sample_lines(width, min((room - len(evaluation) - 1) // 2, _MOST_LINES))
-            blocks += [evaluation, sample]
-            room -= len(evaluation) + len(sample)
-        blocks = [block for block in blocks if block]
-        gap = [Text()] if room >= len(blocks) - 1 and not is_low else []
+        if len(evaluation) <= left:
+            sample = self._sample_lines(width, min((left - len(evaluation) - 1) // 2, _MOST_LINES))
+            blocks += [block for block in (evaluation, sample) if block]
+            left -= len(evaluation) + len(sample)
+        gap = [Text()] if left >= len(blocks) - 1 and height >= _LOW else []
         lines = [line for i, block in enumerate(blocks) for line in (gap if i else []) + block]
-        # Blank, for what other processes write where the cursor is.
-        return ([] if is_low else [Text()]) + lines[: height - (not is_low)]
+        return landing + lines[:room]
 
     def _progress(self, width: int) -> list[Text]:
         """Return the progress as one line where that leaves room for a bar, else as two."""
@@ -307,15 +302,15 @@ class LiveView:
             facts.append(f"{_clock(left)} left")
         return [*facts, elapsed]
 
-    def _table(self, width: int) -> list[Text]:
-        """Return the heading and a line for each metric that the run has logged."""
+    def _table(self, width: int, has_heading: bool) -> list[Text]:
+        """Return a line for each metric that the run has logged, below a heading."""
         shown = {one_line(name, 60): history for name, history in self._histories.items() if history}
         names = min(max(map(cell_len, shown), default=0), _WIDEST_NAME, max(width - _VALUE - 1, 0))
         has_change = names + 1 + _VALUE + 2 + _CHANGE <= width
         room = width - names - 1 - _VALUE - 2 - _CHANGE - 2
         has_curve = room >= _NARROW_CURVE
         heading = f"{'':{names}} {'now':>{_VALUE}}  {f'vs last {_WINDOW}':>{_CHANGE}}"
-        lines = [Text(heading, "dim")] if shown and has_change else []
+        lines = [Text(heading, "dim")] if shown and has_heading and has_change else []
         for name, history in shown.items():
             line = Text(name)
             line.truncate(names, overflow="ellipsis", pad=True)
