@@ -276,7 +276,10 @@ def test_the_last_view_stays_and_the_terminal_is_as_before(error):
     assert (sys.stdout, sys.stderr) == streams
     written = console.file.getvalue()
     assert written.endswith("\x1b[?25h")
-    last = written.rpartition("\x1b[?7l")[2]
+    before, no_wrapping, last = written.rpartition("\x1b[?7l")
+    assert before
+    assert no_wrapping
+    assert "\x1b[?7h" in last
     assert "a run" in last
     assert "stopped" in last
     assert "4/9" in last

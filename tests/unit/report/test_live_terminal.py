@@ -24,22 +24,21 @@ console = Console(soft_wrap=True)
 with LiveView(console, "a run", 24, 0, ("score", "kl")) as view:
     for step in range(1, 25):
         view.phase("rollout")
-        time.sleep(0.08)
-        view.sample("a prompt " * 30, "an answer " * step, 1.0)
+        time.sleep(0.1)
+        view.sample("a prompt " * 9, "an answer " * min(step, 9), 1.0)
         view.step(step, {"score": step / 10, "kl": float(-step)})
         if step % 3 == 1:
             console.print(f"line {step}", highlight=False)
         elif step % 3 == 2:
             print(f"line {step}", file=sys.stderr if step % 2 else sys.stdout)
         elif step % 6 == 3:
-            time.sleep(0.3)
             os.write(1, f"line {step}\\n".encode())  # as another process would, past the redirection
-            time.sleep(0.3)
         else:
             console.print(f"line {step}", highlight=False)
 print("after")
 """
-SIZES = {"line 5": (60, 20), "line 10": (100, 30), "line 14": (45, 24), "line 17": (90, 16), "line 20": (120, 40)}
+# Columns and rows when a line has been seen; always enough for what an earlier, wider view becomes.
+SIZES = {"line 5": (60, 20), "line 10": (100, 30), "line 14": (45, 24), "line 17": (90, 22), "line 20": (120, 40)}
 
 
 class Terminal(pyte.Screen):
@@ -55,6 +54,11 @@ class Terminal(pyte.Screen):
             self.gone.append(self.display[0].rstrip())
         super().index()
 
+    def erase_in_display(self, how=0, *args, **kwargs):
+        if (how, self.cursor.x, self.cursor.y) == (0, 0, 0):  # as tmux does
+            self.gone += [row.rstrip() for row in self.display]
+        super().erase_in_display(how, *args, **kwargs)
+
     def become(self, columns, lines):
         above, below = [
             wrapped(rows, columns if self.reflows else self.columns)
@@ -63,7 +67,7 @@ class Terminal(pyte.Screen):
         while len(above + below) > lines and len(below) > 1 and not (self.reflows and below[-1]):
             below.pop()
         away = max(len(above + below) - lines, 0)
-        self.gone += above[:away]
+        self.gone += (above + below)[:away]
         self.resize(lines, columns)
         self.erase_in_display(2)
         for y, row in enumerate((above + below)[away:]):
