@@ -189,6 +189,7 @@ def _train(command: str, args: list[str], check_only: bool = False) -> int:
     from rlhf_cli.config.load import as_text, compose_yaml, read_composed, to_object
     from rlhf_cli.config.paths import check_paths
     from rlhf_cli.report.run_dir import run_folder
+    from rlhf_cli.report.trackers import require_installed
 
     composed = next((arg.partition("=")[2] for arg in args if arg.startswith("--composed=")), None)
     words = [arg for arg in args if not arg.startswith("--composed=")]
@@ -200,6 +201,7 @@ def _train(command: str, args: list[str], check_only: bool = False) -> int:
     if check_only and not config.check.num_prompts:
         raise InputError("check.num_prompts must be 2 or more for rlhf check, got 0")
     check_paths(config)
+    require_installed(config.report.trackers)
     if not check_only and _nothing_to_do(command, config, text):
         print(f"{run_folder(config.run)} is finished; nothing to do (give another run.name to run again)")
         return 0

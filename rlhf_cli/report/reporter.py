@@ -12,14 +12,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlhf_cli.config.report import ReportConfig
 from rlhf_cli.engine.memory import PeakMemory
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.checks import Check, table
+from rlhf_cli.report.live import LiveView
 from rlhf_cli.report.run_dir import CHECKS, EVENTS, METRICS, PAIRS, PLAN, ROLLOUTS, SAMPLES, RunDir
 from rlhf_cli.report.status import State, write_status
+from rlhf_cli.report.trackers import Tracked
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Work:
 
 
 _WARNING = "warning: "
+_LIVE_ROWS = (  # those that a run logs are shown
+    *("score", "kl", "reward", "response_length", "eos_rate", "entropy", "clipfrac/policy", "loss/value"),
+    *("loss", "accuracy", "margin", "grad_norm", "lr", "tokens_per_s", "perf/mfu", "memory/peak_gib"),
+)
 _PIPED_WIDTH = 160  # where nobody says how wide it is
 logger = logging.getLogger("rlhf")
 
@@ -55,7 +60,9 @@ class Reporter:
         self._gib: dict[str, float] = {}  # the most memory of each phase
         self.memory = PeakMemory()
         self._peak: float | None = None
-        self._progress: Progress | None = None
+        self._live: LiveView | None = None
+        self._tracked: Tracked | None = None
+        self._statuses: list[str] = []  # of the checks
 
     def open(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
         """From here on write to a run folder (rank 0); `headline` names the metrics of the progress line."""
@@ -79,7 +86,7 @@ class Reporter:
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
         """Add the seconds of the body to `time/<phase>` of the next logged step; its peak is `memory/<phase>_gib`."""
-        PROGRESS.enter(phase)
+        self._enter(phase)
         self.memory.restart()
         start = time.perf_counter()
         try:
@@ -110,10 +117,12 @@ class Reporter:
             write_status(self.run_dir.folder, State.running, step)
         line = "  ".join(f"{name} {record[name]:.4g}" for name in self._headline if name in record)
         logger.info("step %d/%d  %s  %.1f s", step, self._num_steps, line, seconds)
-        if self._progress is None:
+        if self._tracked is not None:
+            self._tracked.log(step, record)
+        if self._live is None:
             self.console.print(f"step {step}/{self._num_steps}  {line}  {seconds:.1f} s", highlight=False)
         else:
-            self._progress.update(self._progress.task_ids[0], completed=step, figures=line)
+            self._live.step(step, record)
 
     def _speed(self, work: Mapping[str, Work]) -> dict[str, float]:
         """Tokens a second and share of the peak, of each phase and of all."""
@@ -128,10 +137,15 @@ class Reporter:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Take the seconds of the body out of every step's; they are `time/evaluate` of the next evaluation logged."""
-        PROGRESS.enter("evaluate")
+        self._enter("evaluate")
         start = time.perf_counter()
         yield
         self._evaluation = {"time/evaluate": time.perf_counter() - start}
+
+    def _enter(self, phase: str) -> None:
+        PROGRESS.enter(phase)
+        if self._live is not None:
+            self._live.phase(phase)
 
     def has_logged(self, step: int, name: str) -> bool:
         """Say whether a metric of a step stands in metrics.jsonl; False on other ranks than the first."""
@@ -140,11 +154,20 @@ class Reporter:
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of an evaluation, as a record of its own."""
-        if self.run_dir is not None:
-            self.run_dir.append(METRICS, {"step": step, **metrics, **self._evaluation})
-            self._evaluation = {}
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.say(f"evaluation at step {step}: {figures}")
+        if self.run_dir is None:
+            return
+        record = {"step": step, **metrics, **self._evaluation}
+        self._evaluation = {}
+        self.run_dir.append(METRICS, record)
+        if self._tracked is not None:
+            self._tracked.log(step, record)
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        text = f"evaluation at step {step}: {figures}"
+        if self._live is None:
+            self.say(text)
+        else:
+            self._live.evaluated(step, metrics)
+            logger.info("%s", text)
 
     def say(self, text: str) -> None:
         """Tell the user one line, and the log."""
@@ -166,6 +189,8 @@ class Reporter:
         """Tell the user of something that should be looked at, and write it down as an event."""
         self.say(f"{_WARNING}{text}")
         self.event(kind, text)
+        if self._live is not None:
+            self._live.warned(text)
 
     def warn_once(self, text: str) -> None:
         """Warn of something that later steps will see again."""
@@ -183,6 +208,8 @@ class Reporter:
         """Write down the responses of a step as figures, and one of them as text."""
         if self.run_dir is not None:
             self.run_dir.append(ROLLOUTS, {"step": step, **record})
+            if self._live is not None:
+                self._live.sample(*(record["sample"][name] for name in ("prompt", "response", "score")))
 
     def checks(self, checks: Sequence[Check], seconds: float) -> None:
         """Show the checks of the set-up as a table, and write each to the log."""
@@ -190,6 +217,7 @@ class Reporter:
             table(checks, f"Checks of the set-up ({seconds:.1f} s)", self.console.width), soft_wrap=False
         )
         self._said += [str(check) for check in checks]
+        self._statuses = [check.status for check in checks]
         self._documents[CHECKS] = {"checks": [{**asdict(check), "status": check.status} for check in checks]}
 
     def planned(self, lines: Sequence[str]) -> None:
@@ -217,14 +245,28 @@ class Reporter:
             for record in records:
                 self.run_dir.append(SAMPLES, record)
 
+    def track(self, name: str, options: Mapping[str, Any], first_step: int) -> None:
+        """Log to the trackers too; name: of the run; first_step: after which it goes on, 0 for a new one."""
+        if self.run_dir is not None and self.config.trackers:
+            self._tracked = Tracked(self.config, name, self.run_dir.folder, options, first_step, self.warn_once)
+
+    def close(self, failed: bool) -> None:
+        """Bring what trackers have been told to its end."""
+        tracked, self._tracked = self._tracked, None
+        if tracked is not None:
+            tracked.finish(failed)
+
     @contextmanager
     def progress(self, first_step: int) -> Iterator[None]:
-        """Show a progress bar while the body runs, where standard output is a terminal; plain lines otherwise."""
-        if self.run_dir is None or not self.console.is_terminal:
+        """Show the live view while the body runs, where standard output is a terminal; plain lines otherwise."""
+        console = self.console
+        if self.run_dir is None or not self.config.live or not console.is_terminal or console.is_dumb_terminal:
             yield
             return
-        columns = [BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
-        with Progress(*columns, console=self.console) as self._progress:
-            self._progress.add_task("steps", total=self._num_steps, completed=first_step, figures="")
-            yield
-        self._progress = None
+        try:
+            with LiveView(console, self.run_dir.folder.name, self._num_steps, first_step, _LIVE_ROWS) as self._live:
+                ok, warned, failed = (self._statuses.count(status) for status in ("ok", "warn", "FAIL"))
+                self._live.checked(ok, warned, failed)
+                yield
+        finally:
+            self._live = None

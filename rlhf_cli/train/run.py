@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import numpy as np
+from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,18 +89,22 @@ def run(command: str, args: list[str], config: TrainRMConfig | TrainPPOConfig, t
     folder = watch_folder()
     ending = Ending(folder, config)
     ending.watchdog.start()
+    report = Reporter(distributed.rank() == 0, config.report)
     try:
         random.seed(config.run.seed)
         np.random.seed(config.run.seed)
         torch.manual_seed(config.run.seed)
-        start = Start(command, args, text, Reporter(distributed.rank() == 0, config.report), check_only, ending)
+        start = Start(command, args, text, report, check_only, ending)
         if isinstance(config, TrainRMConfig):
             train_rm(config, start)
         else:
             train_ppo(config, start)
         distributed.barrier()  # nobody takes the watch folder away while another may still fail
     except (Exception, KeyboardInterrupt) as error:
-        return ending.failed(error)
+        code = ending.failed(error)
+        report.close(failed=True)
+        return code
+    report.close(failed=False)
     ending.watchdog.stop()
     forget_watch_folder(folder)
     distributed.shut_down()
@@ -141,6 +146,12 @@ class Start:
             return None
         self.ending.folder = run_folder(run)  # whose status.json tells how this start ended, too
         return to_resume_together(run_folder(run), run.resume)
+
+    def track(self, config: TrainRMConfig | TrainPPOConfig, first_step: int) -> None:
+        """Log to the trackers too from here on."""
+        options = OmegaConf.to_container(OmegaConf.create(self.text), resolve=True)
+        assert isinstance(options, dict)
+        self.report.track(config.run.name, {str(key): value for key, value in options.items()}, first_step)
 
     def plan(self, config: TrainRMConfig, lengths: Lengths, num_steps: int) -> Planned:
         """Show what a reward-model run will take, and keep its lengths for advice where memory runs out."""
@@ -246,6 +257,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     folder = start.open(config, checkpoints, steps, RM_HEADLINE)
     if resumed is not None:
         trainer.step = start.resume(checkpoints, boundary, resumed)["step"]
+    start.track(config, trainer.step)
     report.measure_against(matmul_flops(torch_dtype(config.model)))
     before = start.logged(0) if resumed is not None else {}
     if not before and trainer.step == 0 and config.train.eval_every_steps:
@@ -308,6 +320,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     before = held_out.before()
     if resumed is not None:
         trainer.state = PPOState(**start.resume(checkpoints, boundary, resumed))
+    start.track(config, trainer.state.step)
     held_out.tell_before(is_new=resumed is None)
     trainer.response_text = built.renderer.response_text
     trainer.evaluate = held_out.during
