@@ -1,6 +1,7 @@
 """Take the pictures of docs/images from the reports of two runs, with headless Chromium.
 
-usage: python scripts/make_screenshots.py outputs/demo_rm outputs/demo_ppo   (needs chromium and chromedriver)
+usage: python scripts/make_screenshots.py outputs/demo_rm outputs/demo_ppo [--live SCREEN]
+(needs chromium and chromedriver; SCREEN: a terminal's screen with its colours, as `tmux capture-pane -e -p` gives it)
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import argparse
 import shutil
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
+from rich.console import Console
+from rich.text import Text
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -55,6 +59,14 @@ def take(driver: webdriver.Chrome, page: Path, shots: dict[str, str]) -> None:
         print(IMAGES / f"{name}.png")
 
 
+def draw_screen(screen: str) -> None:
+    """Draw a terminal's screen as a picture that scales."""
+    console = Console(record=True, width=120, file=StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(screen))
+    console.save_svg(str(IMAGES / "live.svg"), title="rlhf train-ppo conf=demo")
+    print(IMAGES / "live.svg")
+
+
 def wait(driver: webdriver.Chrome, condition: str) -> None:
     """Wait until a condition of the page holds."""
     deadline = time.monotonic() + 30
@@ -68,8 +80,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("rm", type=Path, help="run folder of a reward model")
     parser.add_argument("ppo", type=Path, help="run folder of PPO")
+    parser.add_argument("--live", type=Path, help="a terminal's screen with its colours")
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
+    if options.live is not None:
+        draw_screen(options.live.read_text("utf-8"))
     driver = browser()
     try:
         for command, run in (("train-rm", options.rm), ("train-ppo", options.ppo)):

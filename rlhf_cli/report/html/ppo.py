@@ -130,7 +130,7 @@ def _distributions(run: RunRecords) -> Iterator[Block]:
     if len(run.rollouts) > 1:
         count = max(1, round(_ENDS * len(run.rollouts)))
         first, last = run.rollouts[:count], run.rollouts[-count:]
-        names = [f"steps {ends[0]['step']} to {ends[-1]['step']}" for ends in (first, last)]
+        names = [_span(ends[0]["step"], ends[-1]["step"]) for ends in (first, last)]
         yield _histogram("Responses in training", "score", [_all(ends, "scores") for ends in (first, last)], names)
         yield _histogram("Their KL", "nats a response", [_all(ends, "kl") for ends in (first, last)], names)
         yield _histogram("Their length", "tokens", [_all(ends, "lengths") for ends in (first, last)], names)
@@ -138,6 +138,10 @@ def _distributions(run: RunRecords) -> Iterator[Block]:
         both = [[one["score"] for one in run.answers(stage, mode)] for stage in ("before", "now")]
         if all(both):
             yield _histogram(f"Held-out answers, {mode}", "score", both, ["before training", "now"])
+
+
+def _span(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
 def _all(ends: Sequence[Record], name: str) -> list[float]:
