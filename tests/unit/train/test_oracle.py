@@ -39,7 +39,7 @@ def base_run():
     return run_simple(ppo_config("base"))
 
 
-@pytest.mark.parametrize("name", PPO_CASES.keys() - {"base"})
+@pytest.mark.parametrize("name", sorted(PPO_CASES.keys() - {"base"}))
 def test_every_option_moves_the_weights_elsewhere(name, one_rank):
     weights, _ = run_simple(ppo_config(name))
     base, _ = base_run()
