@@ -24,6 +24,7 @@ from rlhf_cli.config.secrets import hidden, is_secret
 
 _ALONE = "defaults:\n- override /deepspeed: empty\n"  # no key of a preset joins those that are written down
 FROM_FILE = "from_file"  # reserved name: a file `conf=my/tiny.yaml` must not be shadowed by the packaged tiny
+_SHAPE = re.compile(r"\w+\.from_config=\{")
 Config = TrainRMConfig | TrainPPOConfig
 
 
@@ -43,12 +44,26 @@ def compose_yaml(command: str, args: list[str]) -> DictConfig:
     schema.register()
     try:
         overrides = [_as_override(command, arg) for arg in args]
+        shapes = [one for one in overrides if _SHAPE.match(one)]
         with initialize_config_module("rlhf_cli.conf", version_base="1.3"):
-            return _without_targets(compose(command.replace("-", "_"), overrides))
+            cfg = compose(command.replace("-", "_"), [one for one in overrides if one not in shapes])
+        for shape in shapes:
+            _set_shape(cfg, shape)
+        return _without_targets(cfg)
     except InputError:
         raise
     except (HydraException, OmegaConfBaseException, OSError, YAMLError, ValueError) as error:
         raise InputError(_one_line(error, command, args)) from error
+
+
+def _set_shape(cfg: DictConfig, shape: str) -> None:
+    """Apply an override with a mapping: Hydra 1.3.8 merges it into the node, and fails where that is null."""
+    try:
+        override = OverridesParser.create().parse_override(shape)
+    except HydraException as error:
+        raise InputError(f"{shape}: no mapping, wanted {shape.partition('=')[0]}={{key: value, ...}}") from error
+    is_there = OmegaConf.select(cfg, override.key_or_group) is not None
+    OmegaConf.update(cfg, override.key_or_group, override.value(), merge=is_there)
 
 
 def _without_targets(cfg: DictConfig) -> DictConfig:

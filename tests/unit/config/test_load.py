@@ -203,3 +203,21 @@ def test_a_coarse_optimizer_state_is_not_offloaded(command):
     load(command, words)
     with pytest.raises(InputError, match=r"optim\.state_dtype must be float32 with offload_optimizer, got bfloat16"):
         load(command, [*words, "deepspeed=zero3_offload"])
+
+
+def test_a_shape_on_the_command_line_stands_for_weights_or_changes_a_shape():
+    """Also where there was none: Hydra alone fails on a null that becomes a mapping."""
+    words = ["conf=demo", "model.path=null", "model.tokenizer=bytes", "model.from_config={model_type: gpt2, n_embd: 8}"]
+    config = load("train-ppo", words)
+    assert config.model.from_config == {"model_type": "gpt2", "n_embd": 8}
+    tiny = load("train-ppo", ["conf=tiny"]).model.from_config
+    assert load("train-ppo", ["conf=tiny", "model.from_config={hidden_size: 64}"]).model.from_config == {
+        **(tiny or {}),
+        "hidden_size": 64,
+    }
+    with pytest.raises(
+        InputError, match=r"model.from_config=\{a: : no mapping, wanted model.from_config=\{key: value, ...\}"
+    ):
+        load("train-ppo", ["conf=tiny", "model.from_config={a: "])
+    with pytest.raises(InputError, match="nothing"):
+        load("train-ppo", ["conf=tiny", "nothing.from_config={a: 1}"])
