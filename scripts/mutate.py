@@ -49,6 +49,7 @@ TRAIN = tuple(
 BATCHES = ("tests/unit/data/test_tokens.py", "tests/unit/models/test_padding.py")
 PACKED = (BATCHES[1], "tests/unit/models/test_packed.py")
 ROLLOUT = ("tests/unit/rollout/test_cache.py", "tests/unit/rollout/test_embedded.py")
+REPORT = "tests/unit/report"
 PLAN = "tests/unit/plan"
 # file -> the functions and classes that are mutated (none: all of it), and its tests, the fastest first
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -77,6 +78,9 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rlhf_cli/rollout/embedded.py": (("sample", "_decode", "_all_ended", "_Rows"), ROLLOUT),
     "rlhf_cli/rewards/reward_model.py": ((), ("tests/unit/rewards", *TRAIN)),
     **{f"rlhf_cli/plan/{name}.py": ((), (f"{PLAN}/test_{name}.py",)) for name in ("batches", "engines", "live")},
+    **{f"rlhf_cli/report/{name}.py": ((), (f"{REPORT}/test_{name}.py",)) for name in ("judgement", "leash")},
+    "rlhf_cli/report/intervals.py": ((), (f"{REPORT}/test_intervals.py",)),
+    "rlhf_cli/train/answers.py": (("metrics", "compare", "_win_rate"), ("tests/unit/train/test_answers.py",)),
     "rlhf_cli/train/batch.py": ((), TRAIN),
     "rlhf_cli/train/work.py": ((), TRAIN),
     "rlhf_cli/train/ppo.py": (

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import REPOSITORY, child_environment
 from tests.e2e.series import assert_same_series, metrics
@@ -166,6 +167,11 @@ def check_run_folder(folder: Path) -> None:
         "final",
     }
     assert {entry.name for entry in folder.iterdir()} == names
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("score")] == [1, 2, 3, 4]
+    assert [event.value for event in events.Scalars("score")] == pytest.approx(
+        [one["score"] for one in metrics(folder)]
+    )
     assert sorted(entry.name for entry in (folder / "checkpoints").iterdir()) == ["latest", "step-2", "step-4"]
     check_policy(folder)
     in_fresh_process(

@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from rlhf_cli.report.intervals import wilson
 from rlhf_cli.report.judgement import (
     accuracy,
     by_category,
@@ -19,15 +18,6 @@ from tests.unit.report.made import pair
 
 def odds(p):
     return math.log(p / (1 - p))
-
-
-def test_an_interval_of_a_share():
-    """8 of 10: the score interval of the textbooks is 0.490 to 0.943; shares of 0 and 1 have one too."""
-    found = wilson(8, 10)
-    assert (found.mean, found.low, found.high) == pytest.approx((0.8, 0.490, 0.943), abs=5e-4)
-    assert (wilson(0, 10).low, wilson(10, 10).high) == pytest.approx((0.0, 1.0), abs=1e-12)
-    assert 0.25 < wilson(0, 10).high < 0.35
-    assert wilson(8, 10, level=0.5).high < found.high
 
 
 def test_accuracy_counts_ties_half_and_the_baseline_counts_tokens():

@@ -5,7 +5,6 @@ import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import RunConfig
-from rlhf_cli.report.intervals import bootstrap_mean
 from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.report.run_dir import RunDir
 from rlhf_cli.report.text import printable
@@ -101,12 +100,3 @@ def test_log_goes_to_the_log_file_too(run_dir, caplog):
         report.open(run_dir, 1, ())
         report.say("a line")
     assert caplog.messages == ["an early line", "a line"]
-
-
-def test_bootstrap_interval():
-    """Of n values of deviation 1 around 3 the 95 % interval is close to 3 +- 1.96 / sqrt(n)."""
-    values = [2.0, 4.0] * 200
-    interval = bootstrap_mean(values)
-    assert interval.mean == 3.0
-    assert interval.low == pytest.approx(3 - 1.96 / 20, abs=0.01)
-    assert interval.high == pytest.approx(3 + 1.96 / 20, abs=0.01)
