@@ -16,6 +16,8 @@ from rlhf_cli.report.run_dir import CHECKS, CONFIG, EVENTS, METRICS, PAIRS, PLAN
 from rlhf_cli.report.status import read_status
 
 Record = dict[str, Any]
+_ENDS = 0.1  # share of the steps whose rollouts are compared, first against last
+_MOST_ROLLOUTS = 200
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class RunRecords:
     plan: list[str]
     metrics: list[Record]
     samples: list[Record]
-    rollouts: list[Record]
+    rollouts: tuple[list[Record], list[Record]]  # of the first steps, and of the last ones
     pairs: list[Record]
     events: list[Record]
     unreadable: dict[str, int] = field(default_factory=dict)  # file -> lines that are no records
@@ -100,7 +102,7 @@ def read_run(folder: Path) -> RunRecords:
         plan=_document(folder / PLAN).get("lines", []),
         metrics=lines(METRICS, "step"),
         samples=lines(SAMPLES, "stage", "mode", "prompt", "response", "score"),
-        rollouts=lines(ROLLOUTS, "step", "scores", "kl", "lengths"),
+        rollouts=_ends(folder / ROLLOUTS),
         pairs=lines(PAIRS, "prompt", "chosen", "rejected", "log_odds"),
         events=lines(EVENTS, "step", "kind", "text"),
         unreadable=unreadable,
@@ -124,6 +126,28 @@ def _records(file: Path, wanted: tuple[str, ...]) -> tuple[list[Record], int]:
             else:
                 num_bad += 1
     return records, num_bad
+
+
+def _ends(file: Path) -> tuple[list[Record], list[Record]]:
+    """Read the rollouts of the first and of the last steps; the file may be large, and the rest is not asked for."""
+    if not file.is_file():
+        return [], []
+    with file.open("rb") as opened:
+        count = sum(line.endswith(b"\n") for line in opened)
+    wanted = min(round(_ENDS * count) or 1, count // 2, _MOST_ROLLOUTS)
+    with file.open("rb") as opened:
+        places = [(place, line) for place, line in enumerate(opened) if not wanted <= place < count - wanted]
+    first = [_rollout(line) for place, line in places if place < wanted]
+    last = [_rollout(line) for place, line in places if count - wanted <= place < count]
+    return [one for one in first if one is not None], [one for one in last if one is not None]
+
+
+def _rollout(line: bytes) -> Record | None:
+    try:
+        record: Record = json.loads(line)
+        return record if {"step", "scores", "kl", "lengths"} <= record.keys() else None
+    except (ValueError, RecursionError, AttributeError):
+        return None
 
 
 def _document(file: Path) -> Record:

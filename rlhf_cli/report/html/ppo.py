@@ -23,7 +23,6 @@ from rlhf_cli.report.leash import gold_passed_its_top, over_optimised
 from rlhf_cli.report.records import Record, RunRecords
 
 _MOST_ANSWERS = 400  # on a page; all are in samples.jsonl
-_ENDS = 0.1  # share of the steps whose scores are compared, first against last
 _MODES = ("greedy", "sampled")
 
 
@@ -127,9 +126,8 @@ def _verdict(run: RunRecords, steps: Sequence[Record], place: int | None) -> tup
 
 
 def _distributions(run: RunRecords) -> Iterator[Block]:
-    if len(run.rollouts) > 1:
-        count = max(1, round(_ENDS * len(run.rollouts)))
-        first, last = run.rollouts[:count], run.rollouts[-count:]
+    first, last = run.rollouts
+    if first and last:
         names = [_span(ends[0]["step"], ends[-1]["step"]) for ends in (first, last)]
         yield _histogram("Responses in training", "score", [_all(ends, "scores") for ends in (first, last)], names)
         yield _histogram("Their KL", "nats a response", [_all(ends, "kl") for ends in (first, last)], names)

@@ -11,9 +11,23 @@ def test_a_whole_run(tmp_path):
     run = read_run(ppo_run(tmp_path / "a", 20, every=5))
     assert (run.name, run.is_ppo, len(run.steps), len(run.evaluations)) == ("a", True, 20, 4)
     assert [one["step"] for one in run.evaluations] == [5, 10, 15, 20]
-    assert (len(run.rollouts), len(run.events), len(run.checks)) == (20, 1, 1)
+    assert [[one["step"] for one in ends] for ends in run.rollouts] == [[1, 2], [19, 20]]
+    assert (len(run.events), len(run.checks)) == (1, 1)
     assert run.unreadable == {}
     assert not read_run(reward_run(tmp_path / "rm")).is_ppo
+
+
+def test_rollouts_of_the_ends_alone_are_read(tmp_path):
+    """Of 5,000 steps the first and the last 200; one step has no two ends; torn lines are no rollouts."""
+    long = read_run(ppo_run(tmp_path / "long", 5000)).rollouts
+    assert [(len(ends), ends[0]["step"], ends[-1]["step"]) for ends in long] == [(200, 1, 200), (200, 4801, 5000)]
+    assert read_run(ppo_run(tmp_path / "one", 1)).rollouts == ([], [])
+    folder = ppo_run(tmp_path / "torn", 3)
+    with (folder / "rollouts.jsonl").open("a") as file:
+        file.write('{"step": 4, "sco')
+    assert [[one["step"] for one in ends] for ends in read_run(folder).rollouts] == [[1], [3]]
+    (folder / "rollouts.jsonl").unlink()
+    assert read_run(folder).rollouts == ([], [])
 
 
 def test_figures_of_one_step_are_one_evaluation(tmp_path):
