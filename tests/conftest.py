@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -98,5 +99,28 @@ def run_rlhf(tmp_path: Path) -> Run:
             timeout=timeout,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_all(tmp_path: Path) -> Callable[..., None]:
+    """Run several command lines one after the other in one child process, which imports the libraries once."""
+    code = (
+        "import json, sys\nfrom rlhf_cli.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n    code = main(words)\n    if code: sys.exit(code)"
+    )
+
+    def run(*lines: list[str]) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(lines)],
+            cwd=tmp_path,
+            env=child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
     return run

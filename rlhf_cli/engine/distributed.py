@@ -12,13 +12,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from rlhf_cli.config.errors import InputError, RunError
+from rlhf_cli.engine.lean import deepspeed, get_accelerator
 from rlhf_cli.engine.ports import free_port
 from rlhf_cli.report.text import one_line
 

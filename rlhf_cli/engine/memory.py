@@ -6,7 +6,7 @@ import re
 import resource
 from pathlib import Path
 
-from deepspeed.accelerator import get_accelerator
+from rlhf_cli.engine.lean import get_accelerator
 
 _GIB_IN_KIB = 2**20
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

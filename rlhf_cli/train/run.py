@@ -149,7 +149,7 @@ class Start:
 
     def track(self, config: TrainRMConfig | TrainPPOConfig, first_step: int) -> None:
         """Log to the trackers too from here on."""
-        options = OmegaConf.to_container(OmegaConf.create(self.text), resolve=True)
+        options = OmegaConf.to_container(OmegaConf.create(self.text))  # ${oc.env:...} stays: it may name a secret
         assert isinstance(options, dict)
         self.report.track(config.run.name, {str(key): value for key, value in options.items()}, first_step)
 
@@ -213,10 +213,10 @@ class Start:
         return state
 
     def logged(self, step: int) -> dict[str, float]:
-        """Return what an earlier start of the run has evaluated at a step; {} where it has not."""
+        """Return what an earlier start of the run has evaluated at a step, without its clock; {} where it has not."""
         records = [] if self.report.run_dir is None else self.report.run_dir.read_lines("metrics.jsonl")
         found = next((record for record in records if record.pop("step") == step), {})
-        return distributed.broadcast(found)
+        return distributed.broadcast({name: value for name, value in found.items() if not name.startswith("time/")})
 
     def finish(self, num_steps: int, summary: dict[str, Any]) -> None:
         """Write down that the run has come to its end, and with what."""

@@ -15,13 +15,15 @@ PPO_SHAPES = {
     "one-pass": ["ppo.micro_batch_size=4", "rollout.micro_batch_size=8"],
     "row-by-row": ["ppo.micro_batch_size=1", "rollout.micro_batch_size=1"],
     "two-ranks": ["launch.num_gpus=2", "ppo.micro_batch_size=2", "rollout.micro_batch_size=3"],
-    "two-ranks-row-by-row": ["launch.num_gpus=2", "ppo.micro_batch_size=1"],
     "token-budget": ["ppo.micro_batch_tokens=150", "rollout.micro_batch_tokens=300"],
     "texts-whole": ["model.packing=false", "reward_model.packing=false", "ppo.micro_batch_size=2"],
-    "two-ranks-texts-whole": ["launch.num_gpus=2", "model.packing=false", "reward_model.packing=false"],
+    "two-ranks-texts-whole": [
+        *("launch.num_gpus=2", "model.packing=false", "reward_model.packing=false", "ppo.micro_batch_size=1"),
+    ],
     "two-ranks-token-budget": ["launch.num_gpus=2", "ppo.micro_batch_tokens=150", "rollout.gather=false"],
-    "two-ranks-by-layers": ["launch.num_gpus=2", "ppo.micro_batch_size=1", "ppo.gather=false"],
-    "two-ranks-frozen-offloaded": ["launch.num_gpus=2", "ppo.offload_frozen=true"],
+    "two-ranks-by-layers": [
+        *("launch.num_gpus=2", "ppo.micro_batch_size=1", "ppo.gather=false", "ppo.offload_frozen=true"),
+    ],
     "frozen-offloaded": ["ppo.offload_frozen=true"],
 }
 # a whole step in one pass of each rank, which may then go on from scoring's pass; and the same passes made again
@@ -78,38 +80,42 @@ def write_rows(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_ppo_is_the_same_however_its_batch_is_split(run_rlhf, tmp_path):
+def run_shapes(run_rlhf, run_all, words, shapes):
+    """Run a command in every shape: those of one rank in one process, those of two each as a user would start them."""
+    lines = {name: [*words, *shape, f"run.name={name}"] for name, shape in shapes.items()}
+    together = [name for name, shape in shapes.items() if "launch.num_gpus=2" in shape]
+    run_all(*(lines[name] for name in lines if name not in together))
+    for name in together:
+        done = run_rlhf(*lines[name], timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_ppo_is_the_same_however_its_batch_is_split(run_rlhf, run_all, tmp_path):
     """Two steps of two epochs with two minibatches; sampling included. Responses end early to be of uneven lengths."""
     (tmp_path / "text.txt").write_text("Some text that the policy should not forget. " * 20)
-    for name, shape in PPO_SHAPES.items():
-        words = [*PPO_OBJECTIVE, "eval.num_prompts=0", *QUIET, *shape, f"run.name={name}"]
-        done = run_rlhf("train-ppo", "conf=tiny", *words, timeout=120)
-        assert done.returncode == 0, done.stderr
+    words = ["train-ppo", "conf=tiny", *PPO_OBJECTIVE, "eval.num_prompts=0", *QUIET]
+    run_shapes(run_rlhf, run_all, words, PPO_SHAPES)
     outputs = tmp_path / "outputs"
     for name in PPO_SHAPES.keys() - {"one-pass"}:
         assert_same_series(outputs / "one-pass", outputs / name)
     assert metrics(outputs / "one-pass")[1]["loss/kl"] > 0
 
 
-def test_ppo_is_the_same_when_scorings_pass_is_the_updates_first(run_rlhf, tmp_path):
+def test_ppo_is_the_same_when_scorings_pass_is_the_updates_first(run_rlhf, run_all, tmp_path):
     """Two steps of two epochs on one minibatch, of which the first pass is kept or made again."""
-    for name, shape in ONE_PASS_SHAPES.items():
-        words = ["ppo.num_steps=2", *ONE_PASS, "eval.num_prompts=0", *QUIET, *shape, f"run.name={name}"]
-        done = run_rlhf("train-ppo", "conf=tiny", *words, timeout=120)
-        assert done.returncode == 0, done.stderr
+    words = ["train-ppo", "conf=tiny", "ppo.num_steps=2", *ONE_PASS, "eval.num_prompts=0", *QUIET]
+    run_shapes(run_rlhf, run_all, words, ONE_PASS_SHAPES)
     for name in ONE_PASS_SHAPES.keys() - {"kept"}:
         assert_same_series(tmp_path / "outputs/kept", tmp_path / "outputs" / name)
 
 
 @pytest.mark.parametrize("objective", RM_OBJECTIVES)
-def test_the_reward_model_is_the_same_however_its_batch_is_split(objective, run_rlhf, tmp_path):
+def test_the_reward_model_is_the_same_however_its_batch_is_split(objective, run_rlhf, run_all, tmp_path):
     """Three updates and the evaluations around them; answers of uneven lengths."""
     write_rows(tmp_path)
     shapes, options = RM_OBJECTIVES[objective]
-    for name in shapes:
-        words = ["train.num_steps=3", "data.eval=null", *options, *QUIET, *RM_SHAPES[name], f"run.name={name}"]
-        done = run_rlhf("train-rm", "conf=tiny", *words, timeout=120)
-        assert done.returncode == 0, done.stderr
+    words = ["train-rm", "conf=tiny", "train.num_steps=3", "data.eval=null", *options, *QUIET]
+    run_shapes(run_rlhf, run_all, words, {name: RM_SHAPES[name] for name in shapes})
     for name in shapes[1:]:
         # the last evaluation is of the normalised head: scores are divided by their deviation, and so is rounding
         assert_same_series(tmp_path / "outputs/one-pass", tmp_path / "outputs" / name, rtol=5e-5)

@@ -16,6 +16,8 @@ import pytest
 from rlhf_cli.engine.manifest import read_manifest, steps
 from tests.e2e.processes import TINY, Started, assert_equal_runs, status
 from tests.e2e.series import metrics
+from tests.e2e.test_faults import ends_for_want_of_finite_figures
+from tests.e2e.test_train import runs_on
 
 TWO = "launch.num_gpus=2"
 LONG = [*TINY, "ppo.num_steps=12"]
@@ -201,3 +203,24 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert started.end() == 130, started.text
     assert time.monotonic() - begun < 5
     assert started.text.endswith("rlhf: error: ended at once by a second SIGINT, nothing more was saved\n")
+
+
+def test_a_rank_that_is_stopped_is_a_hang(tmp_path):
+    """The other one waits launch.timeout_s, and no longer: exit code 8."""
+    started = Started(tmp_path, *TINY, TWO, "run.name=a", "launch.timeout_s=15", "ppo.num_steps=500")
+    started.wait_for("\nstep 3/")
+    os.kill(started.rank(0), signal.SIGSTOP)
+    assert started.end() == 8, started.text
+    assert "rank 0 silent for " in started.text
+    assert started.text.count("rlhf: error: no progress for 15 s (launch.timeout_s): rank 0 ") == 1
+    assert status(tmp_path / "outputs/a")["exit_code"] == 8
+
+
+def test_a_loss_that_is_not_finite_for_long_ends_the_run(tmp_path):
+    """In step 3, whose four updates are enough."""
+    ends_for_want_of_finite_figures(tmp_path, "nan-loss", last=2)
+
+
+@pytest.mark.parametrize("architecture", ["tiny_gpt2", "tiny_qwen2"])
+def test_architectures(architecture, run_rlhf, tmp_path):
+    runs_on(run_rlhf, tmp_path, architecture)
