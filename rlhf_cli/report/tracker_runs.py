@@ -36,7 +36,9 @@ class Start:
 
 
 class TensorBoard:
-    """Event files in RUN_DIR/tensorboard."""
+    """Event files in RUN_DIR/tensorboard. What they have of the step that a run goes on from stays there."""
+
+    id = "tensorboard"
 
     def __init__(self, start: Start) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -145,9 +147,12 @@ class MLflow:
 class Trackio:
     """A run in Trackio's folder of this machine, TRACKIO_DIR, or where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL says.
 
-    It is resumed by its name, and then it is the newest one of that name. Trackio sends from a thread of its own and
-    makes warnings of its failures, once each; we do not hear of them.
+    It is resumed by its name, and then it is the newest one of that name. Trackio writes from a thread of its own and
+    makes a warning of what it has lost, which we raise at the next record or at the end. A server that does not answer
+    is no such loss: Trackio keeps the records on this machine, says so, and sends them another time.
     """
+
+    _LOSSES = frozenset({"local-sender-loop", "write-logs-to-sqlite", "write-logs-fragment", "persist-logs-locally"})
 
     def __init__(self, start: Start) -> None:
         with no_hub():
@@ -168,12 +173,27 @@ class Trackio:
             raise RuntimeError(
                 f"the newest run {start.name} of its project {start.project} is not the one that goes on"
             )
+        self._lost: str | None = None
+        self._warn = self._run._warn_once
+        self._run._warn_once = self._hear  # 0.43 has no other way to hear of it
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+        self._raise_loss()
 
     def finish(self, failed: bool) -> None:
         self._run.finish()
+        self._raise_loss()
+
+    def _hear(self, key: str, message: str) -> None:
+        if key in self._LOSSES:
+            self._lost = self._lost or message
+        else:
+            self._warn(key, message)
+
+    def _raise_loss(self) -> None:
+        if self._lost is not None:
+            raise RuntimeError(self._lost)
 
 
 @contextmanager

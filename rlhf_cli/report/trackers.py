@@ -167,9 +167,11 @@ class _Once:
     What W&B or Trackio had taken but not yet written when the process was killed, seconds at most, is missing there.
     """
 
-    def __init__(self, run: RunWithId, tracker: Tracker, notes: _Notes) -> None:
+    def __init__(self, run: RunWithId, tracker: Tracker, notes: _Notes, kept: float = math.inf) -> None:
+        """kept: the last step of an earlier start that the tracker does not forget."""
         self._run, self._tracker, self._notes = run, tracker, notes
-        self._last = notes.last_steps(tracker) if notes.run_id(tracker) == run.id else {}
+        last = notes.last_steps(tracker) if notes.run_id(tracker) == run.id else {}
+        self._last = {name: int(min(step, kept)) for name, step in last.items()}
         notes.write(tracker, run.id, self._last)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -186,7 +188,7 @@ class _Once:
 def _open(tracker: Tracker, start: Start, notes: _Notes) -> TrackerRun:
     match tracker:
         case Tracker.tensorboard:
-            return TensorBoard(start)
+            return _Once(TensorBoard(start), tracker, notes, kept=start.first_step)
         case Tracker.wandb:
             return _Once(Wandb(start), tracker, notes)
         case Tracker.mlflow:

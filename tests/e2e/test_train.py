@@ -163,6 +163,7 @@ def check_run_folder(folder: Path) -> None:
         "plan.json",
         "report.html",
         "tensorboard",
+        "trackers.json",
         "checkpoints",
         "final",
     }

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -129,6 +130,26 @@ def test_a_resumed_run_purges_in_tensorboard_what_it_does_again(start):
     found = events(start("tensorboard", 2, 6))
     assert scalars(found, "score") == PURGED
     assert scalars(found, "eval/accuracy") == [(6, 0.25)]
+
+
+@pytest.mark.parametrize("last_step", [0, 2])
+def test_tensorboard_has_an_evaluation_once_that_is_done_again_at_the_step_a_run_goes_on_from(
+    tmp_path, said, last_step
+):
+    """Steps before it are not purged, and an evaluation may come after the checkpoint: after training, at its end."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    for first_step in (0, last_step):
+        tracked = Tracked(ReportConfig(), "a", tmp_path, OPTIONS, first_step, said.append)
+        for step in range(first_step + 1, last_step + 1):
+            tracked.log(step, {"score": float(step)})
+        tracked.log(last_step, {"eval/score": 0.5})
+        tracked.log(last_step + 1, {"eval/score": 0.75})
+        tracked.finish(False)
+    assert said == []
+    found = events(tmp_path)
+    assert scalars(found, "eval/score") == [(last_step, 0.5), (last_step + 1, 0.75)]
+    if last_step:
+        assert scalars(found, "score") == [(1, 1.0), (2, 2.0)]
 
 
 def wandb_records(file):
@@ -304,6 +325,37 @@ def test_trackio_does_not_go_on_with_another_run_of_its_name(start, trackio, sai
         "tracker trackio is off, the run goes on without it: RuntimeError: the newest run "
         f"run of {folder.parent.name} of its project {PROJECT} is not the one that goes on"
     ]
+
+
+@pytest.fixture
+def lost(tmp_path, said, trackio):
+    """A run whose database is a folder, when Trackio's thread comes to write to it."""
+    project = f"lost by {tmp_path.name}"
+    database = trackio.SQLiteStorage.get_project_db_path(project)
+    tracked = Tracked(ReportConfig(trackers=[Tracker.trackio], project=project), "a", tmp_path, {}, 0, said.append)
+    database.unlink(missing_ok=True)
+    database.mkdir(parents=True)
+    return tracked
+
+
+LOST = "tracker trackio is off, the run goes on without it: RuntimeError: trackio failed to flush metric logs"
+
+
+def test_trackio_that_loses_metrics_is_told_of_once(lost, said):
+    deadline = time.monotonic() + 20
+    while not said and time.monotonic() < deadline:
+        lost.log(1, {f"score/{time.monotonic_ns()}": 1.0})  # new to it every time
+        time.sleep(0.05)
+    lost.finish(False)
+    (message,) = said
+    assert message.startswith(LOST)
+
+
+def test_trackio_that_loses_the_last_metrics_is_told_of_at_the_end(lost, said):
+    lost.log(1, {"score": 1.0})
+    lost.finish(False)
+    (message,) = said
+    assert message.startswith(LOST)
 
 
 def test_a_new_run_of_an_old_name_is_another_run(start, trackio, tmp_path):
