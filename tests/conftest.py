@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="rlhf-test-cache-")
     config.add_cleanup(folder.cleanup)
     os.environ["XDG_CACHE_HOME"] = folder.name
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # children inherit what nohup has ignored
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
