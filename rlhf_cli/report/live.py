@@ -140,9 +140,12 @@ class _CursorOnTop(Live):
             frame += [*line, _code("\x1b[K"), Segment.line()]
         back = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""  # 0 rows up would be 1
         frame[-1:] = [_code(f"\x1b[J\x1b[?7h\r{back}" if self.is_started else "\n\x1b[J\x1b[?7h")]
+        # The last view goes on cleared rows too: tmux remembers which rows a narrower window had wrapped until they are
+        # cleared as a whole, and would join those when the window becomes wider again.
         # Not `\x1b[J` in the first column: tmux (3.3 on) takes it for a clear where that is the screen's corner, and
         # keeps the view among what has scrolled away.
-        return [Segments([_code("\r\x1b[K\x1b[C\x1b[J\r" if is_print else "\r")]), *renderables, Segments(frame)]
+        clear = "\r\x1b[K\x1b[C\x1b[J\r" if is_print or not self.is_started else "\r"
+        return [Segments([_code(clear)]), *renderables, Segments(frame)]
 
     def refresh(self) -> None:
         """Draw the view; where the terminal has gone away, never again, and the run goes on without."""

@@ -217,6 +217,20 @@ def test_a_warning_is_shown_with_its_step_and_the_number_of_them():
     assert expected in shown(view, console)
 
 
+def test_markup_is_shown_as_it_is():
+    console = screen(100, 40)
+    text = "[red]a[/red] [link=x] [/bold]"  # the last would be an error
+    view = LiveView(console, text, 9, 0, ROWS)
+    view.sample(f"P {text}", f"A {text}", 0.0)
+    view.evaluated(1, {f"eval/{text}": 1.0})
+    view.warned(text)
+    lines = shown(view, console)
+    assert lines[1].startswith(f"{text}  ─")
+    assert f"1 warning, newest after step 0: {text}" in lines[3]
+    assert f"evaluation at step 1  {text} 1" in lines
+    assert lines[-2:] == [f"prompt  P {text}", f"answer  A {text}"]
+
+
 def test_a_long_text_ends_in_an_ellipsis_after_three_lines():
     console = screen(48, 40)
     view = LiveView(console, "a", 9, 0, ROWS)

@@ -9,9 +9,13 @@ import struct
 import subprocess
 import sys
 import termios
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from rlhf_cli.report.live import LiveView
 
 pyte = pytest.importorskip("pyte")
 
@@ -47,16 +51,24 @@ class Terminal(pyte.Screen):
     def __init__(self, reflows):
         self.gone = []  # what has scrolled away
         self.reflows = reflows
+        self.joined = set()  # rows that were one with the next, and will be where there is room again
         super().__init__(100, 24)
 
     def index(self):
         if self.cursor.y == self.lines - 1:
             self.gone.append(self.display[0].rstrip())
+            self.joined = {y - 1 for y in self.joined if y}
         super().index()
+
+    def erase_in_line(self, how=0, *args, **kwargs):
+        if how == 2 or (how, self.cursor.x) == (0, 0):  # as tmux does: a row that is cleared in part stays joined
+            self.joined.discard(self.cursor.y)
+        super().erase_in_line(how, *args, **kwargs)
 
     def erase_in_display(self, how=0, *args, **kwargs):
         if (how, self.cursor.x, self.cursor.y) == (0, 0, 0):  # as tmux does
             self.gone += [row.rstrip() for row in self.display]
+        self.joined -= set(range(self.cursor.y + 1 if how == 0 else 0, self.lines))
         super().erase_in_display(how, *args, **kwargs)
 
     def become(self, columns, lines):
@@ -73,6 +85,8 @@ class Terminal(pyte.Screen):
         for y, row in enumerate((above + below)[away:]):
             self.cursor_position(y + 1, 1)
             self.draw(row[:columns])
+            if self.reflows and len(row) == columns:  # nothing but what has been wrapped is as wide
+                self.joined.add(y)
         self.cursor_position(max(len(above) - away, 0) + 1, 1)
 
 
@@ -125,3 +139,22 @@ def test_lines_go_above_the_one_view_on_a_terminal_that_is_resized(reflows):
     assert [row.split()[0] for row in below[1:5]] == ["score", "kl", "guards", "newest"]
     assert below[-1] == "after"
     assert below.count("after") == 1
+
+
+def test_rows_that_a_narrow_window_had_wrapped_are_not_joined_after_the_end():
+    file, terminal = StringIO(), Terminal(reflows=True)
+    stream = pyte.Stream(terminal)
+    console = Console(file=file, width=100, height=24, force_terminal=True)
+    with LiveView(console, "a run", 2, 0, ("score", "kl")) as view:
+        view.step(1, {"score": 1.0, "kl": 1.0})
+        view.sample("a prompt " * 9, "an answer " * 9, 1.0)
+        console.print("line 1")
+        wide = file.getvalue()
+        stream.feed(wide)
+        terminal.become(45, 24)
+        assert terminal.joined
+        console.width = 45
+        view.step(2, {"score": 2.0, "kl": 2.0})
+    stream.feed(file.getvalue().removeprefix(wide))
+    assert any("2/2" in row for row in terminal.display)
+    assert not terminal.joined
