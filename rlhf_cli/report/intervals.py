@@ -24,7 +24,7 @@ def bootstrap_mean(values: list[float], level: float = 0.95, num_resamples: int 
     return Interval(float(array.mean()), float(low), float(high))
 
 
-def wilson(successes: float, count: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, count: float, level: float = 0.95) -> Interval:
     """Return a share with its score interval (Wilson 1927); ties that count a half make it wider than it need be."""
     share, z = successes / count, NormalDist().inv_cdf((1 + level) / 2)
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)

@@ -1,4 +1,7 @@
-"""How good a reward model's held-out pairs say it is: accuracy, calibration, and where it fails."""
+"""How good a reward model's held-out pairs say it is: accuracy, calibration, and where it fails.
+
+A pair counts with its weight: the pairs of a ranking count 1 together, as in training and in eval/accuracy.
+"""
 
 from __future__ import annotations
 
@@ -49,32 +52,29 @@ class Group:
 
 def accuracy(pairs: Sequence[Record]) -> Interval:
     """Return the share of pairs with the higher score for the chosen answer, ties half."""
-    return wilson(float(_correct(pairs).sum()), len(pairs))
+    return _share(_correct(pairs), _weights(pairs))
 
 
 def longer_wins(pairs: Sequence[Record]) -> Interval:
     """Return the accuracy of "the answer with more tokens wins" on the same pairs."""
     gaps = _gaps(pairs)
-    return wilson(float((gaps > 0).sum() + 0.5 * (gaps == 0).sum()), len(pairs))
+    return _share((gaps > 0) + 0.5 * (gaps == 0), _weights(pairs))
 
 
 def calibration(pairs: Sequence[Record]) -> Calibration:
     """Compare confidence with accuracy, in ten bins of equal width over [0.5, 1]."""
     log_odds = np.array([pair["log_odds"] for pair in pairs])
     probability = np.exp(-np.logaddexp(0, -log_odds))
-    confidence, correct = np.maximum(probability, 1 - probability), _correct(pairs)
+    confidence, correct, weights = np.maximum(probability, 1 - probability), _correct(pairs), _weights(pairs)
     places = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
-    bins = [
-        Bin(
-            float(confidence[places == place].mean()),
-            wilson(float(correct[places == place].sum()), int(number)),
-            int(number),
-        )
-        for place, number in enumerate(np.bincount(places, minlength=_BINS))
-        if number
-    ]
-    ece = sum(one.num_pairs * abs(one.accuracy.mean - one.confidence) for one in bins) / len(pairs)
-    return Calibration(bins, ece, float(((1 - probability) ** 2).mean()))
+    bins, ece = [], 0.0
+    for inside in (places == place for place in range(_BINS)):
+        if inside.any():
+            mean = float(np.average(confidence[inside], weights=weights[inside]))
+            bins.append(Bin(mean, _share(correct[inside], weights[inside]), int(inside.sum())))
+            ece += float(weights[inside].sum()) * abs(bins[-1].accuracy.mean - mean)
+    brier = float(np.average((1 - probability) ** 2, weights=weights))
+    return Calibration(bins, ece / float(weights.sum()), brier)
 
 
 def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
@@ -113,6 +113,14 @@ def probability(pair: Record) -> float:
 
 def _group(name: str, pairs: Sequence[Record]) -> list[Group]:
     return [Group(name, accuracy(pairs), len(pairs))] if pairs else []
+
+
+def _share(correct: NDArray[np.float64], weights: NDArray[np.float64]) -> Interval:
+    return wilson(float((weights * correct).sum()), float(weights.sum()))
+
+
+def _weights(pairs: Sequence[Record]) -> NDArray[np.float64]:
+    return np.array([pair.get("weight", 1.0) for pair in pairs], dtype=np.float64)
 
 
 def _correct(pairs: Sequence[Record]) -> NDArray[np.float64]:

@@ -27,6 +27,17 @@ def test_accuracy_counts_ties_half_and_the_baseline_counts_tokens():
     assert longer_wins(pairs[1:2]).mean == 0.0
 
 
+def test_the_pairs_of_a_ranking_count_one_together():
+    """A pair that is wrong beside a ranking of three that is right: a half, and of two, not of four."""
+    pairs = [pair(0.0, 1.0, gap=-1), *[pair(1.0, 0.0, gap=1, weight=1 / 3)] * 3]
+    assert accuracy(pairs).mean == pytest.approx(0.5)
+    assert accuracy(pairs).low == pytest.approx(accuracy([pairs[0], pair(1.0, 0.0)]).low)
+    assert longer_wins(pairs).mean == pytest.approx(0.5)
+    found = calibration(pairs)  # all in one bin, at sigmoid(1) = 0.731
+    assert (found.ece, found.bins[0].num_pairs) == (pytest.approx(0.2311, abs=1e-4), 4)
+    assert found.brier == pytest.approx((0.7311**2 + 0.2689**2) / 2, abs=1e-4)
+
+
 def test_calibration_by_hand():
     """Ten pairs at 0.9, nine of them right: no error. Ten at 0.7, five right: off by 0.2. Brier by hand.
 
