@@ -101,7 +101,7 @@ class TrainPPOConfig:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
         self.reward_model.check("reward_model")
-        if self.has_gold:
+        if self.has_gold or self.gold_reward_model != ModelConfig():
             self.gold_reward_model.check("gold_reward_model")
         self.optim.check("optim")
         self.value_optim.check("value_optim")

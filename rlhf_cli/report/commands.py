@@ -79,6 +79,8 @@ def _words(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
 
 
 def _require_writable(target: Path) -> None:
+    if target.suffix.lower() not in (".html", ".htm"):  # most likely another file of the run
+        raise InputError(f"{target}: wanted a file that ends in .html")
     if target.is_dir():
         raise InputError(f"{target} is a folder; wanted a file")
     if not target.parent.is_dir():

@@ -6,6 +6,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+_AT_A_TIME = 2**22  # numbers drawn, which bounds the memory
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -17,8 +19,11 @@ class Interval:
 def bootstrap_mean(values: list[float], level: float = 0.95, num_resamples: int = 10_000) -> Interval:
     """Return the mean with its percentile bootstrap interval (Efron 1979); resampling is seeded."""
     array = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(0).integers(0, len(array), size=(num_resamples, len(array)))
-    means = array[drawn].mean(axis=1)
+    draw, means = np.random.default_rng(0), np.empty(num_resamples)
+    rows = max(1, _AT_A_TIME // len(array))
+    for start in range(0, num_resamples, rows):
+        part = means[start : start + rows]
+        part[:] = array[draw.integers(0, len(array), size=(len(part), len(array)))].mean(axis=1)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return Interval(float(array.mean()), float(low), float(high))

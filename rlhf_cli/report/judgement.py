@@ -16,7 +16,7 @@ from rlhf_cli.report.intervals import Interval, wilson
 from rlhf_cli.report.records import Record
 
 _BINS = 10
-_MOST_GROUPS = 8
+_MOST_GROUPS = 12  # categories that are shown one by one
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def accuracy(pairs: Sequence[Record]) -> Interval:
 
 
 def longer_wins(pairs: Sequence[Record]) -> Interval:
-    """Return the accuracy of "the answer with more tokens wins" on the same pairs."""
-    gaps = _gaps(pairs)
+    """Return the accuracy of "the longer text wins" on the same pairs, as eval/longer_wins_accuracy counts it."""
+    gaps = np.array([len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs])
     return _share((gaps > 0) + 0.5 * (gaps == 0), _weights(pairs))
 
 
@@ -77,6 +77,13 @@ def calibration(pairs: Sequence[Record]) -> Calibration:
     return Calibration(bins, ece / float(weights.sum()), brier)
 
 
+def loss_and_margin(pairs: Sequence[Record]) -> tuple[float, float]:
+    """Return the mean of -log sigmoid(log odds), nats, and of the log odds: both by the head that was trained."""
+    log_odds, weights = np.array([pair["log_odds"] for pair in pairs]), _weights(pairs)
+    loss = np.average(np.logaddexp(0, -log_odds), weights=weights)
+    return float(loss), float(np.average(log_odds, weights=weights))
+
+
 def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
     """Return the accuracy by how much longer the chosen answer is, in tokens; groups of like size."""
     gaps = _gaps(pairs)
@@ -93,12 +100,15 @@ def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
 
 
 def by_category(pairs: Sequence[Record]) -> list[Group]:
-    """Return the accuracy of each category, the largest first; [] where rows have none."""
-    names = {str(pair["category"]) for pair in pairs if pair.get("category") is not None}
-    groups = [
-        group for name in sorted(names) for group in _group(name, [p for p in pairs if p.get("category") == name])
-    ]
-    return sorted(groups, key=lambda group: -group.num_pairs)
+    """Return the accuracy of the largest categories, and of all others together; [] where rows have none."""
+    by_name: dict[str, list[Record]] = {}
+    for pair in pairs:
+        if pair.get("category") is not None:
+            by_name.setdefault(str(pair["category"]), []).append(pair)
+    largest = sorted(by_name, key=lambda name: (-len(by_name[name]), name))
+    groups = [Group(name, accuracy(by_name[name]), len(by_name[name])) for name in largest[:_MOST_GROUPS]]
+    rest = [pair for name in largest[_MOST_GROUPS:] for pair in by_name[name]]
+    return [*groups, *_group("all others", rest)]
 
 
 def most_wrong(pairs: Sequence[Record], count: int) -> list[Record]:

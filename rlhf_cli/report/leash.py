@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _SMOOTHED = 0.1  # share of the steps that a running mean covers
 _ENOUGH_STEPS = 10
-_SURE = 2.0  # standard errors that a fall must be worth
+_SURE = 3.0  # standard errors that a fall must be worth: the highest of many means is high by chance too
 
 
 def over_optimised(scores: Sequence[float], kls: Sequence[float], kl_coefs: Sequence[float]) -> int | None:
@@ -22,7 +22,7 @@ def over_optimised(scores: Sequence[float], kls: Sequence[float], kl_coefs: Sequ
 
     scores, kls (nats a response), kl_coefs: one a step. The last coefficient is beta, also for earlier steps: it is
     what the run pays at its end. All series are smoothed by a running mean first; a fall counts where it is larger than
-    two standard errors of the smoothed objective.
+    three standard errors of the difference of both means.
     """
     if len(scores) < _ENOUGH_STEPS:
         return None
@@ -31,7 +31,9 @@ def over_optimised(scores: Sequence[float], kls: Sequence[float], kl_coefs: Sequ
     objective = np.asarray(scores) - beta * np.asarray(kls)
     score, kl, smooth = (_running_mean(np.asarray(one, dtype=float), width) for one in (scores, kls, objective))
     top = int(smooth.argmax())
-    spread = np.std(objective - smooth) * np.sqrt(2 / width)
+    half = width // 2
+    num_top, num_last = min(len(smooth), top + half + 1) - max(0, top - half), half + 1  # steps of both means
+    spread = np.std(objective - smooth) * np.sqrt(1 / num_top + 1 / num_last)
     falls = smooth[top] - smooth[-1] > _SURE * spread
     if top == len(smooth) - 1 or not falls or score[-1] <= score[top] or kl[-1] <= kl[top]:
         return None

@@ -18,6 +18,8 @@ from rlhf_cli.report.status import read_status
 Record = dict[str, Any]
 _ENDS = 0.1  # share of the steps whose rollouts are compared, first against last
 _MOST_ROLLOUTS = 200
+_HUGE = 1e300
+_OF_A_PAIR = ("score_chosen", "score_rejected", "log_odds", "tokens_chosen", "tokens_rejected")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,13 @@ class RunRecords:
         """The answers of a mode before training, or the newest after or during it (stage: now)."""
         if stage == "before":
             return [one for one in self.samples if one["stage"] == "before" and one["mode"] == mode]
-        later = [one for one in self.samples if one["stage"] != "before" and one["mode"] == mode]
-        last = max((_order(one) for one in later), default=None)
-        return [one for one in later if _order(one) == last]
+        later: dict[tuple[int, bool], list[Record]] = {}
+        for one in self.samples:
+            if one["stage"] != "before" and one["mode"] == mode:
+                later.setdefault(_order(one), []).append(one)
+        asked = len(self.answers("before", mode))
+        whole = [order for order, answers in later.items() if len(answers) == asked]  # none of a kill in the middle
+        return later[max(whole or later)] if later else []
 
 
 def _order(sample: Record) -> tuple[int, bool]:
@@ -86,8 +92,8 @@ def read_run(folder: Path) -> RunRecords:
         raise InputError(f"{folder}: not the folder of a run: it has no {RUN} or no {CONFIG}")
     unreadable: dict[str, int] = {}
 
-    def lines(name: str, *wanted: str) -> list[Record]:
-        records, num_bad = _records(folder / name, wanted)
+    def lines(name: str, *wanted: str, numbers: tuple[str, ...] = ()) -> list[Record]:
+        records, num_bad = _records(folder / name, wanted, numbers)
         if num_bad:
             unreadable[name] = num_bad
         return records
@@ -103,13 +109,13 @@ def read_run(folder: Path) -> RunRecords:
         metrics=lines(METRICS, "step"),
         samples=lines(SAMPLES, "stage", "mode", "prompt", "response", "score"),
         rollouts=_ends(folder / ROLLOUTS),
-        pairs=lines(PAIRS, "prompt", "chosen", "rejected", "log_odds"),
+        pairs=lines(PAIRS, "prompt", "chosen", "rejected", numbers=_OF_A_PAIR),
         events=lines(EVENTS, "step", "kind", "text"),
         unreadable=unreadable,
     )
 
 
-def _records(file: Path, wanted: tuple[str, ...]) -> tuple[list[Record], int]:
+def _records(file: Path, wanted: tuple[str, ...], numbers: tuple[str, ...]) -> tuple[list[Record], int]:
     if not file.is_file():
         return [], 0
     records, num_bad = [], 0
@@ -121,11 +127,17 @@ def _records(file: Path, wanted: tuple[str, ...]) -> tuple[list[Record], int]:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 record = None
-            if isinstance(record, dict) and all(name in record for name in wanted):
+            known = isinstance(record, dict) and all(name in record for name in wanted)
+            if known and all(_is_usual(record.get(name)) for name in numbers):
                 records.append(record)
             else:
                 num_bad += 1
     return records, num_bad
+
+
+def _is_usual(value: Any) -> bool:
+    """Say whether a value is a number to reckon with: differences of huge ones overflow."""
+    return isinstance(value, int | float) and abs(value) < _HUGE
 
 
 def _ends(file: Path) -> tuple[list[Record], list[Record]]:

@@ -260,7 +260,8 @@ class Reporter:
     def progress(self, first_step: int) -> Iterator[None]:
         """Show the live view while the body runs, where standard output is a terminal; plain lines otherwise."""
         console = self.console
-        if self.run_dir is None or not self.config.live or not console.is_terminal or console.is_dumb_terminal:
+        is_terminal = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+        if self.run_dir is None or not self.config.live or not is_terminal:
             yield
             return
         try:

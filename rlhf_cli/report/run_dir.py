@@ -98,6 +98,8 @@ class RunDir:
         except OSError as error:
             raise InputError(f"{self.folder}: cannot create the run folder: {error.strerror}") from error
         self._lock = lock(self.folder)
+        if run.resumes:
+            self._cut_torn_lines()
         record = {
             "command": shlex.join(["rlhf", command, *hide_words(args)]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -111,6 +113,15 @@ class RunDir:
             with disk_errors(self.folder / CONFIG, len(config_yaml)):
                 write_durably(self.folder / CONFIG, config_yaml)
             self.write_json(RUN, record)
+
+    def _cut_torn_lines(self) -> None:
+        """Drop what a full disk or a kill left of a last line: what is appended would stand on the same one."""
+        for file in self.folder.glob("*.jsonl"):
+            content = file.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                with disk_errors(file, whole), file.open("r+b") as opened:
+                    opened.truncate(whole)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one JSON line to a file of the run; NaN and infinity, which JSON lacks, become null."""

@@ -41,11 +41,17 @@ class Boundary:
         self._saved: int | None = None  # step of the newest checkpoint of this process
         self._stop: GuardError | NonFiniteError | None = None
 
+    @property
+    def _best_of(self) -> list[Any]:
+        return [self.config.best_metric, self.config.best_is_lowest]
+
     def resume(self, state: dict[str, Any]) -> dict[str, Any]:
         """Take over what `_save` put beside the trainer's state; return the trainer's."""
         del state["inputs"]  # require_same_inputs has seen them
         self.guards.load_state_dict(state.pop("guards"))
-        best = state.pop("best")
+        best, best_of = state.pop("best"), state.pop("best_of", self._best_of)
+        if best_of != self._best_of:
+            best = None  # a value of another metric is not to be beaten
         self.best = None if self.checkpoints.best_step is None else best  # one that is gone is not to be beaten
         self._saved = state["step"]
         return state
@@ -118,7 +124,7 @@ class Boundary:
         if self._saved == state["step"]:
             return
         best = self._is_best((metrics or {}).get(self.config.best_metric or "", math.nan))
-        own = {"best": self.best, "guards": self.guards.state_dict(), "inputs": self.inputs}
+        own = {"best": self.best, "best_of": self._best_of, "guards": self.guards.state_dict(), "inputs": self.inputs}
         with self.report.time("checkpoint"):
             self.checkpoints.save({**state, **own}, best, drop_oldest)
         self._saved = state["step"]

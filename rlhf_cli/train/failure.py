@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -91,8 +92,17 @@ class Ending:
             write_status(self.folder, state, step, exit_code=code, reason=reason, rank=rank, phase=PROGRESS.phase)
             with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(f"{printable(text)}\n")
-                if self.config.report.html:
-                    log.write(f"{leave_report(self.folder)}\n")
+            if self.config.report.html:
+                _deaf_to_terminations()
+                said = leave_report(self.folder)
+                with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+                    log.write(f"{said}\n")
+
+
+def _deaf_to_terminations() -> None:
+    """A launcher terminates the ranks that are left once one has ended; what is being written is not to be cut off."""
+    with suppress(ValueError):  # a thread of the watchdog's may not say so
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _lost_a_peer(error: BaseException) -> bool:

@@ -101,6 +101,7 @@ class RewardTrainer:
     def fit(self) -> None:
         """Run from `self.step` to the last step."""
         evaluate_every = self.config.train.eval_every_steps
+        names_best = (self.config.checkpoint.best_metric or "").startswith("eval/")
         last = num_steps(self.config, len(self.rows))
         while self.step < last:
             self.boundary.before_step({"step": self.step})
@@ -110,7 +111,7 @@ class RewardTrainer:
             self.step += 1
             self.report.log(self.step, metrics, num_tokens, work)
             self.boundary.look(self.step, metrics)
-            if evaluate_every and self.step % evaluate_every == 0 and self.step < last:
+            if evaluate_every and self.step % evaluate_every == 0 and (self.step < last or names_best):
                 metrics |= self.evaluate()
             self.boundary.after_step({"step": self.step}, metrics)
         self.boundary.after_last_step({"step": self.step})

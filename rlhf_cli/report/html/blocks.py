@@ -14,6 +14,7 @@ from rlhf_cli.report.text import printable
 MOST_POINTS = 5000  # of a line; a longer one is drawn as the means of so many stretches
 _DIGITS = 5
 _STRETCHES, _FEW_STRETCHES = 30, 12  # of a histogram
+_HUGE = 1e300  # whose differences overflow; NaN is not below it either
 _ENOUGH = 200  # values for the finer one
 
 Number = float | int | None
@@ -156,6 +157,7 @@ def thinned(x: Sequence[Any], y: Sequence[Number]) -> tuple[list[Any], list[Numb
 
 def histogram(title: str, groups: Mapping[str, Sequence[float]], unit: str, share: str, hint: str = "") -> Plot:
     """Return the shares of each group's values in stretches of equal width that hold all values."""
+    groups = {name: [value for value in values if _is_usual(value)] for name, values in groups.items()}
     every = [value for values in groups.values() for value in values]
     low, width, count = _stretches(every)
     middles = [low + width * (place + 0.5) for place in range(count)]
@@ -166,6 +168,10 @@ def histogram(title: str, groups: Mapping[str, Sequence[float]], unit: str, shar
             counts[min(int((value - low) / width), count - 1)] += 1
         lines.append(Line(name, middles, [count / max(1, len(values)) for count in counts], kind="bars"))
     return Plot(title, tuple(lines), unit, share, hint)
+
+
+def _is_usual(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _HUGE
 
 
 def _stretches(values: Sequence[float]) -> tuple[float, float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rlhf_cli.report.compare import Comparison
-from rlhf_cli.report.html.blocks import Block, Line, Plot, Section, Table, Words, line_of, sections, short
+from rlhf_cli.report.html.blocks import Block, Line, Plot, Section, Table, Words, line_of, sections
 from rlhf_cli.report.html.charts import PPO, REWARD, SPEED, WIN_RATE, Chart
 from rlhf_cli.report.records import RunRecords
 
@@ -34,7 +34,7 @@ def _differences(found: Comparison) -> Iterator[Block]:
 
 def _figures(found: Comparison) -> Iterator[Block]:
     if found.figures:
-        rows = [(row.name, *(short(value) for value in row.values)) for row in found.figures]
+        rows = [(row.name, *row.values) for row in found.figures]
         yield Table("At the end of each run", ("figure", *found.names), rows)
     if found.paired:
         paired: list[tuple[str | int, ...]] = [

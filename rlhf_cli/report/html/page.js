@@ -63,8 +63,8 @@
     const found = [];
     plot.lines.forEach((line, place) => {
       const colour = colours[place % colours.length];
-      const dash = DASHES[place % DASHES.length];
-      const base = { name: plain(line.name), x: line.x, y: line.y, meta: place, text: (line.text || []).map(plain) };
+      const dash = DASHES[(place + Math.floor(place / colours.length)) % DASHES.length];
+      const base = { name: plain(line.name), x: line.x.map((x) => (typeof x === "string" ? plain(x).slice(0, 60) : x)), y: line.y, meta: place, text: (line.text || []).map(plain) };
       const hover = (line.text ? "%{text}: " : "") + "%{y:.5g}";
       if (line.kind === "bars") {
         found.push({ ...base, type: "bar", marker: { color: colour }, opacity: 0.75, error_y: errors(line, colours[5]), hovertemplate: hover, textposition: "none" });
@@ -99,7 +99,8 @@
       showlegend: plot.lines.length > 1, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, bgcolor: "rgba(0,0,0,0)" },
       hovermode: plot.lines.some((line) => line.colours || line.kind === "path") ? "closest" : "x unified",
       hoverlabel: { bgcolor: colour("--back"), font: { color: colour("--text") } },
-      xaxis: { ...axis, title: { text: plain(plot.x) } },
+      uirevision: log ? "log" : "linear", // a zoom outlives smoothing and themes
+      xaxis: { ...axis, title: { text: plain(plot.x) }, ...(plot.lines.some((line) => typeof line.x[0] === "string") ? { type: "category" } : {}) },
       yaxis: { ...axis, title: { text: plain(plot.y) }, type: log ? "log" : "linear" },
     };
   }
@@ -204,20 +205,18 @@
     return table;
   }
 
-  function watchPlots() {
+  // Do something with each element once it comes into view.
+  function whenSeen(selector, act) {
     const seen = new IntersectionObserver(
       (entries) => {
         entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
           seen.unobserve(entry.target);
-          draw(entry.target);
+          act(entry.target);
         });
       },
       { rootMargin: "300px" },
     );
-    document.querySelectorAll("figure.plot").forEach((figure) => {
-      reads(figure);
-      seen.observe(figure);
-    });
+    document.querySelectorAll(selector).forEach((element) => seen.observe(element));
   }
 
   function value(row, column) {
@@ -272,8 +271,9 @@
     place.replaceChildren(
       ...pieces.map((piece, i) => {
         const span = document.createElement("span");
-        const size = Math.min(Math.abs(kl[i]) / STRONG_NATS, 1);
         span.textContent = piece;
+        if (typeof kl[i] !== "number") return span; // not finite
+        const size = Math.min(Math.abs(kl[i]) / STRONG_NATS, 1);
         span.title = `${kl[i] > 0 ? "+" : ""}${kl[i].toFixed(2)} nats`;
         if (size > 0.02) {
           span.className = `heat${kl[i] < 0 ? " less" : ""}${size === 1 ? " strong" : ""}`;
@@ -317,12 +317,13 @@
       return;
     }
     data = JSON.parse(await unpacked("data"));
-    document.querySelectorAll("[data-pieces]").forEach(heat);
     const script = document.createElement("script");
     script.textContent = await unpacked("plotly");
     document.head.append(script);
     document.querySelectorAll("#plotly, #data").forEach((element) => element.remove());
-    watchPlots();
+    whenSeen("figure.plot", draw);
+    document.querySelectorAll("figure.plot").forEach(reads);
+    whenSeen("[data-pieces]", heat);
     root.dataset.ready = "yes";
   }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from rlhf_cli.report.html import setup
@@ -22,7 +21,7 @@ from rlhf_cli.report.html.charts import PPO, SPEED, WIN_RATE, others, plots
 from rlhf_cli.report.leash import gold_passed_its_top, over_optimised
 from rlhf_cli.report.records import Record, RunRecords
 
-_MOST_ANSWERS = 400  # on a page; all are in samples.jsonl
+_MOST_ANSWERS = 200  # of a mode on a page; all are in samples.jsonl
 _MODES = ("greedy", "sampled")
 
 
@@ -48,6 +47,8 @@ def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
         yield "Score", f"{short(first['score'])} → {short(last['score'])}", "of responses in training"
         yield "KL", f"{short(last['kl'])} nats", "a response, at the last step"
     for mode, figures in run.summary.get("held_out", {}).items():
+        if not _known(figures, "score_before", "score_after", "difference_mean", "difference_low", "difference_high"):
+            continue
         low, high = figures["difference_low"], figures["difference_high"]
         what = f"{short(figures['score_before'])} → {short(figures['score_after'])}; 95 % {low:+.3g} to {high:+.3g}"
         yield f"Held-out score, {mode}", f"{figures['difference_mean']:+.3g}", what
@@ -111,8 +112,8 @@ def _verdict(run: RunRecords, steps: Sequence[Record], place: int | None) -> tup
     if top is not None:
         best = gold[top]
         said.append(
-            f"The gold score is highest at step {best['step']} (KL {short(best['eval/kl'])}) and falls after it while "
-            "the score that PPO sees rises: the reward model is over-optimised from there on."
+            f"The gold score was highest at step {best['step']} (KL {short(best['eval/kl'])}) and is lower at the last "
+            "evaluation while the score that PPO sees is higher: a sign that the reward model is over-optimised."
         )
         marks.append(Mark(f"gold score highest, step {best['step']}", best["eval/kl"], best["eval/gold_score"]))
     if not said:
@@ -133,7 +134,9 @@ def _distributions(run: RunRecords) -> Iterator[Block]:
         yield _histogram("Their KL", "nats a response", [_all(ends, "kl") for ends in (first, last)], names)
         yield _histogram("Their length", "tokens", [_all(ends, "lengths") for ends in (first, last)], names)
     for mode in _MODES:
-        both = [[one["score"] for one in run.answers(stage, mode)] for stage in ("before", "now")]
+        both = [
+            [one["score"] for one in run.answers(stage, mode) if _known(one, "score")] for stage in ("before", "now")
+        ]
         if all(both):
             yield _histogram(f"Held-out answers, {mode}", "score", both, ["before training", "now"])
 
@@ -144,7 +147,7 @@ def _span(first: int, last: int) -> str:
 
 def _all(ends: Sequence[Record], name: str) -> list[float]:
     values = [value for record in ends for value in record[name]]
-    return [value for value in values if value is not None and math.isfinite(value)]
+    return [value for value in values if value is not None]
 
 
 def _histogram(title: str, unit: str, groups: Sequence[Sequence[float]], names: Sequence[str]) -> Plot:
@@ -161,11 +164,11 @@ def _held_out(run: RunRecords) -> Iterator[Block]:
         total += len(before)
         for place, old in enumerate(before):
             new = now[place] if len(now) == len(before) else None
-            if len(rows) < _MOST_ANSWERS:
+            if place < _MOST_ANSWERS:
                 rows.append(_row(mode, old, new, len(pieces)))
                 pieces.append(((new or {}).get("tokens", []), (new or {}).get("kl", [])))
     if rows:
-        note = "" if len(rows) == total else f"The first {len(rows)} of {total}; all are in samples.jsonl."
+        note = "" if len(rows) == total else f"{len(rows)} of {total}; all are in samples.jsonl."
         yield Answers("Answers before and now", rows, pieces, note, any(row["gold_now"] is not None for row in rows))
 
 

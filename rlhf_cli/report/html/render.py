@@ -7,12 +7,13 @@ import gzip
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from rlhf_cli.engine.files import disk_errors
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.report.html.blocks import Answers, Plot, Section, short
 from rlhf_cli.report.html.ppo import ppo_sections
 from rlhf_cli.report.html.reward import reward_sections
@@ -70,12 +71,14 @@ def write_page(text: str, target: Path) -> None:
     """Write a page at once: a reader sees the old one or the new one."""
     content = text.encode("utf-8", "replace")  # a lone surrogate, which JSON may hold, is no text
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with disk_errors(target, len(content)):
-        try:
-            aside.write_bytes(content)
-            aside.replace(target)
-        finally:
+    try:
+        aside.write_bytes(content)
+        aside.replace(target)
+    except OSError as error:
+        with suppress(OSError):
             aside.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise InputError(f"{target}: cannot be written: {reason}; --output=FILE.html names another place") from error
 
 
 def _asset(name: str) -> str:

@@ -20,7 +20,7 @@ def reward_sections(run: RunRecords) -> list[Section]:
     held_out = "Every held-out pair, scored by the exported reward model."
     return sections(
         setup.headline([*setup.head(run), *_facts(run)]),
-        Section("Training", tuple(plots(REWARD, run.steps, run.evaluations))),
+        Section("Training", tuple(plots(REWARD, run.steps, _on_one_scale(run)))),
         Section("Held-out pairs", tuple(_held_out(run.pairs) if run.pairs else ()), held_out),
         Section("Where it is wrong", tuple(_wrong(run.pairs))),
         setup.speed(run),
@@ -28,6 +28,17 @@ def reward_sections(run: RunRecords) -> list[Section]:
         setup.events(run),
         setup.setup(run),
     )
+
+
+def _on_one_scale(run: RunRecords) -> list[Record]:
+    """Return the evaluations; of the last one, which is of the normalised head, loss and margin of the trained head."""
+    if not run.pairs:
+        return [one for one in run.evaluations if "calibration/std" not in one]
+    loss, margin = judgement.loss_and_margin(run.pairs)
+    return [
+        {**one, "eval/loss": loss, "eval/margin": margin} if "calibration/std" in one else one
+        for one in run.evaluations
+    ]
 
 
 def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:

@@ -81,6 +81,8 @@ def _when(record: Record) -> str:
 
 def duration(seconds: float) -> str:
     """Return 95 as 1 min 35 s, 7300 as 2 h 1 min."""
+    if not seconds < 1e12:  # of a damaged record
+        return "?"
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"

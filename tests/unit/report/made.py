@@ -100,8 +100,8 @@ def pair(chosen: float, rejected: float, gap: int = 0, category: str | None = No
     """A held-out pair; its log odds are the difference of its scores."""
     return {
         "prompt": "Where is it?",
-        "chosen": "Here.",
-        "rejected": "Nowhere.",
+        "chosen": "x" * (20 + gap),
+        "rejected": "y" * 20,
         "score_chosen": chosen,
         "score_rejected": rejected,
         "log_odds": chosen - rejected,

@@ -10,6 +10,7 @@ from rlhf_cli.report.judgement import (
     by_length_gap,
     calibration,
     longer_wins,
+    loss_and_margin,
     most_wrong,
     probability,
 )
@@ -20,7 +21,7 @@ def odds(p):
     return math.log(p / (1 - p))
 
 
-def test_accuracy_counts_ties_half_and_the_baseline_counts_tokens():
+def test_accuracy_counts_ties_half_and_the_baseline_counts_characters():
     pairs = [pair(2.0, 1.0, gap=3), pair(1.0, 1.0, gap=-2), pair(0.0, 1.0, gap=0), pair(3.0, 1.0, gap=1)]
     assert accuracy(pairs).mean == 2.5 / 4
     assert longer_wins(pairs).mean == 2.5 / 4
@@ -78,6 +79,14 @@ def test_accuracy_by_category_the_largest_first_and_rows_without_one_left_out():
         ("a", 1, 0.0),
     ]
     assert by_category([pair(1.0, 0.0)]) == []
+    many = [pair(1.0, 0.0, category=str(n)) for n in range(20)]
+    assert [(one.name, one.num_pairs) for one in by_category(many)][-1] == ("all others", 8)
+
+
+def test_loss_and_margin_of_the_trained_head():
+    """ln 2 at log odds of 0, and log(1 + e^-1) = 0.3133 at 1."""
+    loss, margin = loss_and_margin([pair(0.0, 0.0), pair(1.0, 0.0)])
+    assert (loss, margin) == (pytest.approx((math.log(2) + 0.31326) / 2, abs=1e-5), 0.5)
 
 
 def test_the_most_wrong_pairs_are_those_with_the_worst_odds():

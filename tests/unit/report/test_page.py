@@ -88,7 +88,7 @@ def test_the_leash_says_where_it_breaks(tmp_path):
     assert [mark.text for mark in plot.marks[1:]] == ["gold score highest, step 60"]
     assert re.fullmatch(r"only by leaving the reference, from step [345]\d", plot.marks[0].text)
     assert "every further nat costs more than the score gains" in words.lines[0]
-    assert "The gold score is highest at step 60" in words.lines[1]
+    assert "The gold score was highest at step 60" in words.lines[1]
     short_run = {one.title: one for one in ppo_sections(read_run(ppo_run(tmp_path / "b", 5)))}
     assert short_run["The leash"].blocks[1].lines == [
         "5 steps are too few to say whether the score rises only by leaving the reference."
@@ -168,6 +168,36 @@ def test_the_end_of_a_run_never_fails_for_its_report(tmp_path):
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("bad", [None, float("nan"), 1e308, -1e308])
+def test_a_damaged_figure_does_not_cost_the_report(tmp_path, bad):
+    """In any column of any file; what JSON lacks stands as null in a run's files."""
+    ppo, rm = ppo_run(tmp_path / "ppo", 12, every=4), reward_run(tmp_path / "rm")
+    value = None if bad != bad else bad  # NaN
+    for name in ("score", "kl", "gold_score"):
+        rows = [answer(stage, "greedy", n, **{name: value}) for stage in ("before", "after") for n in range(2)]
+        write_lines(ppo / "samples.jsonl", rows)
+        assert "Answers before and now" in write_report(ppo).read_text()
+    write_lines(
+        ppo / "rollouts.jsonl", [{"step": n, "scores": [value, 1.0], "kl": [value], "lengths": [3]} for n in (1, 2)]
+    )
+    summary = {"held_out": {"greedy": {"score_before": value, "score_after": 1.0, "difference_mean": value}}}
+    (ppo / "summary.json").write_text(json.dumps(summary))
+    write_report(ppo)
+    for name in ("score_chosen", "log_odds", "tokens_chosen"):
+        write_lines(rm / "pairs.jsonl", [{**pair(1.0, 0.0), name: value}, pair(0.0, 1.0), pair(2.0, 1.0)])
+        write_report(rm)
+
+
+def test_the_last_evaluation_of_a_reward_model_is_drawn_on_the_scale_of_the_others(tmp_path):
+    folder = reward_run(tmp_path / "a")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 12, "calibration/std": 1.0, "eval/margin": 9.0, "eval/loss": 9.0}) + "\n")
+    write_lines(folder / "pairs.jsonl", [pair(1.0, 0.0, log_odds=4.0)])
+    loss = {one.title: one for one in reward_sections(read_run(folder))[1].blocks}
+    assert loss["Margin"].lines[-1].y[-1] == 4.0
+    assert loss["Loss"].lines[-1].y[-1] == pytest.approx(0.01815, abs=1e-5)
+
+
 def test_a_long_series_is_drawn_as_means():
     x, y = thinned(list(range(2 * MOST_POINTS)), [float(n % 2) for n in range(2 * MOST_POINTS)])
     assert len(x) == len(y) == MOST_POINTS
@@ -232,7 +262,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["missing"], "missing: no such run folder"),
         (["a", "--output"], "--output wants a file"),
         (["a", "--output", "no/b.html"], "no/b.html: its folder does not exist"),
-        (["a", "--output=a"], "a is a folder; wanted a file"),
+        (["a", "--output=a"], "a: wanted a file that ends in .html"),
+        (["a", "--output=a/metrics.jsonl"], "a/metrics.jsonl: wanted a file that ends in .html"),
         (["a", "--html"], "unknown option --html"),
     ],
 )

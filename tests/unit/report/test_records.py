@@ -48,6 +48,13 @@ def test_answers_now_are_the_newest(tmp_path):
     assert read_run(folder).answers("before", "sampled") == []
 
 
+def test_answers_that_a_kill_cut_short_are_not_the_newest(tmp_path):
+    folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
+    rows = [answer(stage, "greedy", n, step=step) for stage, step in (("before", 0), ("during", 2)) for n in (0, 1)]
+    write_lines(folder / "samples.jsonl", [*rows, answer("during", "greedy", 0, step=4)])
+    assert read_run(folder).answers("now", "greedy") == rows[2:]
+
+
 def test_answers_of_runs_that_did_not_count_steps_are_read(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     old = [{k: v for k, v in answer(stage, "greedy", 0).items() if k != "step"} for stage in ("before", "after")]

@@ -86,6 +86,13 @@ def test_text_from_data_cannot_steer_the_terminal(run_dir, capsys):
     opened(run_dir, 1, ()).say("[red]x[/red]")
     assert capsys.readouterr().out == "[red]x[/red]\n"
     assert printable("a\x1b[1m\n\tb") == "a\ufffd[1m\n\tb"
+    assert printable("x\u202ey\u2066\u2028\r") == "x\ufffdy\ufffd\ufffd\ufffd"
+
+
+def test_spaces_and_joiners_of_other_scripts_are_left_alone():
+    text = "\u6771\u4eac\u3000\u5927\u962a a\u00a0b \u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f4bb"
+    assert printable(text) == text
+    assert printable("a\r\nb") == "a\nb"
 
 
 def test_numbers_that_json_lacks_become_null(run_dir):

@@ -286,3 +286,16 @@ def test_what_was_logged_is_counted_in_whole_records(run_dir):
     with (run_dir.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3')
     assert run_dir.sync() == 3
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl", "rollouts.jsonl"])
+def test_a_torn_line_is_cut_before_a_resumed_run_appends(tmp_path, name):
+    """Warnings of the set-up are written before anything is read."""
+    first = opened(tmp_path)
+    first.append(name, {"step": 1})
+    with (first.folder / name).open("a") as file:
+        file.write('{"step": 2, "te')
+    os.close(first._lock)
+    again = opened(tmp_path, resume=True)
+    again.append(name, {"step": 3})
+    assert again.read_lines(name) == [{"step": 1}, {"step": 3}]

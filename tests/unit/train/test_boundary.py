@@ -86,7 +86,7 @@ def test_a_checkpoint_is_saved_every_so_many_steps(every, saved):
 def test_a_checkpoint_has_the_trainers_state_the_guards_and_the_best():
     between = boundary()
     go(between, 1, 2)
-    own = {"best": None, "guards": {"rows": 1}, "inputs": INPUTS}
+    own = {"best": None, "best_of": [None, False], "guards": {"rows": 1}, "inputs": INPUTS}
     assert between.checkpoints.states == [{"step": 2, "kl_coef": 0.5, **own}]
 
 
