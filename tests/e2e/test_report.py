@@ -129,7 +129,8 @@ def test_a_ppo_run(page: Page, outputs: Path) -> None:
         titles
     )
     assert "finished" in page.find(".facts").text
-    assert page.find(".answers td [title$=nats]").text != ""
+    page.script("document.querySelector('.answers').scrollIntoView()")
+    page.wait("return document.querySelectorAll('.answers td [title$=nats]').length > 4")
     page.assert_clean(file)
 
 
@@ -165,6 +166,8 @@ def test_five_thousand_steps_load_fast_and_are_small(page: Page, long: Path) -> 
 
 def test_tables_are_searched_and_sorted(page: Page, tmp_path: Path) -> None:
     page.open(write_report(ppo_run(tmp_path / "a", 12)))
+    page.script("document.querySelector('.answers').scrollIntoView()")
+    page.wait("return document.querySelectorAll('.answers td [title$=nats]').length === 8 * 4")
     assert len(page.rows(".answers")) == 8
     field = page.find(".answers input[type=search]")
     field.send_keys("PARCEL 3")
@@ -201,6 +204,7 @@ def test_plots_zoom_smooth_and_change_their_scale(page: Page, tmp_path: Path) ->
     assert smooth[0] == pytest.approx(raw[0])
     assert smooth[1] == pytest.approx((0.9 * raw[0] + raw[1]) / 1.9)  # the weights 0.09 and 0.1, over their sum
     figure = page.find("figure")
+    page.script("arguments[0].scrollIntoView()", figure)
     figure.find_element(By.CSS_SELECTOR, ".log").click()
     page.wait(f"return {first}._fullLayout.yaxis.type === 'log'")
     canvas = figure.find_element(By.CSS_SELECTOR, ".canvas")
@@ -225,6 +229,7 @@ def test_a_plot_can_be_read_without_eyes_or_mouse(page: Page, tmp_path: Path) ->
     assert reading.text.startswith("eval/score: step 12, ")
     assert page.find("figure .summary").get_attribute("textContent").startswith("score: ")
     page.find("figure details summary").click()
+    page.wait("return document.querySelector('figure details table') !== null")
     assert len(page.rows("figure details")) == 12 + 3 + 3
     named = "e.textContent.trim() || e.labels?.length"
     unnamed = f"return [...document.querySelectorAll('button, input, select')].filter(e => !({named})).length"
