@@ -36,6 +36,7 @@ def test_the_wheel_holds_all_and_runs(tmp_path):
         cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs/tiny/report.html").is_file()  # its template and script are in the wheel
     where = subprocess.run(
         [str(python), "-c", "import rlhf_cli; print(rlhf_cli.__file__)"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
