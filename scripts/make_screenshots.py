@@ -63,7 +63,7 @@ def draw_screen(screen: str) -> None:
     """Draw a terminal's screen as a picture that scales."""
     console = Console(record=True, width=120, file=StringIO(), force_terminal=True)
     console.print(Text.from_ansi(screen))
-    console.save_svg(str(IMAGES / "live.svg"), title="rlhf train-ppo conf=demo")
+    console.save_svg(str(IMAGES / "live.svg"), title="rlhf train-ppo")
     print(IMAGES / "live.svg")
 
 
