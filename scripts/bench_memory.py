@@ -21,7 +21,6 @@ import argparse
 import gc
 import json
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,15 +28,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from bench_common import begin, cores, cpu_name, environment, table
 
+from rlhf_cli.engine.ports import free_port
 from rlhf_cli.plan.live import LiveTensors
-from scripts.bench_common import begin, cores, cpu_name, environment, table
+from rlhf_cli.plan.memory_map import PHASES
 
-PHASES = ("load", "rollout", "score", "update", "save")
 _OF = {"answers before training": "rollout", "answers after training": "rollout", "rollout": "rollout"}
 _OF |= {"score": "score", "update": "update", "checkpoint": "save", "export": "save"}
 _DEADLINE_S = 1800
@@ -215,9 +214,7 @@ def words_of(case: Case, folder: Path) -> list[str]:
 
 def measured(case: Case, folder: Path) -> dict[str, int]:
     """Run a case in processes of its own; return the most bytes that rank 0 held in each phase."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     out = folder / "measured.json"
     children = []
     for rank in range(case.ranks):
@@ -280,8 +277,8 @@ def child(work: dict[str, Any]) -> int:
 def planned(case: Case, folder: Path) -> dict[str, int]:
     """Return the bytes of tensors that rank 0 holds in each phase by plan, in host memory and on the device."""
     from rlhf_cli.config.load import load
-    from rlhf_cli.plan.memory_map import total
-    from rlhf_cli.plan.moments import Lengths, Place
+    from rlhf_cli.plan.memory_map import Place, total
+    from rlhf_cli.plan.moments import Lengths
     from rlhf_cli.plan.runs import memory_map
 
     config = load(case.command, words_of(case, folder))

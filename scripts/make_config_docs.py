@@ -5,14 +5,15 @@ usage: python scripts/make_config_docs.py [--check]   (--check: exit 1 when the 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from fresh import DOCS, main
+
 from rlhf_cli.config.docs import experiments, groups, options
 from rlhf_cli.config.schema import COMMANDS
-
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 
 
 def render() -> str:
@@ -43,17 +44,5 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 when the file is stale; write nothing")
-    if parser.parse_args().check:
-        if not TARGET.exists() or TARGET.read_text("utf-8") != render():
-            print(f"{TARGET.name} is stale: run `make docs`")
-            return 1
-        return 0
-    TARGET.write_text(render(), "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__ or "", DOCS / "config.md", render))

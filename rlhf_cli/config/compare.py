@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +61,7 @@ def differences(command: str, was: str, now: str) -> list[Difference]:
 
     Interpolations are compared as they are written. Raises InputError where one does not fit the schema.
     """
-    first, second = (dict(_flat(_merged(command, text))) for text in (was, now))
+    first, second = (_flat(_merged(command, text)) for text in (was, now))
     return [
         Difference(key, first.get(key), second.get(key))
         for key in sorted(first.keys() | second.keys())
@@ -100,13 +99,16 @@ def _merged(command: str, text: str) -> DictConfig:
     return merged
 
 
-def _flat(node: DictConfig) -> Iterator[tuple[str, Any]]:
-    yield from _leaves("", OmegaConf.to_container(node, resolve=False, enum_to_str=True))
+def _flat(node: DictConfig) -> dict[str, Any]:
+    options = flat(OmegaConf.to_container(node, resolve=False, enum_to_str=True))
+    return {key: value for key, value in options.items() if value != {}}  # which has nothing to differ in
 
 
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):  # an empty section has nothing to differ in
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}" if key else str(name), inner)
-    else:
-        yield key, value
+def flat(node: Any, key: str = "") -> dict[str, Any]:
+    """Return what stands in nested sections by dotted keys; an empty section stands for itself."""
+    if not isinstance(node, dict) or (not node and key):
+        return {key: node}
+    found: dict[str, Any] = {}
+    for name, inner in node.items():
+        found |= flat(inner, f"{key}.{name}" if key else str(name))
+    return found

@@ -21,7 +21,7 @@ class ReportConfig:
     """Show a live view while training, where standard output is a terminal; false: plain lines."""
 
     html: bool = True
-    """Write report.html into the run folder when the run ends, however it ends."""
+    """Write report.html into the run folder when the run ends, also where a signal, a guard or an error ends it."""
 
     trackers: list[Tracker] = field(default_factory=lambda: [Tracker.tensorboard])
     """Where metrics go beside metrics.jsonl. Only tensorboard stays in the run folder; the others have extras."""

@@ -97,11 +97,16 @@ class TrainPPOConfig:
         gold = self.gold_reward_model
         return gold.path is not None or gold.from_config is not None
 
+    @property
+    def deepspeed_of_frozen(self) -> dict[str, Any]:
+        """What is handed to DeepSpeed for the models that are not trained."""
+        return with_weights_on_host(self.deepspeed) if self.ppo.offload_frozen else self.deepspeed
+
     def check_together(self) -> None:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
         self.reward_model.check("reward_model")
-        if self.has_gold or self.gold_reward_model != ModelConfig():
+        if self.gold_reward_model != ModelConfig():
             self.gold_reward_model.check("gold_reward_model")
         self.optim.check("optim")
         self.value_optim.check("value_optim")
@@ -111,23 +116,18 @@ class TrainPPOConfig:
         _check_state_dtype("value_optim", self.value_optim, values_start_from, self.deepspeed)
         _check_best(self.checkpoint, PPO_METRICS)
         _check_evaluated(self.checkpoint, "eval.every_steps", self.eval.every_steps)
-        best = (self.checkpoint.best_metric or "").startswith("eval/gold_")
-        require(
-            self.has_gold or not best,
-            "checkpoint.best_metric",
-            self.checkpoint.best_metric,
-            "logged: set gold_reward_model.path",
-        )
+        best = self.checkpoint.best_metric
+        is_logged = self.has_gold or "gold_" not in (best or "")
+        require(is_logged, "checkpoint.best_metric", best, "logged: set gold_reward_model.path")
         self.guard.check(self.ppo)
         shortest, longest = self.ppo.min_length, self.rollout.max_new_tokens
         require(shortest <= longest, "ppo.min_length", shortest, f"at most rollout.max_new_tokens {longest}")
 
     def check_ranks(self, num_ranks: int) -> None:
         """Raise InputError where options do not fit the number of ranks, with the arithmetic of a batch."""
-        of_frozen = with_weights_on_host(self.deepspeed) if self.ppo.offload_frozen else self.deepspeed
         models = {"model": self.model, "reward_model": self.reward_model, "gold_reward_model": self.gold_reward_model}
         for key, model in models.items():
-            _check_compile(key, model, num_ranks, of_frozen)
+            _check_compile(key, model, num_ranks, self.deepspeed_of_frozen)
         _check_divides("ppo.batch_size", self.ppo.batch_size, num_ranks)
         _check_divides("ppo.minibatch_size", self.ppo.minibatch_size, num_ranks)
         if self.pretrain.path is not None:

@@ -98,9 +98,8 @@ class ModelConfig:
         given = [key for key in ("path", "from_config") if getattr(self, key) is not None]
         wanted = f"given {section}.path or .from_config"
         if len(given) == 2:  # most likely weights for a preset
-            wanted += f", not both ({section}=pretrained has none of its own)".replace(
-                "reward_model=", "model@reward_model="
-            )
+            group = section if section == "model" else f"model@{section}"
+            wanted += f", not both ({group}=pretrained has none of its own)"
         require(len(given) == 1, section, f"{' and '.join(given) or 'neither'}", wanted)
         if self.from_config is not None:
             require("model_type" in self.from_config, f"{section}.from_config", "none", "given a model_type")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +17,11 @@ from rlhf_cli.plan.advice import Suggestion, to_fit, to_use_room
 from rlhf_cli.plan.draw import bars, tables
 from rlhf_cli.plan.fit import Fit, fit
 from rlhf_cli.plan.machine import Machine, gib, named, ranks
-from rlhf_cli.plan.memory_map import MemoryMap
-from rlhf_cli.plan.moments import Config, Place
+from rlhf_cli.plan.memory_map import MemoryMap, Place
+from rlhf_cli.plan.moments import Config
 from rlhf_cli.plan.runs import update_activations, with_shapes
 from rlhf_cli.report.run_dir import run_folder
+from rlhf_cli.report.terminal import console
 
 USAGE = """\
 usage: rlhf plan train-ppo|train-rm [conf=NAME | conf=FILE.yaml] [key=value ...] [--json]
@@ -36,7 +36,6 @@ rollout.max_new_tokens, data.max_tokens). Exit code 0: it fits; 7: it does not.
   --max-model           how large a policy would fit, all four models being of its shape
   --json                everything as JSON, in bytes
 """
-_PIPED_WIDTH = 160
 _GPUS = (1, 2, 4, 8, 16, 32, 64)
 # Shapes of Llama's kind: width, layers, heads, key heads, width of the MLP, vocabulary.
 _SIZES = {
@@ -72,21 +71,21 @@ def show(args: list[str]) -> int:
         print(USAGE, end="")
         return 0
     asked = _parsed(args)
-    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, soft_wrap=False, highlight=False)
+    shown = console(highlight=False)
     if asked.sweep is not None:
-        return _sweep(asked, console)
+        return _sweep(asked, shown)
     config, notes = with_shapes(load(asked.command, asked.words))
     if asked.max_model:
-        return _max_model(config, asked, console)
+        return _max_model(config, asked, shown)
     planned = _plan(config)
-    if not planned.found.on_gpu:
+    if not planned.found.place.on_gpu:
         notes.append("no GPU here: planned for ranks in host memory; plan.gpu_memory=80GiB plans for GPUs")
     suggestions = _advice(config, planned)
     if asked.as_json:
         figures = planned.as_json() | {"notes": notes, "suggestions": [_suggestion_json(one) for one in suggestions]}
         print(json.dumps(figures, indent=2))
     else:
-        _draw(console, config, planned, notes, suggestions)
+        _draw(shown, config, planned, notes, suggestions)
     return OutOfMemoryError.code if planned.misfits else 0
 
 
@@ -129,7 +128,7 @@ def _place(config: Config, machine: Machine) -> Place:
 def _advice(config: Config, planned: Fit) -> list[Suggestion]:
     if planned.spare is None:
         return []
-    place = Place(planned.found.num_ranks, planned.found.node_ranks, planned.found.on_gpu)
+    place = planned.found.place
 
     def fits(changed: Config) -> MemoryMap | None:
         tried = fit(changed, place, planned.machine)
@@ -141,12 +140,12 @@ def _advice(config: Config, planned: Fit) -> list[Suggestion]:
 
 def _more_gpus(config: Config, planned: Fit) -> int | None:
     """The smallest number of GPUs, more than now, on which the run fits as it is."""
-    for more in (count for count in _GPUS if count > planned.found.num_ranks):
+    for more in (count for count in _GPUS if count > planned.found.place.num_ranks):
         node_ranks = min(more, config.plan.gpus_per_node or more)
         if more % node_ranks:
             continue
         try:
-            tried = fit(config, Place(more, node_ranks, planned.found.on_gpu), planned.machine)
+            tried = fit(config, Place(more, node_ranks, planned.found.place.on_gpu), planned.machine)
         except InputError:  # a batch that does not divide
             continue
         if not tried.misfits:
@@ -154,28 +153,28 @@ def _more_gpus(config: Config, planned: Fit) -> int | None:
     return None
 
 
-def _draw(console: Console, config: Config, planned: Fit, notes: list[str], suggestions: list[Suggestion]) -> None:
+def _draw(shown: Console, config: Config, planned: Fit, notes: list[str], suggestions: list[Suggestion]) -> None:
     found = planned.found
     for line in (*notes, *planned.batches.lines):
-        console.print(escape(line), soft_wrap=True)
-    console.print()
-    console.print(bars(found, planned.machine, console.width))
-    console.print()
-    console.print(tables(found), soft_wrap=True)
-    console.print()
-    with_all, recomputed = update_activations(config, Place(found.num_ranks, found.node_ranks, found.on_gpu))
+        shown.print(escape(line), soft_wrap=True)
+    shown.print()
+    shown.print(bars(found, planned.machine, shown.width))
+    shown.print()
+    shown.print(tables(found), soft_wrap=True)
+    shown.print()
+    with_all, recomputed = update_activations(config, found.place)
     now = "with" if config.model.gradient_checkpointing else "without"
-    host, libraries = found.host_peak(), "" if found.on_gpu else ", tensors and libraries"
+    host, libraries = found.host_peak(), "" if found.place.on_gpu else ", tensors and libraries"
     lines = [
         f"activations of an update: {gib(with_all)} without gradient checkpointing, {gib(recomputed)} with it (now "
         f"{now})",
-        f"host memory: {gib(host.bytes)} on a machine with {ranks(found.node_ranks)}{libraries}, in "
+        f"host memory: {gib(host.bytes)} on a machine with {ranks(found.place.node_ranks)}{libraries}, in "
         f"{host.moment.phase} ({host.moment.name}), most of it {named(host.largest)} a rank"
         + (f"; there are {gib(planned.machine.host)}" if planned.machine.host else ""),
         f"disk: {gib(found.disk_bytes)} = {found.num_checkpoints} x {gib(found.checkpoint)} of checkpoints + "
         f"{gib(found.exports)} of exports" + (f", {gib(planned.machine.disk)} free" if planned.machine.disk else ""),
     ]
-    if found.on_gpu:
+    if found.place.on_gpu:
         lines.append(
             f"not measured, taken as given: {gib(found.context)} of CUDA context and libraries a rank (plan.context), "
             f"{config.plan.reserve:.0%} of the GPU for the allocator's fragments (plan.reserve)"
@@ -183,7 +182,7 @@ def _draw(console: Console, config: Config, planned: Fit, notes: list[str], sugg
     lines += [planned.verdict, *(f"  {line}" for line in planned.misfits[1:])]
     lines += _advice_lines(config, planned, suggestions)
     for line in lines:
-        console.print(escape(line), soft_wrap=True)
+        shown.print(escape(line), soft_wrap=True)
 
 
 def _advice_lines(config: Config, planned: Fit, suggestions: list[Suggestion]) -> list[str]:
@@ -206,10 +205,10 @@ def _advice_lines(config: Config, planned: Fit, suggestions: list[Suggestion]) -
 
 
 def _peak(found: MemoryMap) -> str:
-    return gib(found.gpu_bytes() if found.on_gpu else found.host_peak().bytes)
+    return gib(found.gpu_bytes() if found.place.on_gpu else found.host_peak().bytes)
 
 
-def _sweep(asked: _Asked, console: Console) -> int:
+def _sweep(asked: _Asked, shown: Console) -> int:
     assert asked.sweep is not None
     key, values = asked.sweep
     table = Table(box=None, pad_edge=False)
@@ -239,13 +238,13 @@ def _sweep(asked: _Asked, console: Console) -> int:
     if asked.as_json:
         print(json.dumps(records, indent=2))
     else:
-        console.print(table, soft_wrap=True)
+        shown.print(table, soft_wrap=True)
         for line in refused:
-            console.print(escape(line), soft_wrap=True)
+            shown.print(escape(line), soft_wrap=True)
     return 0 if fits else OutOfMemoryError.code
 
 
-def _max_model(config: Config, asked: _Asked, console: Console) -> int:
+def _max_model(config: Config, asked: _Asked, shown: Console) -> int:
     """Try policies of Llama's kind, from small to large; the other models have their shape."""
     table = Table(box=None, pad_edge=False)
     for name in ("policy", "weights", "peak a rank", "spare", "verdict"):
@@ -264,8 +263,8 @@ def _max_model(config: Config, asked: _Asked, console: Console) -> int:
     if asked.as_json:
         print(json.dumps(records, indent=2))
         return 0 if largest else OutOfMemoryError.code
-    console.print(table)
-    console.print(f"largest that fits with these options: {largest or 'none'}")
+    shown.print(table)
+    shown.print(f"largest that fits with these options: {largest or 'none'}")
     return 0 if largest else OutOfMemoryError.code
 
 

@@ -41,7 +41,7 @@ _OTHER = "other"
 
 def bars(found: MemoryMap, machine: Machine, width: int) -> Text:
     """Draw a bar a phase: each model a segment, memory up to the device's limit, which is a line."""
-    limit = machine.gpu if found.on_gpu else machine.host
+    limit = machine.gpu if found.place.on_gpu else machine.host
     most = max(found.gpu_bytes(), limit or 0)
     columns = max(20, width - 28)
     drawing = Text()

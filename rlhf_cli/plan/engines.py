@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero import ZeroSettings
+from rlhf_cli.plan.architecture import Architecture, layer_size, parameter_sizes
 from rlhf_cli.plan.memory_map import Item
-from rlhf_cli.plan.trace import Architecture, layer_size, parameter_sizes
 
 _FLOAT32 = 4
 

@@ -11,8 +11,8 @@ from rlhf_cli.config.plan import Misfit
 from rlhf_cli.engine.files import folder_bytes
 from rlhf_cli.plan.batches import Batches, batches
 from rlhf_cli.plan.machine import Machine, gib, misfits, named, ranks
-from rlhf_cli.plan.memory_map import MemoryMap
-from rlhf_cli.plan.moments import Config, Lengths, Place
+from rlhf_cli.plan.memory_map import MemoryMap, Place
+from rlhf_cli.plan.moments import Config, Lengths
 from rlhf_cli.plan.runs import memory_map
 from rlhf_cli.report.text import one_line
 
@@ -29,10 +29,10 @@ class Fit:
     @property
     def spare(self) -> float | None:
         """Share of the GPU (of the host's memory, where there is none) that is left at the peak; below 0: missing."""
-        limit = self.machine.gpu if self.found.on_gpu else self.machine.host
+        limit = self.machine.gpu if self.found.place.on_gpu else self.machine.host
         if limit is None:
             return None
-        used = self.found.gpu_bytes() if self.found.on_gpu else self.found.host_peak().bytes
+        used = self.found.gpu_bytes() if self.found.place.on_gpu else self.found.host_peak().bytes
         return 1 - used / limit
 
     @property
@@ -40,11 +40,11 @@ class Fit:
         """Say in one line whether it fits, where it is fullest and what fills it."""
         if self.misfits:
             return f"does not fit: {self.misfits[0]}"
-        peak = self.found.device_peak() if self.found.on_gpu else self.found.host_peak()
-        used = peak.bytes + self.found.context if self.found.on_gpu else peak.bytes
-        several = f", {ranks(self.found.node_ranks)} together" if self.found.node_ranks > 1 else ""
-        where = "a GPU" if self.found.on_gpu else f"host memory{several}"
-        limit = self.machine.gpu if self.found.on_gpu else self.machine.host
+        peak = self.found.device_peak() if self.found.place.on_gpu else self.found.host_peak()
+        used = peak.bytes + self.found.context if self.found.place.on_gpu else peak.bytes
+        several = f", {ranks(self.found.place.node_ranks)} together" if self.found.place.node_ranks > 1 else ""
+        where = "a GPU" if self.found.place.on_gpu else f"host memory{several}"
+        limit = self.machine.gpu if self.found.place.on_gpu else self.machine.host
         of = "" if limit is None else f" of {gib(limit)}"
         spare = "" if self.spare is None else f", {self.spare:.0%} to spare"
         word = "fits" if limit is not None else "peak"
@@ -84,24 +84,24 @@ def _with_what_is_there(machine: Machine, folder: Path) -> Machine:
 
 def check_launch(
     config: Config, place: Place, folder: Path, lengths: Lengths, num_steps: int | None = None
-) -> tuple[list[str], Fit | None]:
-    """Plan a run that is about to load its models on this machine; return what to say, and the plan.
+) -> tuple[list[str], list[str], Fit | None]:
+    """Plan a run that is about to load its models on this machine; return what to say, what to warn of, and the plan.
 
     Raises InputError where it does not fit and plan.on_misfit is error. A model that cannot be planned is said to be
     so, and no more.
     """
     lines = list(batches(config, place.num_ranks, num_steps).lines)
     if config.plan.on_misfit is Misfit.ignore:
-        return lines, None
+        return lines, [], None
     try:
         planned = fit(config, place, _with_what_is_there(Machine.here(folder), folder), lengths, num_steps)
     except Exception as error:  # a model of a kind that was not thought of must not keep a run from starting
-        return [*lines, f"no memory plan: {type(error).__name__}: {one_line(error, 300)}"], None
+        return [*lines, f"no memory plan: {type(error).__name__}: {one_line(error, 300)}"], [], None
     if not planned.misfits:
-        return [*lines, f"memory plan: {planned.verdict}"], planned
+        return [*lines, f"memory plan: {planned.verdict}"], [], planned
     advice = "; `rlhf plan` with the same options says what to change, plan.on_misfit=ignore says nothing"
     if config.plan.on_misfit is Misfit.error:
         raise InputError("by plan this run does not fit: " + "; ".join(planned.misfits) + advice)
-    warnings = [f"warning: by plan this run does not fit: {line}" for line in planned.misfits]
+    warnings = [f"by plan this run does not fit: {line}" for line in planned.misfits]
     warnings[-1] += advice
-    return [*lines, *warnings], planned
+    return lines, warnings, planned

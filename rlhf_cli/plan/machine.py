@@ -47,7 +47,7 @@ class Machine:
 def misfits(found: MemoryMap, machine: Machine, reserve: float) -> list[str]:
     """Return, a line each, what of a map does not fit the machine."""
     lines = []
-    if found.on_gpu and machine.gpu is not None:
+    if found.place.on_gpu and machine.gpu is not None:
         peak, usable = found.device_peak(), round(machine.gpu * (1 - reserve))
         needed = peak.bytes + found.context
         if needed > usable:
@@ -57,7 +57,7 @@ def misfits(found: MemoryMap, machine: Machine, reserve: float) -> list[str]:
             )
     host = found.host_peak()
     if machine.host is not None and host.bytes > machine.host:
-        several = f", {ranks(found.node_ranks)} together" if found.node_ranks > 1 else ""
+        several = f", {ranks(found.place.node_ranks)} together" if found.place.node_ranks > 1 else ""
         where = f"{host.moment.phase}, {host.moment.name}{several}"
         largest = named(host.largest)
         lines.append(f"host memory: {gib(host.bytes)} of {gib(machine.host)} in {where}; most of it: {largest} a rank")
@@ -66,7 +66,8 @@ def misfits(found: MemoryMap, machine: Machine, reserve: float) -> list[str]:
             f"disk: {gib(found.disk_bytes)} ({found.num_checkpoints} checkpoints of {gib(found.checkpoint)} and "
             f"exports of {gib(found.exports)}), {gib(machine.disk)} free"
         )
-    if found.on_gpu and found.node_ranks > 1 and machine.shared is not None and machine.shared < _SHARED_MEMORY:
+    several_gpus = found.place.on_gpu and found.place.node_ranks > 1
+    if several_gpus and machine.shared is not None and machine.shared < _SHARED_MEMORY:
         lines.append(
             f"/dev/shm: {gib(machine.shared)} free, NCCL wants {gib(_SHARED_MEMORY)}; start the container with "
             "--shm-size=1g"

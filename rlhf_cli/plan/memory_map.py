@@ -46,13 +46,20 @@ class Peak:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a run is planned for."""
+
+    num_ranks: int
+    node_ranks: int  # of them on one machine
+    on_gpu: bool
+
+
+@dataclass(frozen=True)
 class MemoryMap:
-    """The moments of a run on so many ranks, of which node_ranks share a machine."""
+    """The moments of a run in a place."""
 
     moments: tuple[Moment, ...]
-    num_ranks: int
-    node_ranks: int
-    on_gpu: bool
+    place: Place
     context: int  # bytes that a rank's GPU holds beside tensors
     checkpoint: int  # bytes of one checkpoint
     num_checkpoints: int  # that are on the disk at a time at most
@@ -81,10 +88,10 @@ class MemoryMap:
         return LIBRARIES + max(total(self._on_host(one)) + total(one.first) for one in self.moments)
 
     def _on_host(self, moment: Moment) -> tuple[Item, ...]:
-        return moment.host if self.on_gpu else (*moment.device, *moment.host)
+        return moment.host if self.place.on_gpu else (*moment.device, *moment.host)
 
     def _host_bytes(self, moment: Moment) -> int:
-        return self.node_ranks * (total(self._on_host(moment)) + LIBRARIES) + total(moment.first)
+        return self.place.node_ranks * (total(self._on_host(moment)) + LIBRARIES) + total(moment.first)
 
     @property
     def disk_bytes(self) -> int:
@@ -100,9 +107,9 @@ class MemoryMap:
         """Return all figures, in bytes."""
         device, host = self.device_peak(), self.host_peak()
         return {
-            "ranks": self.num_ranks,
-            "ranks_a_node": self.node_ranks,
-            "device": "gpu" if self.on_gpu else "cpu",
+            "ranks": self.place.num_ranks,
+            "ranks_a_node": self.place.node_ranks,
+            "device": "gpu" if self.place.on_gpu else "cpu",
             "context": self.context,
             "peak": {**_peak_json(device), "with_context": device.bytes + self.context},
             "host_peak": {**_peak_json(host), "libraries_a_rank": LIBRARIES},

@@ -16,9 +16,10 @@ from rlhf_cli.config.zero import ZeroSettings
 from rlhf_cli.models.cpu_linear import lays_out
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load import load_config, torch_dtype
+from rlhf_cli.plan.architecture import Architecture, meta_model
 from rlhf_cli.plan.engines import Engine, Sharding
-from rlhf_cli.plan.memory_map import Item, Moment, total
-from rlhf_cli.plan.trace import Architecture, Held, Passes, meta_model
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place, total
+from rlhf_cli.plan.trace import Held, Passes
 
 Config = TrainPPOConfig | TrainRMConfig
 # What the engines do, which are not imported for a plan: DeepSpeed takes seconds. A test compares.
@@ -42,15 +43,6 @@ class Lengths:
             block = config.pretrain.max_tokens if config.pretrain.path is not None else 0
             return Lengths(1, config.data.max_prompt_tokens, block)
         return Lengths(1, 1, config.data.max_tokens)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run is planned for."""
-
-    num_ranks: int
-    node_ranks: int  # of them on one machine
-    on_gpu: bool
 
 
 _SHAPES: dict[str, PreTrainedConfig] = {}  # reading the config out of a GGUF file takes seconds
@@ -81,6 +73,11 @@ class Run:
         packing = model.packing and model.attn_implementation in (None, "sdpa")
         architecture = Architecture.of(shape, scores, torch_dtype(model), packing, checkpointing=False, eager=eager)
         return Engine(role, architecture, self.sharding)
+
+    def mapped(self, moments: list[Moment], trained: tuple[Engine, ...], num_checkpoints: int) -> MemoryMap:
+        """Return the map of a run with these moments; num_checkpoints: on the disk at a time at most."""
+        saved, exported = (sum(getattr(one, name) for one in trained) for name in ("saved", "exported"))
+        return MemoryMap(tuple(moments), self.place, self.context, saved, num_checkpoints, exported)
 
     def written(self, saved: int) -> int:
         """Bytes of host memory that writing a checkpoint takes: of a file, and of what a GPU sends for it."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.schema import TrainPPOConfig
+from rlhf_cli.config.zero import ZeroSettings
+from rlhf_cli.plan.architecture import reads_texts_packed
 from rlhf_cli.plan.engines import Engine
-from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place
 from rlhf_cli.plan.moments import (
     Lengths,
-    Place,
     Run,
     items_of,
     laid_out,
@@ -20,7 +21,7 @@ from rlhf_cli.plan.moments import (
     shape_of,
     training_moments,
 )
-from rlhf_cli.plan.trace import Texts, decoding, reads_texts_packed, scoring, training
+from rlhf_cli.plan.trace import Texts, decoding, scoring, training
 
 
 class PPORun(Run):
@@ -34,9 +35,7 @@ class PPORun(Run):
         from_reward = config.value_model.init is ValueInit.reward_model
         policy = self.engine("policy", model, shape, scores=False)
         checkpointing = model.gradient_checkpointing
-        frozen = self.sharding
-        if config.ppo.offload_frozen:
-            frozen = replace(frozen, zero=replace(frozen.zero, offload_param=True))
+        frozen = replace(self.sharding, zero=ZeroSettings.of(config.deepspeed_of_frozen))
         self.reference = replace(policy, role="reference", sharding=frozen)
         self.policy = replace(
             policy,
@@ -69,18 +68,8 @@ class PPORun(Run):
         order = [(self.reward_model, False), (self.policy, True), (self.value_model, True), (self.reference, False)]
         order += [(judge, False) for judge in self.gold]
         moments = [*self.loading(order, together=3), *self._rollout(), *self._score(), *self._update(), *self._save()]
-        ppo, checkpoint = self.config.ppo, self.config.checkpoint
-        trained = (self.policy, self.value_model)
-        return MemoryMap(
-            tuple(moments),
-            self.place.num_ranks,
-            self.place.node_ranks,
-            self.place.on_gpu,
-            self.context,
-            sum(one.saved for one in trained),
-            checkpoint.most_kept(ppo.num_steps),
-            sum(one.exported for one in trained),
-        )
+        kept = self.config.checkpoint.most_kept(self.config.ppo.num_steps)
+        return self.mapped(moments, (self.policy, self.value_model), kept)
 
     def _moment(self, phase: str, name: str, *items: Item, host: list[Item] | None = None) -> Moment:
         return Moment(phase, name, (*self.base, *items), (*self.host, *(host or ())))

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rlhf_cli.config.schema import TrainRMConfig
-from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place
 from rlhf_cli.plan.moments import (
     Lengths,
-    Place,
     Run,
     items_of,
     largest_parameter,
@@ -36,16 +35,7 @@ class RewardRun(Run):
         config = self.config
         moments = [*self.loading([(self.model, True)], together=1), *self._score(), *self._update(), *self._save()]
         num_steps = config.train.num_steps if self.num_steps is None else self.num_steps
-        return MemoryMap(
-            tuple(moments),
-            self.place.num_ranks,
-            self.place.node_ranks,
-            self.place.on_gpu,
-            self.context,
-            self.model.saved,
-            config.checkpoint.most_kept(num_steps),
-            self.model.exported,
-        )
+        return self.mapped(moments, (self.model,), config.checkpoint.most_kept(num_steps))
 
     def _moment(self, phase: str, name: str, *items: Item, host: list[Item] | None = None) -> Moment:
         return Moment(phase, name, (*self.model.resident(), *items), (*self.model.on_host(), *(host or ())))

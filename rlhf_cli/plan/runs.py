@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.plan.memory_map import MemoryMap
-from rlhf_cli.plan.moments import Config, Lengths, Place
+from rlhf_cli.plan.memory_map import MemoryMap, Place
+from rlhf_cli.plan.moments import Config, Lengths
 from rlhf_cli.plan.ppo import PPORun
 from rlhf_cli.plan.reward import RewardRun
 from rlhf_cli.plan.trace import ACTIVATIONS, LOGITS

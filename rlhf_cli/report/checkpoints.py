@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,9 +12,8 @@ from rlhf_cli.config.errors import CheckpointError, InputError
 from rlhf_cli.engine.files import folder_bytes
 from rlhf_cli.engine.manifest import BEST, LATEST, check_hashes, pointed, read_manifest, steps
 from rlhf_cli.report.status import read_status
+from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
-
-_PIPED_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,8 @@ def _pointed_or_none(folder: Path, pointer: str) -> Path | None:
 
 
 def _print(run: Path, rows: list[Listed], verify: bool) -> None:
-    console = Console(soft_wrap=True)
     if not rows:
-        console.print(f"{run}: no checkpoint", markup=False, highlight=False)
+        console(soft_wrap=True).print(f"{run}: no checkpoint", markup=False, highlight=False)
         return
     table = Table(title=Text(f"{run}/checkpoints"), title_justify="left")
     for name in ("checkpoint", "MiB", "ranks", "written", "", "every byte checked" if verify else "files and sizes"):
@@ -103,4 +100,4 @@ def _print(run: Path, rows: list[Listed], verify: bool) -> None:
     for row in rows:
         size = f"{row.num_bytes / 2**20:.1f}"
         table.add_row(row.name, size, row.ranks, row.written, row.marks, "FAULT, see below" if row.fault else "valid")
-    Console(width=None if console.is_terminal else _PIPED_WIDTH).print(table)
+    console().print(table)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.report.compare import Comparison, compare
+from rlhf_cli.report.html.blocks import Table as Block
 from rlhf_cli.report.html.blocks import short
-from rlhf_cli.report.html.comparison import comparison_sections
+from rlhf_cli.report.html.comparison import comparison_sections, tables
 from rlhf_cli.report.html.render import page, write_page, write_report
+from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
 
 REPORT_USAGE = """\
@@ -28,7 +28,6 @@ usage: rlhf compare RUN_DIR RUN_DIR [...] [--output FILE]
 Show which options of runs differ and how they ended, with paired intervals on the prompts or pairs they share; write
 the same with all curves overlaid as one HTML file, compare.html unless told otherwise.
 """
-_PIPED_WIDTH = 160
 
 
 def report(args: list[str]) -> int:
@@ -88,31 +87,20 @@ def _require_writable(target: Path) -> None:
 
 
 def _print(found: Comparison) -> None:
-    console = Console()
-    console = Console(width=None if console.is_terminal else _PIPED_WIDTH)
-    if found.differences:
-        console.print(
-            _table("Options that differ", ("option", *found.names), [(r.key, *r.values) for r in found.differences])
-        )
-    else:
-        console.print("no option differs")
-    rows = [(row.name, *(short(value) for value in row.values)) for row in found.figures]
-    console.print(_table("Final figures", ("figure", *found.names), rows))
-    if found.paired:
-        columns = ("on the same", "run", "shared", f"difference to {found.names[0]}", "95 % interval")
-        paired = [
-            (one.what, one.name, str(one.num_shared), f"{one.mean:+.4g}", f"{one.low:+.4g} to {one.high:+.4g}")
-            for one in found.paired
-        ]
-        console.print(_table("Paired differences", columns, paired))
+    options, figures = tables(found)
+    shown = console()
+    if not options:
+        shown.print("no option differs")
+    for block in (*options, *figures):
+        shown.print(_drawn(block))
     for note in found.notes:
-        console.print(Text(note))
+        shown.print(Text(note))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    made = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
+def _drawn(block: Block) -> Table:
+    made = Table(title=block.title, title_justify="left")
+    for place, column in enumerate(block.columns):
         made.add_column(Text(column), overflow="fold", justify="left" if place == 0 else "right")
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+    for row in block.rows:
+        made.add_row(*(Text(short(cell)) for cell in row))
     return made

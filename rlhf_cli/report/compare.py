@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_cli.config.compare import flat
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.report.intervals import bootstrap_mean
-from rlhf_cli.report.records import Record, RunRecords, flat, read_run
+from rlhf_cli.report.records import Record, RunRecords, read_run
 from rlhf_cli.report.text import printable
 
 _FINAL_PPO = (
@@ -25,18 +26,10 @@ _LAST_STEPS = 10  # whose mean is a final figure of training
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of every run; None where a run has none."""
+    """An option or a figure in every run; None where a run has no such figure."""
 
     name: str
     values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class OptionRow:
-    """An option and its value in every run, as text."""
-
-    key: str
-    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class Paired:
 class Comparison:
     names: tuple[str, ...]
     runs: tuple[RunRecords, ...]
-    differences: tuple[OptionRow, ...]
+    differences: tuple[Row, ...]
     figures: tuple[Row, ...]
     paired: tuple[Paired, ...]
     notes: tuple[str, ...]  # what to know before figures are compared
@@ -82,9 +75,9 @@ def compare(folders: Sequence[Path]) -> Comparison:
     )
 
 
-def _notes(differences: Sequence[OptionRow]) -> Iterator[str]:
+def _notes(differences: Sequence[Row]) -> Iterator[str]:
     for section, what in (("reward_model.", "score"), ("gold_reward_model.", "gold score")):
-        changed = [row.key for row in differences if row.key in (f"{section}path", f"{section}from_config")]
+        changed = [row.name for row in differences if row.name in (f"{section}path", f"{section}from_config")]
         if changed:
             yield f"{changed[0]} differs: each {what} is of another reward model, and not on one scale."
 
@@ -99,12 +92,12 @@ def _names(runs: Sequence[RunRecords]) -> tuple[str, ...]:
     return tuple(f"{name} ({place})" for place, name in enumerate(names, 1))  # one folder, given twice
 
 
-def _differences(runs: Sequence[RunRecords]) -> Iterator[OptionRow]:
+def _differences(runs: Sequence[RunRecords]) -> Iterator[Row]:
     options = [flat(run.config) for run in runs]
     for key in sorted({key for one in options for key in one}):
         values = tuple(printable(str(one[key])) if key in one else "-" for one in options)
         if len(set(values)) > 1:
-            yield OptionRow(key, values)
+            yield Row(key, values)
 
 
 def _figures(runs: Sequence[RunRecords]) -> Iterator[Row]:

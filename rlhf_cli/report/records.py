@@ -128,15 +128,15 @@ def _records(file: Path, wanted: tuple[str, ...], numbers: tuple[str, ...]) -> t
             except (ValueError, RecursionError):
                 record = None
             known = isinstance(record, dict) and all(name in record for name in wanted)
-            if known and all(_is_usual(record.get(name)) for name in numbers):
+            if known and all(is_usual(record.get(name)) for name in numbers):
                 records.append(record)
             else:
                 num_bad += 1
     return records, num_bad
 
 
-def _is_usual(value: Any) -> bool:
-    """Say whether a value is a number to reckon with: differences of huge ones overflow."""
+def is_usual(value: Any) -> bool:
+    """Say whether a value is a number to reckon with: NaN is none, and differences of huge ones overflow."""
     return isinstance(value, int | float) and abs(value) < _HUGE
 
 
@@ -176,13 +176,3 @@ def _config(file: Path) -> Record:
     except (OSError, ValueError, YAMLError) as error:
         raise InputError(f"{file}: damaged: {' '.join(str(error).split())[:200]}") from error
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the options of a configuration by their dotted keys."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node} if prefix else {}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found

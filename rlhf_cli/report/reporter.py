@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, samples.jsonl, log.txt and a progress display. Only rank 0 writes."""
+"""What a run tells: metrics.jsonl, samples.jsonl, log.txt, the live view and trackers. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from rlhf_cli.config.report import ReportConfig
@@ -20,6 +19,7 @@ from rlhf_cli.report.checks import Check, table
 from rlhf_cli.report.live import LiveView
 from rlhf_cli.report.run_dir import CHECKS, EVENTS, METRICS, PAIRS, PLAN, ROLLOUTS, SAMPLES, RunDir
 from rlhf_cli.report.status import State, write_status
+from rlhf_cli.report.terminal import console
 from rlhf_cli.report.trackers import Tracked
 
 
@@ -31,12 +31,10 @@ class Work:
     tokens: float
 
 
-_WARNING = "warning: "
 _LIVE_ROWS = (  # those that a run logs are shown
     *("score", "kl", "reward", "response_length", "eos_rate", "entropy", "clipfrac/policy", "loss/value"),
     *("loss", "accuracy", "margin", "grad_norm", "lr", "tokens_per_s", "perf/mfu", "memory/peak_gib"),
 )
-_PIPED_WIDTH = 160  # where nobody says how wide it is
 logger = logging.getLogger("rlhf")
 
 
@@ -45,7 +43,7 @@ class Reporter:
 
     def __init__(self, speaks: bool, config: ReportConfig | None = None) -> None:
         self.config = config or ReportConfig()
-        self.console = Console(quiet=not speaks, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+        self.console = console(quiet=not speaks, soft_wrap=True)
         self.speaks = speaks
         self.run_dir: RunDir | None = None
         self._num_steps = 0
@@ -62,7 +60,6 @@ class Reporter:
         self._peak: float | None = None
         self._live: LiveView | None = None
         self._tracked: Tracked | None = None
-        self._statuses: list[str] = []  # of the checks
 
     def open(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
         """From here on write to a run folder (rank 0); `headline` names the metrics of the progress line."""
@@ -187,7 +184,7 @@ class Reporter:
 
     def warn(self, text: str, kind: str = "warning") -> None:
         """Tell the user of something that should be looked at, and write it down as an event."""
-        self.say(f"{_WARNING}{text}")
+        self.say(f"warning: {text}")
         self.event(kind, text)
         if self._live is not None:
             self._live.warned(text)
@@ -217,17 +214,15 @@ class Reporter:
             table(checks, f"Checks of the set-up ({seconds:.1f} s)", self.console.width), soft_wrap=False
         )
         self._said += [str(check) for check in checks]
-        self._statuses = [check.status for check in checks]
         self._documents[CHECKS] = {"checks": [{**asdict(check), "status": check.status} for check in checks]}
 
-    def planned(self, lines: Sequence[str]) -> None:
+    def planned(self, lines: Sequence[str], warnings: Sequence[str]) -> None:
         """Show the arithmetic of the batches and the plan of the memory."""
         for line in lines:
-            if line.startswith(_WARNING):
-                self.warn(line.removeprefix(_WARNING))
-            else:
-                self.say(line)
-        self._documents[PLAN] = {"lines": list(lines)}
+            self.say(line)
+        for warning in warnings:
+            self.warn(warning)
+        self._documents[PLAN] = {"lines": [*lines, *(f"warning: {text}" for text in warnings)]}
 
     def samples_once(self, stage: str, records: list[dict[str, Any]]) -> None:
         """Write the answers of a stage to samples.jsonl, unless an earlier start of the run has."""
@@ -259,15 +254,15 @@ class Reporter:
     @contextmanager
     def progress(self, first_step: int) -> Iterator[None]:
         """Show the live view while the body runs, where standard output is a terminal; plain lines otherwise."""
-        console = self.console
-        is_terminal = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+        shown = self.console
+        is_terminal = sys.stdout.isatty() and shown.is_terminal and not shown.is_dumb_terminal
         if self.run_dir is None or not self.config.live or not is_terminal:
             yield
             return
         try:
-            with LiveView(console, self.run_dir.folder.name, self._num_steps, first_step, _LIVE_ROWS) as self._live:
-                ok, warned, failed = (self._statuses.count(status) for status in ("ok", "warn", "FAIL"))
-                self._live.checked(ok, warned, failed)
+            with LiveView(shown, self.run_dir.folder.name, self._num_steps, first_step, _LIVE_ROWS) as self._live:
+                statuses = [check["status"] for check in self._documents.get(CHECKS, {}).get("checks", [])]
+                self._live.checked(*(statuses.count(status) for status in ("ok", "warn", "FAIL")))
                 yield
         finally:
             self._live = None

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf_cli.config.compare import flat
+
 
 class TrackerRun(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
@@ -129,7 +131,10 @@ class MLflow:
             experiment = self._client.get_experiment_by_name(start.project)
             place = experiment.experiment_id if experiment else self._client.create_experiment(start.project)
             self.id: str = self._client.create_run(place, run_name=start.name).info.run_id
-            params = [Param(key, value) for key, value in _flat("", start.options)]
+            params = [
+                Param(re.sub(r"[^\w./: -]", "_", key), value if isinstance(value, str) else json.dumps(value))
+                for key, value in flat(start.options).items()  # in the letters that MLflow allows
+            ]
             for first in range(0, len(params), 100):  # a server takes no more at once
                 self._client.log_batch(self.id, params=params[first : first + 100])
         else:
@@ -209,12 +214,3 @@ def no_hub() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _flat(path: str, node: Any) -> Iterator[tuple[str, str]]:
-    """Yield options as `a.b` and text, in the letters that MLflow allows."""
-    if isinstance(node, dict) and (node or not path):
-        for key, inner in node.items():
-            yield from _flat(f"{path}.{key}" if path else str(key), inner)
-    else:
-        yield re.sub(r"[^\w./: -]", "_", path), node if isinstance(node, str) else json.dumps(node)

@@ -60,6 +60,11 @@ class Rollout:
             scores=torch.tensor([episode.score for episode in episodes]),
         )
 
+    def kl(self) -> Tensor:
+        """Return the KL to the reference of each response [B], by estimator k1, in nats."""
+        k1 = kl_k1(self.logprobs, self.ref_logprobs)
+        return torch.where(self.response_mask, k1, torch.zeros_like(k1)).sum(dim=1)
+
     def not_finite(self) -> dict[int, str]:
         """Return what is NaN or infinite, by row: {3: "score"}; {} in a sound rollout."""
         found: dict[int, str] = {}
@@ -122,12 +127,8 @@ def summary(batch: PPOBatch) -> dict[str, float]:
 
 def per_response(rollout: Rollout) -> dict[str, list[float]]:
     """Return the score, the KL (k1, nats) and the length of every response, [B] each, for people to look at."""
-    k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
-    kl = torch.where(rollout.response_mask, k1, torch.zeros_like(k1)).sum(dim=1)
-    figures = {
-        name: [float(f"{value:.5g}") for value in column.tolist()]
-        for name, column in (("scores", rollout.scores), ("kl", kl))
-    }
+    columns = {"scores": rollout.scores, "kl": rollout.kl()}
+    figures = {name: [float(f"{value:.5g}") for value in column.tolist()] for name, column in columns.items()}
     return {**figures, "lengths": rollout.response_mask.sum(dim=1).tolist()}
 
 

@@ -12,7 +12,6 @@ from rlhf_cli.algo.packing import num_common
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.config.zero import with_weights_on_host
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt, load_prompts
 from rlhf_cli.data.sources import Sides
@@ -115,8 +114,7 @@ def _gold(
     key, options = "gold_reward_model", config.gold_reward_model
     scorer = load_sequence_classifier(options, key, tokenizer, config.run.seed, new_head=False)
     check_length(scorer, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
-    of_frozen = with_weights_on_host(config.deepspeed) if config.ppo.offload_frozen else config.deepspeed
-    engine = frozen_engine(TokenScorer(scorer), torch_dtype(options), of_frozen)
+    engine = frozen_engine(TokenScorer(scorer), torch_dtype(options), config.deepspeed_of_frozen)
     return RewardModel(engine, tokenizer.eos_token_id, ends, distributed.device())
 
 
@@ -168,8 +166,7 @@ def _engines(
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
     policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
     value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
-    of_frozen = with_weights_on_host(deepspeed) if ppo.offload_frozen else deepspeed
-    scoring = frozen_engine(TokenScorer(scorer), reward_dtype, of_frozen)
+    scoring = frozen_engine(TokenScorer(scorer), reward_dtype, config.deepspeed_of_frozen)
     policy_engine = train_engine(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
@@ -177,7 +174,7 @@ def _engines(
     reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
-        reference=frozen_engine(ResponseLM(reference), policy_dtype, of_frozen),
+        reference=frozen_engine(ResponseLM(reference), policy_dtype, config.deepspeed_of_frozen),
         reward_model=RewardModel(scoring, tokenizer.eos_token_id, ends, device),
         value_model=value_engine,
     )

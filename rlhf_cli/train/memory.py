@@ -9,7 +9,8 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.plan.advice import savings
 from rlhf_cli.plan.fit import Fit, check_launch
 from rlhf_cli.plan.machine import gib
-from rlhf_cli.plan.moments import Lengths, Place
+from rlhf_cli.plan.memory_map import Place
+from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.plan.runs import memory_map
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import run_folder
@@ -35,7 +36,7 @@ class Planned:
             report.say(f"memory: at most {report.memory.highest:.2f} GiB on rank 0")
             return {"measured_gib": report.memory.highest}
         found = self.fit.found
-        planned = (found.device_peak().bytes if found.on_gpu else found.rank_peak()) / 2**30
+        planned = (found.device_peak().bytes if found.place.on_gpu else found.rank_peak()) / 2**30
         measured = report.memory.highest
         report.say(f"memory: at most {measured:.2f} GiB on rank 0, {planned:.2f} GiB planned")
         return {"planned_gib": planned, "measured_gib": measured}
@@ -48,8 +49,10 @@ def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: i
     """
     place = here()
     folder = run_folder(config.run)
-    lines, fit = distributed.together(lambda: check_launch(config, place, folder, lengths, num_steps), only_first=True)
-    report.planned(lines)
+    lines, warnings, fit = distributed.together(
+        lambda: check_launch(config, place, folder, lengths, num_steps), only_first=True
+    )
+    report.planned(lines, warnings)
     return Planned(place, lengths, fit)
 
 

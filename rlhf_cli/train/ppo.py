@@ -124,9 +124,9 @@ class PPOTrainer:
                 with self.report.time("update"):
                     metrics = self.learn(rollout)
             work = self._work(rollout)
+            self._tell(rollout)
             self.state = self._next_state(metrics.get("kl"))
             self.report.log(self.state.step, metrics, int(rollout.response_mask.sum()), work)
-            self._tell(rollout)
             self.state.kl_coef *= self.boundary.look(self.state.step, metrics)
             every = self.config.eval.every_steps
             if self.evaluate is not None and every and self.state.step % every == 0:
@@ -156,14 +156,13 @@ class PPOTrainer:
         return {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
 
     def _tell(self, rollout: Rollout) -> None:
-        """Write down the responses of the step that has ended as figures, and one of them as text."""
+        """Write down the responses of the step as figures, and one of them, another one each time, as text."""
         if self.response_text is None:
             return
-        step, place = self.state.step, self.state.step % len(rollout.sequences)
-        indices = batch_indices(len(self.data.prompts), len(rollout.sequences), step - 1, self.config.run.seed)
-        figures = per_response(rollout)
+        step = self.state.step + 1
+        place, figures = step % len(rollout.sequences), per_response(rollout)
         sample = {
-            "prompt": self.data.prompts[indices[place]].text,
+            "prompt": self.data.prompts[self._prompt_indices()[place]].text,
             "response": self.response_text(rollout.sequences[place].response_ids),
             "score": figures["scores"][place],
             "kl": figures["kl"][place],
@@ -177,8 +176,7 @@ class PPOTrainer:
         return self.sizes.work(rollout.sequences, self._read, self.state.step >= ppo.value_warmup_steps)
 
     def _look_for_negative_kl(self, rollout: Rollout) -> None:
-        k1 = kl_k1(rollout.logprobs, rollout.ref_logprobs)
-        self._recent_kl.extend(torch.where(rollout.response_mask, k1, torch.zeros_like(k1)).sum(dim=1).tolist())
+        self._recent_kl.extend(rollout.kl().tolist())
         if len(self._recent_kl) >= _ENOUGH_RESPONSES and clearly_negative(torch.tensor(self._recent_kl)):
             self.report.warn_once("the KL is clearly negative: responses are not drawn from the policy that is scored")
 
@@ -414,12 +412,10 @@ class PPOTrainer:
     def token_kl(self, sequences: list[Sequence]) -> list[Tensor]:
         """Return log p - log q of each response token, [its length] a sequence, on the CPU; all ranks together."""
         models = self.models
-        own, reference = (
-            self._by_row(model, sequences, lambda part, model=model: self._logprobs(model, part))  # type: ignore[misc]
-            for model in (models.policy, models.reference)
-        )
-        self._num_read = 0
-        return [(p - q)[: len(sequence.response_ids)] for p, q, sequence in zip(own, reference, sequences, strict=True)]
+        own = self._by_row(models.policy, sequences, lambda part: self._logprobs(models.policy, part))
+        reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
+        rows = zip(own, reference, sequences, strict=True)
+        return [kl_k1(p, q)[: len(sequence.response_ids)] for p, q, sequence in rows]
 
     def _micro_batches(self, sequences: list[Sequence], in_step: bool = True) -> list[tuple[list[int], bool]]:
         """Group this rank's sequences into forward passes; False: for company only.

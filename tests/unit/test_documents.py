@@ -6,24 +6,31 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_cli.cli import main
 from rlhf_cli.config.load import load
 from rlhf_cli.config.schema import COMMANDS
 from tests.conftest import script
+from tests.unit.report.made import ppo_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
-def command_lines():
-    """Every line of a code block that starts, plans or checks one of our training commands."""
+def shell_lines():
+    """Every line of a code block, with its page and its words."""
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                for place, word in enumerate(words):
-                    if word in COMMANDS and words[place - 1] in ("rlhf", "rlhf_cli", "plan", "check"):
-                        options = [one for one in words[place + 1 :] if "=" in one and not one.startswith("gpus=")]
-                        yield pytest.param(word, options, id=f"{page.name}: {line.strip()[:60]}")
+                yield f"{page.name}: {line.strip()[:60]}", shlex.split(line, comments=True)
+
+
+def command_lines():
+    """The lines that start, plan or check one of our training commands."""
+    for name, words in shell_lines():
+        for place, word in enumerate(words):
+            if word in COMMANDS and words[place - 1] in ("rlhf", "rlhf_cli", "plan", "check"):
+                options = [one for one in words[place + 1 :] if "=" in one and not one.startswith("gpus=")]
+                yield pytest.param(word, options, id=name)
 
 
 def readme_example():
@@ -37,6 +44,23 @@ def test_a_documented_command_composes(command, args, tmp_path, monkeypatch):
     (tmp_path / "my_rm.yaml").write_text(readme_example())  # the file that README shows
     (tmp_path / "my_ppo.yaml").write_text("defaults: [tiny]\n")
     load(command, args)
+
+
+def report_lines():
+    """The lines that read run folders."""
+    for name, words in shell_lines():
+        if words[:2] in (["rlhf", "report"], ["rlhf", "compare"]):
+            yield pytest.param(words[1:], id=name)
+
+
+@pytest.mark.parametrize("words", list(report_lines()))
+def test_a_documented_command_on_run_folders_runs(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in [word for word in words[1:] if word.startswith("outputs/")]:
+        ppo_run(tmp_path / folder, 12)
+    assert main(words) == 0
+    written = capsys.readouterr().out.splitlines()[-1].partition(": ")[2]
+    assert (tmp_path / written).stat().st_size > 1_000_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rlhf_cli.report.records import Record
+from rlhf_cli.report.records import Record, is_usual
 from rlhf_cli.report.text import printable
 
 MOST_POINTS = 5000  # of a line; a longer one is drawn as the means of so many stretches
 _DIGITS = 5
 _STRETCHES, _FEW_STRETCHES = 30, 12  # of a histogram
-_HUGE = 1e300  # whose differences overflow; NaN is not below it either
 _ENOUGH = 200  # values for the finer one
 
 Number = float | int | None
@@ -27,7 +26,7 @@ class Line:
     name: str
     x: Sequence[Number | str]
     y: Sequence[Number]
-    kind: str = "line"  # line, points, bars or area
+    kind: str = "line"  # line, points, path (points of a plane, joined), bars or area
     low: Sequence[Number] = ()  # of an interval around each y
     high: Sequence[Number] = ()
     text: Sequence[str] = ()  # said of each point when it is pointed at
@@ -37,11 +36,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on the x axis, or a point, that is pointed out."""
+    """A point that is pointed out."""
 
     text: str
     x: float
-    y: float | None = None
+    y: float
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def thinned(x: Sequence[Any], y: Sequence[Number]) -> tuple[list[Any], list[Numb
 
 def histogram(title: str, groups: Mapping[str, Sequence[float]], unit: str, share: str, hint: str = "") -> Plot:
     """Return the shares of each group's values in stretches of equal width that hold all values."""
-    groups = {name: [value for value in values if _is_usual(value)] for name, values in groups.items()}
+    groups = {name: [value for value in values if is_usual(value)] for name, values in groups.items()}
     every = [value for values in groups.values() for value in values]
     low, width, count = _stretches(every)
     middles = [low + width * (place + 0.5) for place in range(count)]
@@ -168,10 +167,6 @@ def histogram(title: str, groups: Mapping[str, Sequence[float]], unit: str, shar
             counts[min(int((value - low) / width), count - 1)] += 1
         lines.append(Line(name, middles, [count / max(1, len(values)) for count in counts], kind="bars"))
     return Plot(title, tuple(lines), unit, share, hint)
-
-
-def _is_usual(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < _HUGE
 
 
 def _stretches(values: Sequence[float]) -> tuple[float, float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rlhf_cli.report.compare import Comparison
-from rlhf_cli.report.html.blocks import Block, Line, Plot, Section, Table, Words, line_of, sections
+from rlhf_cli.report.html.blocks import Line, Plot, Section, Table, Words, line_of, sections
 from rlhf_cli.report.html.charts import PPO, REWARD, SPEED, WIN_RATE, Chart
 from rlhf_cli.report.records import RunRecords
 
@@ -13,10 +13,12 @@ from rlhf_cli.report.records import RunRecords
 def comparison_sections(found: Comparison) -> list[Section]:
     """Return what there is to show of several runs."""
     runs = dict(zip(found.names, found.runs, strict=True))
+    differences, figures = tables(found)
+    notes = [Words("", found.notes)] if found.notes else []
     charts = PPO if found.runs[0].is_ppo else REWARD
     return sections(
-        Section("What differs", tuple(_differences(found))),
-        Section("Final figures", tuple(_figures(found))),
+        Section("What differs", (*notes, *differences)),
+        Section("Final figures", tuple(figures)),
         Section("Training", tuple(_overlaid(charts, runs))),
         Section("Evaluations", tuple(_overlaid([WIN_RATE, *charts], runs, evaluations=True))),
         Section("The leash", tuple(_leash(runs))),
@@ -24,25 +26,19 @@ def comparison_sections(found: Comparison) -> list[Section]:
     )
 
 
-def _differences(found: Comparison) -> Iterator[Block]:
-    rows = [(row.key, *row.values) for row in found.differences]
-    if found.notes:
-        yield Words("", found.notes)
-    if rows:
-        yield Table("Options with different values", ("option", *found.names), rows)
-
-
-def _figures(found: Comparison) -> Iterator[Block]:
-    if found.figures:
-        rows = [(row.name, *row.values) for row in found.figures]
-        yield Table("At the end of each run", ("figure", *found.names), rows)
-    if found.paired:
-        paired: list[tuple[str | int, ...]] = [
-            (row.what, row.name, row.num_shared, f"{row.mean:+.4g}", f"{row.low:+.4g} to {row.high:+.4g}")
-            for row in found.paired
-        ]
-        columns = ("on the same", "run", "shared", f"difference to {found.names[0]}", "95 % interval")
-        yield Table("Paired differences", columns, paired, "Of each run less the first, on what both have in common.")
+def tables(found: Comparison) -> tuple[list[Table], list[Table]]:
+    """Return what differs, and the figures at the end, as tables for a page or a terminal."""
+    options = Table(
+        "Options that differ", ("option", *found.names), [(row.name, *row.values) for row in found.differences]
+    )
+    figures = Table("Final figures", ("figure", *found.names), [(row.name, *row.values) for row in found.figures])
+    columns = ("on the same", "run", "shared", f"difference to {found.names[0]}", "95 % interval")
+    rows = [
+        (row.what, row.name, row.num_shared, f"{row.mean:+.4g}", f"{row.low:+.4g} to {row.high:+.4g}")
+        for row in found.paired
+    ]
+    paired = Table("Paired differences", columns, rows, "Of each run less the first, on what both have in common.")
+    return [one for one in (options,) if one.rows], [one for one in (figures, paired) if one.rows]
 
 
 def _overlaid(charts: Sequence[Chart], runs: dict[str, RunRecords], evaluations: bool = False) -> Iterator[Plot]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from rlhf_cli.config.compare import flat
 from rlhf_cli.report.html.blocks import Block, Facts, Line, Plot, Section, Table, Words, short, thinned
 from rlhf_cli.report.html.charts import SPEED, plots
-from rlhf_cli.report.records import Record, RunRecords, flat
+from rlhf_cli.report.records import Record, RunRecords
 
 _PHASES = ("rollout", "score", "update", "checkpoint")
 

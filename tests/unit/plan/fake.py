@@ -1,19 +1,29 @@
-"""Memory maps made by hand."""
+"""Memory maps made by hand, and the shape of a small model."""
 
 from rlhf_cli.plan.batches import Batches
 from rlhf_cli.plan.fit import Fit
 from rlhf_cli.plan.machine import Machine, misfits
-from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place
 
 GIB = 2**30
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+}
 
 
 def made_map(device_gib=2, host_gib=0.5, on_gpu=True, **more):
     """A map of one moment, the update, with weights of the policy on the device and states of it on the host."""
     device = (Item("policy", "weights", int(device_gib * GIB)),)
     host = (Item("policy", "optimizer states", int(host_gib * GIB)),)
-    given = {"num_ranks": 1, "node_ranks": 1, "context": 0, "checkpoint": 0, "num_checkpoints": 1, "exports": 0}
-    return MemoryMap((Moment("update", "policy", device, host),), on_gpu=on_gpu, **(given | more))
+    place = Place(more.pop("num_ranks", 1), more.pop("node_ranks", 1), on_gpu)
+    given = {"context": 0, "checkpoint": 0, "num_checkpoints": 1, "exports": 0}
+    return MemoryMap((Moment("update", "policy", device, host),), place, **(given | more))
 
 
 def planned_with(machine=None, **given):

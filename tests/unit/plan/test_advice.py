@@ -4,7 +4,8 @@ import pytest
 
 from rlhf_cli.config.load import load
 from rlhf_cli.plan.advice import savings, to_fit, to_use_room
-from rlhf_cli.plan.moments import Lengths, Place
+from rlhf_cli.plan.memory_map import Place
+from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.plan.runs import memory_map
 
 PPO = ["conf=tiny", "model.dtype=bfloat16", "reward_model.dtype=bfloat16", "ppo.batch_size=16", "ppo.minibatch_size=16"]

@@ -10,22 +10,14 @@ from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero import REDUCE_BUCKET, ZeroSettings, with_weights_on_host
 from rlhf_cli.engine import roofline, shards
 from rlhf_cli.plan import moments
+from rlhf_cli.plan.architecture import Architecture
 from rlhf_cli.plan.engines import Engine, Sharding
 from rlhf_cli.plan.memory_map import total
-from rlhf_cli.plan.trace import Architecture
+from tests.unit.plan.fake import LLAMA
 
 # embeddings 300 x 32; a layer: norms 2 x 32, queries and output 2 x 32 x 32, keys and values 2 x 32 x 16, MLP 3 x 32 x
 # 64; last norm 32; head 300 x 32
 WEIGHTS = 300 * 32 + 6 * (64 + 2048 + 1024 + 6144) + 32 + 300 * 32
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-}
 BUCKET = {"reduce_bucket_size": 1000}
 
 

@@ -9,7 +9,8 @@ from rlhf_cli.config.load import load
 from rlhf_cli.plan import fit
 from rlhf_cli.plan.fit import check_launch
 from rlhf_cli.plan.machine import Machine
-from rlhf_cli.plan.moments import Lengths, Place
+from rlhf_cli.plan.memory_map import Place
+from rlhf_cli.plan.moments import Lengths
 from tests.unit.plan.fake import GIB, planned_with
 
 PLACE = Place(1, 1, on_gpu=False)
@@ -29,17 +30,19 @@ def small(monkeypatch):
 
 def test_what_fits_is_said_to(monkeypatch):
     monkeypatch.setattr(Machine, "here", staticmethod(lambda _: Machine(None, 64 * GIB)))
-    lines, planned = checked()
+    lines, warnings, planned = checked()
     assert lines[0] == FIRST
     assert lines[-1].startswith("memory plan: fits: ")
+    assert warnings == []
     assert planned is not None
     assert planned.misfits == ()
 
 
 def test_what_does_not_fit_is_warned_of(small):
-    lines, planned = checked()
-    assert lines[-1].startswith("warning: by plan this run does not fit: host memory: ")
-    assert lines[-1].endswith("plan.on_misfit=ignore says nothing")
+    lines, warnings, planned = checked()
+    assert lines[0] == FIRST
+    assert warnings[0].startswith("by plan this run does not fit: host memory: ")
+    assert warnings[-1].endswith("plan.on_misfit=ignore says nothing")
     assert planned is not None
 
 
@@ -49,9 +52,9 @@ def test_or_refused(small):
 
 
 def test_or_nothing_is_said_but_the_batches(small):
-    lines, planned = checked("plan.on_misfit=ignore")
+    lines, warnings, planned = checked("plan.on_misfit=ignore")
     assert lines[0] == FIRST
-    assert not any("plan" in line for line in lines)
+    assert not any("plan" in line for line in (*lines, *warnings))
     assert planned is None
 
 
@@ -61,8 +64,9 @@ def test_a_run_that_cannot_be_planned_starts_all_the_same(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(fit, "memory_map", fails)
-    lines, planned = checked("plan.on_misfit=error")
+    lines, warnings, planned = checked("plan.on_misfit=error")
     assert lines[-1].startswith(f"no memory plan: {type(error).__name__}: ")
+    assert warnings == []
     assert planned is None
 
 
@@ -83,6 +87,6 @@ def test_checkpoints_that_are_there_take_no_more_disk(tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / "file").write_bytes(b"x" * 10_000_000)
     monkeypatch.setattr(Machine, "here", staticmethod(lambda _: Machine(None, 64 * GIB, disk=1_000_000)))
     config = load("train-ppo", ["conf=tiny", "plan.on_misfit=error"])
-    assert check_launch(config, PLACE, tmp_path, LENGTHS)[1] is not None
+    assert check_launch(config, PLACE, tmp_path, LENGTHS)[2] is not None
     with pytest.raises(InputError, match="disk: "):
         check_launch(config, PLACE, tmp_path / "new", LENGTHS)

@@ -6,8 +6,8 @@ import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.load import load
-from rlhf_cli.plan.memory_map import LIBRARIES, Item, total
-from rlhf_cli.plan.moments import Lengths, Place
+from rlhf_cli.plan.memory_map import LIBRARIES, Item, Place, total
+from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.plan.runs import memory_map, update_activations, with_shapes
 from rlhf_cli.plan.trace import Texts, decoding, scoring, training
 from tests.unit.plan.fake import made_map

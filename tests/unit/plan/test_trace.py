@@ -12,18 +12,11 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.models.heads import Float32Head, ResponseLM, TokenScorer
 from rlhf_cli.models.packed import use_packing
 from rlhf_cli.plan import trace
+from rlhf_cli.plan.architecture import Architecture
 from rlhf_cli.plan.live import LiveTensors
-from rlhf_cli.plan.trace import ACTIVATIONS, CACHE, LOGITS, Architecture, Texts
+from rlhf_cli.plan.trace import ACTIVATIONS, CACHE, LOGITS, Texts
+from tests.unit.plan.fake import LLAMA
 
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-}
 OTHERS = {
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 6, "n_head": 4, "vocab_size": 300},
     "gpt_neox": {**LLAMA, "model_type": "gpt_neox"},

@@ -24,7 +24,7 @@ def runs(tmp_path):
 
 def test_options_that_differ_and_no_others(runs):
     found = compare(runs)
-    assert {row.key: row.values for row in found.differences} == {
+    assert {row.name: row.values for row in found.differences} == {
         "ppo.kl_coef": ("0.05", "0.1"),
         "ppo.num_steps": ("12", "20"),
         "run.name": ("a", "b"),

@@ -7,7 +7,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from rlhf_cli.report.live import History, LiveView, sparkline
+from rlhf_cli.report.curve import History, sparkline
+from rlhf_cli.report.live import LiveView
 
 ROWS = ("score", "kl", "reward", "response_length", "entropy", "clipfrac/policy", "memory/peak_gib")
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]no\r\n[/red]\ttext\u202e [link=x]\x00" + "很长的文字 🙂 e\u0301" * 20000

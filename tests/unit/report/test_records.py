@@ -2,8 +2,9 @@
 
 import pytest
 
+from rlhf_cli.config.compare import flat
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.records import flat, read_run
+from rlhf_cli.report.records import read_run
 from tests.unit.report.made import answer, begun, ppo_run, reward_run, write_lines
 
 

@@ -369,3 +369,27 @@ def test_a_signal_right_after_resuming_writes_nothing_again():
     with pytest.raises(Interrupted, match="after step 4"):
         between.before_step({"step": 4})
     assert between.checkpoints.steps == []
+
+
+@pytest.mark.parametrize(
+    ("more", "best"),
+    [
+        ({}, 0.5),
+        ({"best_is_lowest": True}, None),  # the highest score is not to be beaten by a lower one
+        ({"best_metric": "kl"}, None),
+    ],
+)
+def test_a_best_value_counts_for_its_own_metric_alone(more, best):
+    options = {"every_steps": 1, "best_metric": "score"}
+    first = boundary(Guards(PPOGuardConfig()), **options)
+    go(first, 1, 2, lambda step: {"score": 0.5, "kl": 9.0})
+    saved = first.checkpoints.states[-1]
+    other = boundary(Guards(PPOGuardConfig()), **{**options, **more})
+    other.checkpoints.best_step = 1
+    other.resume(dict(saved))
+    assert other.best == best
+    del saved["best_of"]  # of a version that did not write it
+    older = boundary(Guards(PPOGuardConfig()), **options)
+    older.checkpoints.best_step = 1
+    older.resume(saved)
+    assert older.best == 0.5

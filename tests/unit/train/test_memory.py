@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from rlhf_cli.config.load import load
-from rlhf_cli.plan.memory_map import LIBRARIES
-from rlhf_cli.plan.moments import Lengths, Place
+from rlhf_cli.plan.memory_map import LIBRARIES, Place
+from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.plan.runs import memory_map
 from rlhf_cli.train.memory import Planned, out_of_memory_advice
 from tests.unit.plan.fake import planned_with

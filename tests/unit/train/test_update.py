@@ -813,3 +813,14 @@ def test_held_out_pairs_are_told_with_their_scores():
         "category": "refund",
     }
     assert [one["prompt"] for one in pair_records([row, row], torch.cat([scores, scores]), str)] == ["why?"] * 6
+
+
+@pytest.mark.parametrize(("best", "steps"), [(None, [1]), ("loss", [1]), ("eval/loss", [1, 2])])
+def test_the_last_step_is_evaluated_where_that_may_name_the_best_checkpoint(best, steps, one_rank):
+    """Else the evaluation of the exported model, which follows, is enough."""
+    trainer, record = reward_trainer([PAIR, PAIR], [PAIR], num_steps=2, eval_every_steps=1)
+    trainer.config = replace(trainer.config, checkpoint=replace(trainer.config.checkpoint, best_metric=best))
+    seen = []
+    record.after_step = lambda state, metrics: seen.append((state["step"], "eval/loss" in metrics))
+    trainer.fit()
+    assert seen == [(step, step in steps) for step in (1, 2)]
