@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 from rlhf_cli.engine.ports import free_port
+from rlhf_cli.engine.signals import STOPPING
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -26,7 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="rlhf-test-cache-")
     config.add_cleanup(folder.cleanup)
     os.environ["XDG_CACHE_HOME"] = folder.name
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # children inherit what nohup has ignored
+    for number in STOPPING:  # children inherit what nohup, or a shell's `&`, has ignored
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
