@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file at once: who reads it finds the old text or the new one, also after a power cut."""
+def write_durably(path: Path, text: str | Iterable[str]) -> None:
+    """Replace a file at once: who reads it finds the old text or the new one, also after a power cut.
+
+    text: all of it, or what yields it part by part, which may read the old file.
+    """
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines([text] if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

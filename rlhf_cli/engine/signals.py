@@ -33,7 +33,15 @@ class StopSignals:
         if self.received is None:
             self.received, self._at = signal.Signals(number), now
         elif now - self._at > DOUBLE_S:
+            leave_view()
             os._exit(128 + number)
+
+
+def leave_view() -> None:
+    """Go below what a live view has drawn, and show the cursor again: for who ends without leaving it."""
+    if sys.stdout.isatty():
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), b"\x1b[999B\r\n\x1b[?7h\x1b[?25h")
 
 
 def leave(code: int) -> NoReturn:

@@ -20,7 +20,7 @@ from rlhf_cli.config.errors import Interrupted
 from rlhf_cli.config.load import compose_yaml
 from rlhf_cli.engine.ports import free_port
 from rlhf_cli.engine.process import SUPERVISED
-from rlhf_cli.engine.signals import DOUBLE_S, STOPPING
+from rlhf_cli.engine.signals import DOUBLE_S, STOPPING, leave_view
 from rlhf_cli.engine.watchdog import FOLDER as WATCH_FOLDER
 from rlhf_cli.report.status import State, read_status, write_status
 
@@ -122,6 +122,7 @@ def _account_for(ended: Ended | None, by: signal.Signals | None, run: Path) -> i
         return 0
     if by is None and ended.code > 0:
         return ended.code
+    leave_view()
     killed_by = by or signal.Signals(-ended.code)
     code = 128 + killed_by
     reason = f"rank {ended.rank} (process {ended.pid}) was killed by {killed_by.name}"

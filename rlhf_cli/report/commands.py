@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Table
@@ -40,7 +42,8 @@ def report(args: list[str]) -> int:
         raise InputError(f"report wants one run folder, got {len(folders)}; {REPORT_USAGE.splitlines()[0]}")
     if output is not None:
         _require_writable(output)
-    print(printable(f"report: {write_report(folders[0], output)}"))
+    with _readable():
+        print(printable(f"report: {write_report(folders[0], output)}"))
     return 0
 
 
@@ -50,11 +53,12 @@ def compare_runs(args: list[str]) -> int:
         print(COMPARE_USAGE, end="")
         return 0
     folders, output = _words(args, COMPARE_USAGE)
-    found = compare(folders)
     target = output or Path("compare.html")
     _require_writable(target)
+    with _readable():
+        found = compare(folders)
+        write_page(page(" and ".join(found.names), "", comparison_sections(found)), target)
     _print(found)
-    write_page(page(" and ".join(found.names), "", comparison_sections(found)), target)
     print(printable(f"comparison: {target}"))
     return 0
 
@@ -69,12 +73,23 @@ def _words(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
             value = value if given else next(words, "")
             if not value:
                 raise InputError(f"--output wants a file; {usage.splitlines()[0]}")
+            if output is not None:
+                raise InputError("--output was given twice")
             output = Path(value)
         elif word.startswith("-"):
             raise InputError(f"unknown option {word}; {usage.splitlines()[0]}")
         else:
             folders.append(Path(word))
     return folders, output
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn what the system says of a file that may not be read into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or 'a file'}: cannot be read: {error.strerror}") from error
 
 
 def _require_writable(target: Path) -> None:

@@ -71,11 +71,17 @@ def compare(folders: Sequence[Path]) -> Comparison:
         differences,
         tuple(_figures(runs)),
         tuple(one for name, run in zip(names[1:], runs[1:], strict=True) for one in _paired(name, runs[0], run)),
-        tuple(_notes(differences)),
+        tuple(_notes(differences, names, runs)),
     )
 
 
-def _notes(differences: Sequence[Row]) -> Iterator[str]:
+def _notes(differences: Sequence[Row], names: Sequence[str], runs: Sequence[RunRecords]) -> Iterator[str]:
+    steps = {name: run.answers("now", "sampled")[-1:] for name, run in zip(names, runs, strict=True)}
+    at = {name: answers[0].get("step", 0) for name, answers in steps.items() if answers}
+    if len(set(at.values())) > 1:
+        yield (
+            "answers are of different steps: " + ", ".join(f"{name} of step {step}" for name, step in at.items()) + "."
+        )
     for section, what in (("reward_model.", "score"), ("gold_reward_model.", "gold score")):
         changed = [row.name for row in differences if row.name in (f"{section}path", f"{section}from_config")]
         if changed:
@@ -86,7 +92,7 @@ def _names(runs: Sequence[RunRecords]) -> tuple[str, ...]:
     """Name runs after their folders, with as much of the path as tells them apart."""
     paths = [run.folder.resolve() for run in runs]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = tuple(printable("/".join(path.parts[-depth:])) for path in paths)
+        names = tuple(printable(str(Path(*path.parts[-depth:]))) for path in paths)
         if len(set(names)) == len(names):
             return names
     return tuple(f"{name} ({place})" for place, name in enumerate(names, 1))  # one folder, given twice

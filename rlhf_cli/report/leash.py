@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_cli.report.intervals import bootstrap_mean
+
 _SMOOTHED = 0.1  # share of the steps that a running mean covers
 _ENOUGH_STEPS = 10
+_DOUBT = 0.05
 _SURE = 3.0  # standard errors that a fall must be worth: the highest of many means is high by chance too
 
 
@@ -40,11 +43,20 @@ def over_optimised(scores: Sequence[float], kls: Sequence[float], kl_coefs: Sequ
     return top
 
 
-def gold_passed_its_top(scores: Sequence[float], gold: Sequence[float]) -> int | None:
-    """Return the index of the evaluation with the highest gold score, where the last has more score and less gold."""
-    top = int(np.argmax(gold))
-    passed = top < len(gold) - 1 and gold[-1] < gold[top] and scores[-1] > scores[top]
-    return top if passed else None
+def gold_passed_its_top(scores: Sequence[float], gold: Sequence[Sequence[float]]) -> int | None:
+    """Return the index of the evaluation with the highest mean gold score, where that is over and the score has risen.
+
+    scores: means, one an evaluation; gold: of every prompt, the same ones each time. It is over where the last
+    evaluation's gold scores are lower: the interval of their differences, prompt by prompt, leaves out 0. It is one of
+    95 % for all evaluations together (Bonferroni), for the highest of many is high by chance too.
+    """
+    means = [float(np.mean(row)) for row in gold]
+    top = int(np.argmax(means))
+    if scores[-1] <= scores[top]:
+        return None
+    differences = [last - best for best, last in zip(gold[top], gold[-1], strict=True)]
+    falls = bootstrap_mean(differences, level=1 - _DOUBT / len(gold))
+    return top if falls.high < 0 else None
 
 
 def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from signal import Signals
 from statistics import median
 from threading import RLock
 from types import TracebackType
@@ -96,9 +97,18 @@ class LiveView:
     Prompts, answers and warnings are shown as they are: no markup, no escapes, and cut.
     """
 
-    def __init__(self, console: Console, title: str, num_steps: int, first_step: int, rows: Sequence[str]) -> None:
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        num_steps: int,
+        first_step: int,
+        rows: Sequence[str],
+        asked: Callable[[], Signals | None] = lambda: None,
+    ) -> None:
+        """rows: metrics, those that are logged are shown; asked: the signal that has asked for the end, once there is one."""
         self._console, self._title, self._num_steps = console, one_line(title, 60), num_steps
-        self._lock = RLock()
+        self._lock, self._asked = RLock(), asked
         self._live = _CursorOnTop(
             console=console,
             get_renderable=lambda: self,
@@ -256,6 +266,11 @@ class LiveView:
     def _states(self) -> list[Text]:
         """Return one line of what checks and guards say."""
         line = Text(f"{self._checks}  ·  " if self._checks else "")
+        asked = self._asked() if self._runs else None
+        if asked is not None:
+            line.append(
+                f"{asked.name}: ends after this step, with a checkpoint; at once if it comes again  ·  ", "bold"
+            )
         if self._num_warnings:
             count = f"{self._num_warnings} warning{'s' * (self._num_warnings > 1)}"
             line.append(f"{count}, newest {self._warning}", "yellow")

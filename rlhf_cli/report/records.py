@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,39 @@ _HUGE = 1e300
 _OF_A_PAIR = ("score_chosen", "score_rejected", "log_odds", "tokens_chosen", "tokens_rejected")
 
 
+@dataclass
+class Samples:
+    """Answers to held-out prompts, by mode: those before training, and the newest that are whole.
+
+    A long run asks many times; of the answers in between the gold scores alone are kept.
+    """
+
+    before: dict[str, list[Record]] = field(default_factory=dict)
+    now: dict[str, list[Record]] = field(default_factory=dict)
+    _gold: dict[tuple[int, str], list[Any]] = field(default_factory=dict)  # of sampled answers, by step and stage
+    _coming: dict[str, list[Record]] = field(default_factory=dict)  # of the newest time, while they are being read
+
+    def add(self, sample: Record) -> None:
+        """Take in the next line of samples.jsonl."""
+        mode, stage, step = sample["mode"], sample["stage"], sample.get("step", 0)
+        if mode == "sampled":
+            self._gold.setdefault((step, stage), []).append(sample.get("gold_score"))
+        if stage == "before":
+            self.before.setdefault(mode, []).append(sample)
+            return
+        coming = self._coming.setdefault(mode, [])
+        if coming and (coming[0]["stage"], coming[0].get("step", 0)) != (stage, step):
+            coming = self._coming[mode] = []
+        coming.append(sample)
+        if mode not in self.now or len(coming) >= len(self.before.get(mode, [])):
+            self.now[mode] = coming  # what a kill has cut short only where there is nothing else
+
+    def gold_at(self, step: int) -> list[float]:
+        """Return the gold scores of the sampled answers of a step, prompt by prompt."""
+        found = next((self._gold[step, one] for one in ("during", "after", "before") if (step, one) in self._gold), [])
+        return [score for score in found if is_usual(score)]
+
+
 @dataclass(frozen=True)
 class RunRecords:
     """One run as its folder tells it; what a file does not say is empty here."""
@@ -34,7 +68,7 @@ class RunRecords:
     checks: list[Record]
     plan: list[str]
     metrics: list[Record]
-    samples: list[Record]
+    samples: Samples
     rollouts: tuple[list[Record], list[Record]]  # of the first steps, and of the last ones
     pairs: list[Record]
     events: list[Record]
@@ -66,19 +100,7 @@ class RunRecords:
 
     def answers(self, stage: str, mode: str) -> list[Record]:
         """The answers of a mode before training, or the newest after or during it (stage: now)."""
-        if stage == "before":
-            return [one for one in self.samples if one["stage"] == "before" and one["mode"] == mode]
-        later: dict[tuple[int, bool], list[Record]] = {}
-        for one in self.samples:
-            if one["stage"] != "before" and one["mode"] == mode:
-                later.setdefault(_order(one), []).append(one)
-        asked = len(self.answers("before", mode))
-        whole = [order for order, answers in later.items() if len(answers) == asked]  # none of a kill in the middle
-        return later[max(whole or later)] if later else []
-
-
-def _order(sample: Record) -> tuple[int, bool]:
-    return sample.get("step", 0), sample["stage"] == "after"
+        return (self.samples.before if stage == "before" else self.samples.now).get(mode, [])
 
 
 def read_run(folder: Path) -> RunRecords:
@@ -92,12 +114,16 @@ def read_run(folder: Path) -> RunRecords:
         raise InputError(f"{folder}: not the folder of a run: it has no {RUN} or no {CONFIG}")
     unreadable: dict[str, int] = {}
 
-    def lines(name: str, *wanted: str, numbers: tuple[str, ...] = ()) -> list[Record]:
-        records, num_bad = _records(folder / name, wanted, numbers)
-        if num_bad:
-            unreadable[name] = num_bad
-        return records
+    def each(name: str, *wanted: str, numbers: tuple[str, ...] = ()) -> Iterator[Record]:
+        for record in _records(folder / name, wanted, numbers):
+            if record is None:
+                unreadable[name] = unreadable.get(name, 0) + 1
+            else:
+                yield record
 
+    samples = Samples()
+    for sample in each(SAMPLES, "stage", "mode", "prompt", "response", "score"):
+        samples.add(sample)
     return RunRecords(
         folder=folder,
         config=_config(folder / CONFIG),
@@ -106,33 +132,34 @@ def read_run(folder: Path) -> RunRecords:
         summary=_document(folder / SUMMARY),
         checks=_document(folder / CHECKS).get("checks", []),
         plan=_document(folder / PLAN).get("lines", []),
-        metrics=lines(METRICS, "step"),
-        samples=lines(SAMPLES, "stage", "mode", "prompt", "response", "score"),
+        metrics=list(each(METRICS, "step")),
+        samples=samples,
         rollouts=_ends(folder / ROLLOUTS),
-        pairs=lines(PAIRS, "prompt", "chosen", "rejected", numbers=_OF_A_PAIR),
-        events=lines(EVENTS, "step", "kind", "text"),
+        pairs=list(each(PAIRS, "prompt", "chosen", "rejected", numbers=_OF_A_PAIR)),
+        events=list(each(EVENTS, "step", "kind", "text")),
         unreadable=unreadable,
     )
 
 
-def _records(file: Path, wanted: tuple[str, ...], numbers: tuple[str, ...]) -> tuple[list[Record], int]:
+def _records(file: Path, wanted: tuple[str, ...], numbers: tuple[str, ...]) -> Iterator[Record | None]:
+    """Yield the lines of a file that are records with these fields; None for every other one."""
     if not file.is_file():
-        return [], 0
-    records, num_bad = [], 0
+        return
     with file.open("rb") as opened:
         for line in opened:
             if not line.endswith(b"\n"):  # of a process that still writes, or was killed
                 continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            known = isinstance(record, dict) and all(name in record for name in wanted)
-            if known and all(is_usual(record.get(name)) for name in numbers):
-                records.append(record)
-            else:
-                num_bad += 1
-    return records, num_bad
+            record = _record(line)
+            known = record is not None and all(name in record for name in wanted)
+            yield record if known and all(is_usual((record or {}).get(name)) for name in numbers) else None
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def is_usual(value: Any) -> bool:
@@ -149,17 +176,10 @@ def _ends(file: Path) -> tuple[list[Record], list[Record]]:
     wanted = min(round(_ENDS * count) or 1, count // 2, _MOST_ROLLOUTS)
     with file.open("rb") as opened:
         places = [(place, line) for place, line in enumerate(opened) if not wanted <= place < count - wanted]
-    first = [_rollout(line) for place, line in places if place < wanted]
-    last = [_rollout(line) for place, line in places if count - wanted <= place < count]
-    return [one for one in first if one is not None], [one for one in last if one is not None]
-
-
-def _rollout(line: bytes) -> Record | None:
-    try:
-        record: Record = json.loads(line)
-        return record if {"step", "scores", "kl", "lengths"} <= record.keys() else None
-    except (ValueError, RecursionError, AttributeError):
-        return None
+    records = [(place, _record(line)) for place, line in places if place < count]
+    keys = {"step", "scores", "kl", "lengths"}
+    known = [(place, one) for place, one in records if one is not None and keys <= one.keys()]
+    return [one for place, one in known if place < wanted], [one for place, one in known if place >= wanted]
 
 
 def _document(file: Path) -> Record:
@@ -173,6 +193,8 @@ def _document(file: Path) -> Record:
 def _config(file: Path) -> Record:
     try:
         found = OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8")), resolve=False)
-    except (OSError, ValueError, YAMLError) as error:
+    except (ValueError, YAMLError) as error:
         raise InputError(f"{file}: damaged: {' '.join(str(error).split())[:200]}") from error
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {str(key): value for key, value in found.items() if key != "defaults"}  # a word to Hydra, and no option

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from rlhf_cli.config.report import ReportConfig
 from rlhf_cli.engine.memory import PeakMemory
+from rlhf_cli.engine.signals import StopSignals
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.checks import Check, table
 from rlhf_cli.report.live import LiveView
@@ -49,7 +50,7 @@ class Reporter:
         self._num_steps = 0
         self._headline: Sequence[str] = ()
         self._said: list[str] = []
-        self._events: list[dict[str, Any]] = []  # before there is a folder
+        self._events: list[tuple[str, str]] | None = []  # kind and text, until it is known after which step they come
         self._documents: dict[str, dict[str, Any]] = {}  # likewise, by file
         self._step = 0  # of the newest record
         self._evaluation: dict[str, float] = {}
@@ -70,8 +71,12 @@ class Reporter:
         if run_dir is not None:
             for name, record in self._documents.items():
                 run_dir.write_json(name, record)
-            for event in self._events:
-                run_dir.append(EVENTS, event)
+
+    def began(self, step: int) -> None:
+        """From here on events are written down; step: after which the run begins or goes on."""
+        self._step, waiting, self._events = step, self._events or [], None
+        for kind, text in waiting:
+            self.event(kind, text)
 
     def measure_against(self, peak: float) -> None:
         """Log from here on how much of `peak`, the FLOP/s of all ranks together, each phase makes use of."""
@@ -146,7 +151,7 @@ class Reporter:
 
     def has_logged(self, step: int, name: str) -> bool:
         """Say whether a metric of a step stands in metrics.jsonl; False on other ranks than the first."""
-        lines = [] if self.run_dir is None else self.run_dir.read_lines(METRICS)
+        lines = () if self.run_dir is None else self.run_dir.lines(METRICS)
         return any(line["step"] == step and name in line for line in lines)
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
@@ -176,11 +181,11 @@ class Reporter:
 
     def event(self, kind: str, text: str) -> None:
         """Write down that something has happened at the newest step; kind: guard, warning or resume."""
-        record = {"step": self._step, "kind": kind, "text": text, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        if self.run_dir is not None:
-            self.run_dir.append(EVENTS, record)
-        elif self.speaks:
-            self._events.append(record)
+        if self._events is not None:
+            self._events.append((kind, text))
+        elif self.run_dir is not None:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            self.run_dir.append(EVENTS, {"step": self._step, "kind": kind, "text": text, "time": now})
 
     def warn(self, text: str, kind: str = "warning") -> None:
         """Tell the user of something that should be looked at, and write it down as an event."""
@@ -197,7 +202,6 @@ class Reporter:
 
     def resumed(self, step: int) -> None:
         """Say that the run goes on after a step."""
-        self._step = step
         self.say(f"resumed after step {step}")
         self.event("resume", f"resumed after step {step}")
 
@@ -226,13 +230,13 @@ class Reporter:
 
     def samples_once(self, stage: str, records: list[dict[str, Any]]) -> None:
         """Write the answers of a stage to samples.jsonl, unless an earlier start of the run has."""
-        if self.run_dir is not None and all(one["stage"] != stage for one in self.run_dir.read_lines(SAMPLES)):
+        if self.run_dir is not None and all(one["stage"] != stage for one in self.run_dir.lines(SAMPLES)):
             self.samples(records)
 
     def pairs(self, records: list[dict[str, Any]]) -> None:
         """Write the held-out pairs with their scores, in place of what an earlier start wrote."""
         if self.run_dir is not None and records:
-            self.run_dir.write_lines(PAIRS, records)
+            self.run_dir.write_lines(PAIRS, records, len(str(records)))
 
     def samples(self, records: list[dict[str, Any]]) -> None:
         """Write answers to samples.jsonl."""
@@ -252,7 +256,7 @@ class Reporter:
             tracked.finish(failed)
 
     @contextmanager
-    def progress(self, first_step: int) -> Iterator[None]:
+    def progress(self, first_step: int, signals: StopSignals) -> Iterator[None]:
         """Show the live view while the body runs, where standard output is a terminal; plain lines otherwise."""
         shown = self.console
         is_terminal = sys.stdout.isatty() and shown.is_terminal and not shown.is_dumb_terminal
@@ -260,7 +264,8 @@ class Reporter:
             yield
             return
         try:
-            with LiveView(shown, self.run_dir.folder.name, self._num_steps, first_step, _LIVE_ROWS) as self._live:
+            title, asked = self.run_dir.folder.name, lambda: signals.received
+            with LiveView(shown, title, self._num_steps, first_step, _LIVE_ROWS, asked) as self._live:
                 statuses = [check["status"] for check in self._documents.get(CHECKS, {}).get("checks", [])]
                 self._live.checked(*(statuses.count(status) for status in ("ok", "warn", "FAIL")))
                 yield

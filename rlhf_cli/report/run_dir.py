@@ -11,7 +11,7 @@ import platform
 import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,17 @@ def require_unlocked(folder: Path) -> None:
         os.close(lock(folder))
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file; none if it is not there.
+def lines_of(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON-lines file, one after the other; none if it is not there.
 
     A last line that a killed process left unfinished is no record.
     """
     if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_bytes().decode("utf-8", "replace").split("\n")[:-1]]
+        return
+    with file.open("rb") as opened:
+        for line in opened:
+            if line.endswith(b"\n"):
+                yield json.loads(line.decode("utf-8", "replace"))
 
 
 class RunDir:
@@ -126,7 +129,7 @@ class RunDir:
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one JSON line to a file of the run; NaN and infinity, which JSON lacks, become null."""
         file = self.folder / name
-        line = json.dumps(_finite(record), ensure_ascii=False) + "\n"
+        line = _line(record)
         with disk_errors(file, len(line)), file.open("a", encoding="utf-8") as opened:
             opened.write(line)
 
@@ -135,16 +138,16 @@ class RunDir:
         with disk_errors(self.folder / name, len(str(record))):
             write_durably(self.folder / name, json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n")
 
-    def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the records of a JSON-lines file of the run, as `read_lines` does."""
-        return read_lines(self.folder / name)
+    def lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the records of a JSON-lines file of the run, as `lines_of` does."""
+        return lines_of(self.folder / name)
 
     def sync(self) -> int:
         """Bring what was logged to the disk; return how many metric records there are."""
         for name in (METRICS, SAMPLES, ROLLOUTS, EVENTS):
             if (self.folder / name).exists():
                 sync(self.folder / name)
-        return len(self.read_lines(METRICS))
+        return sum(1 for _ in self.lines(METRICS))
 
     def forget_after(self, step: int, num_logged: int) -> None:
         """Drop what a run that is resumed after a step writes again: metric records but the first `num_logged`,
@@ -159,13 +162,17 @@ class RunDir:
         file = self.folder / name
         if not file.exists():
             return
-        self.write_lines(name, [record for place, record in enumerate(self.read_lines(name)) if wanted(place, record)])
+        kept = (record for place, record in enumerate(self.lines(name)) if wanted(place, record))
+        self.write_lines(name, kept, file.stat().st_size)
 
-    def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
-        """Write a whole JSON-lines file of the run, on the disk when this returns."""
-        text = "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
-        with disk_errors(self.folder / name, len(text)):
-            write_durably(self.folder / name, text)
+    def write_lines(self, name: str, records: Iterable[dict[str, Any]], num_bytes: int) -> None:
+        """Write a whole JSON-lines file of the run, on the disk when this returns; num_bytes: about its size."""
+        with disk_errors(self.folder / name, num_bytes):
+            write_durably(self.folder / name, (_line(record) for record in records))
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(_finite(record), ensure_ascii=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

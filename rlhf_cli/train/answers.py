@@ -187,8 +187,7 @@ def metrics(before: Sequence[Answer], now: Sequence[Answer]) -> dict[str, float]
             f"{prefix}response_length": _mean([one.num_tokens for one in last]),
             f"{prefix}eos_rate": _mean([one.ended for one in last]),
         }
-        gold = [(a.gold_score, b.gold_score) for a, b in zip(first, last, strict=True)]
-        pairs = [(a, b) for a, b in gold if a is not None and b is not None]
+        pairs = _gold_pairs(first, last)
         if pairs:
             found[f"{prefix}gold_score"] = _mean([b for _, b in pairs])
             found |= _named(f"{prefix}gold_win_rate", _win_rate(pairs))
@@ -202,21 +201,35 @@ def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, dict
     figures = {}
     for mode in MODES:
         first, last = _of(before, mode), _of(after, mode)
-        if not first:
-            continue
-        gain: Interval = bootstrap_mean([b.score - a.score for a, b in zip(first, last, strict=True)])
-        figures[mode] = {
-            "num_prompts": len(first),
-            "score_before": _mean([answer.score for answer in first]),
-            "score_after": _mean([answer.score for answer in last]),
-            **{f"difference_{name}": value for name, value in asdict(gain).items()},
-            **_named("win_rate", _win_rate([(a.score, b.score) for a, b in zip(first, last, strict=True)])),
-            "response_length_before": _mean([answer.num_tokens for answer in first]),
-            "response_length_after": _mean([answer.num_tokens for answer in last]),
-            "eos_rate_before": _mean([answer.ended for answer in first]),
-            "eos_rate_after": _mean([answer.ended for answer in last]),
-        }
+        if first:
+            figures[mode] = {
+                "num_prompts": len(first),
+                **_compared("", [(a.score, b.score) for a, b in zip(first, last, strict=True)]),
+                **_compared("gold_", _gold_pairs(first, last)),
+                "response_length_before": _mean([answer.num_tokens for answer in first]),
+                "response_length_after": _mean([answer.num_tokens for answer in last]),
+                "eos_rate_before": _mean([answer.ended for answer in first]),
+                "eos_rate_after": _mean([answer.ended for answer in last]),
+            }
     return figures
+
+
+def _compared(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Return what scores before and after say; {} without any."""
+    if not pairs:
+        return {}
+    gain: Interval = bootstrap_mean([b - a for a, b in pairs])
+    return {
+        f"{prefix}score_before": _mean([a for a, _ in pairs]),
+        f"{prefix}score_after": _mean([b for _, b in pairs]),
+        **{f"{prefix}difference_{name}": value for name, value in asdict(gain).items()},
+        **_named(f"{prefix}win_rate", _win_rate(pairs)),
+    }
+
+
+def _gold_pairs(first: Sequence[Answer], last: Sequence[Answer]) -> list[tuple[float, float]]:
+    pairs = ((a.gold_score, b.gold_score) for a, b in zip(first, last, strict=True))
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
 def _of(answers: Sequence[Answer], mode: str) -> list[Answer]:

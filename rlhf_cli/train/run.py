@@ -146,12 +146,12 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     folder = start.open(config, checkpoints, steps, RM_HEADLINE)
     if resumed is not None:
         trainer.step = start.resume(checkpoints, boundary, resumed)["step"]
-    start.track(config, trainer.step)
+    start.begin(config, trainer.step)
     report.measure_against(matmul_flops(torch_dtype(config.model)))
     before = start.logged(0) if resumed is not None else {}
     if not before and trainer.step == 0 and config.train.eval_every_steps:
         before = trainer.evaluate()
-    with report.progress(trainer.step):
+    with report.progress(trainer.step, start.signals):
         trainer.fit()
     figures = _finish_rm(trainer, classifier, Renderer(tokenizer, config.data), folder / "final")
     memory = planned.compared(report)
@@ -209,11 +209,11 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     before = held_out.before()
     if resumed is not None:
         trainer.state = PPOState(**start.resume(checkpoints, boundary, resumed))
-    start.track(config, trainer.state.step)
+    start.begin(config, trainer.state.step)
     held_out.tell_before(is_new=resumed is None)
     trainer.response_text = built.renderer.response_text
     trainer.evaluate = held_out.during
-    with report.progress(trainer.state.step):
+    with report.progress(trainer.state.step, start.signals):
         trainer.fit()
     after = held_out.after(trainer.state.step)
     PROGRESS.enter("export")

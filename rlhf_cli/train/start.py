@@ -46,8 +46,9 @@ class Start:
         self.ending.folder = run_folder(run)  # whose status.json tells how this start ended, too
         return to_resume_together(run_folder(run), run.resume)
 
-    def track(self, config: TrainRMConfig | TrainPPOConfig, first_step: int) -> None:
-        """Log to the trackers too from here on."""
+    def begin(self, config: TrainRMConfig | TrainPPOConfig, first_step: int) -> None:
+        """Say after which step the run begins or goes on; log to the trackers too from here on."""
+        self.report.began(first_step)
         options = OmegaConf.to_container(OmegaConf.create(self.text))  # ${oc.env:...} stays: it may name a secret
         assert isinstance(options, dict)
         self.report.track(config.run.name, {str(key): value for key, value in options.items()}, first_step)
@@ -113,7 +114,7 @@ class Start:
 
     def logged(self, step: int) -> dict[str, float]:
         """Return what an earlier start of the run has evaluated at a step, without its clock; {} where it has not."""
-        records = [] if self.report.run_dir is None else self.report.run_dir.read_lines(METRICS)
+        records = () if self.report.run_dir is None else self.report.run_dir.lines(METRICS)
         found = next((record for record in records if record.pop("step") == step), {})
         return distributed.broadcast({name: value for name, value in found.items() if not name.startswith("time/")})
 

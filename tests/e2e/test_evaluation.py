@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.report.run_dir import read_lines
+from rlhf_cli.report.run_dir import lines_of
 from tests.e2e.processes import TINY, Started
 from tests.e2e.series import NOT_COMPARED
 from tests.e2e.test_train import documented
@@ -19,7 +19,7 @@ EVALUATES = ["eval.every_steps=2", "checkpoint.best_metric=eval/gold_score"]
 
 def records(run: Path, name: str) -> list[dict[str, Any]]:
     """The lines of a file, without its clock, its speed and its memory."""
-    return [{k: v for k, v in one.items() if not k.startswith(NOT_COMPARED)} for one in read_lines(run / name)]
+    return [{k: v for k, v in one.items() if not k.startswith(NOT_COMPARED)} for one in lines_of(run / name)]
 
 
 def test_evaluations_leave_training_as_it_was_and_survive_a_kill(tmp_path: Path) -> None:

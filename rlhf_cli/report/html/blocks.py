@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from rlhf_cli.report.records import Record, is_usual
-from rlhf_cli.report.text import printable
+from rlhf_cli.report.text import one_line, printable
 
 MOST_POINTS = 5000  # of a line; a longer one is drawn as the means of so many stretches
 _DIGITS = 5
@@ -124,9 +124,17 @@ class Section:
         return "".join(char if char.isalnum() else "-" for char in self.title.lower())
 
 
+def section(title: str, blocks: Callable[[], Iterable[Block]], about: str = "") -> Section:
+    """Make a section; what a damaged file does to it stands in it, and the others are shown all the same."""
+    try:
+        return Section(title, tuple(blocks()), about)
+    except Exception as error:
+        return Section(title, (Words("", [f"cannot be shown: {type(error).__name__}: {one_line(error, 300)}"]),), about)
+
+
 def sections(*candidates: Section) -> list[Section]:
     """Leave out the sections that have nothing to show."""
-    return [section for section in candidates if section.blocks]
+    return [one for one in candidates if one.blocks]
 
 
 def line_of(records: Sequence[Record], metric: str, name: str = "", **more: Any) -> Line | None:
@@ -134,12 +142,21 @@ def line_of(records: Sequence[Record], metric: str, name: str = "", **more: Any)
     found = [(record["step"], _number(record[metric])) for record in records if metric in record]
     if all(value is None for _, value in found):
         return None
-    x, y = thinned(*zip(*found, strict=True))
-    low = [_number(record.get(f"{metric}_low")) for record in records if metric in record]
-    high = [_number(record.get(f"{metric}_high")) for record in records if metric in record]
-    if any(value is not None for value in low):
-        more = {"low": low, "high": high, **more}
+    steps = [step for step, _ in found]
+    x, y = thinned(steps, [value for _, value in found])
+    for end in ("low", "high"):
+        values = [_number(record.get(f"{metric}_{end}")) for record in records if metric in record]
+        if any(value is not None for value in values):
+            more = {end: thinned(steps, values)[1], **more}
     return Line(name or metric, x, y, **more)
+
+
+def way_of(name: str, steps: Sequence[Record], kind: str) -> Line:
+    """Return the scores of steps over their KL; steps: with both."""
+    numbers = [step["step"] for step in steps]
+    x, kl = thinned(numbers, [step["kl"] for step in steps])
+    scores = thinned(numbers, [step["score"] for step in steps])[1]
+    return Line(name, kl, scores, kind=kind, text=[f"step {step}" for step in x], colours=x if kind == "points" else ())
 
 
 def thinned(x: Sequence[Any], y: Sequence[Number]) -> tuple[list[Any], list[Number]]:
@@ -155,7 +172,7 @@ def thinned(x: Sequence[Any], y: Sequence[Number]) -> tuple[list[Any], list[Numb
 
 
 def histogram(title: str, groups: Mapping[str, Sequence[float]], unit: str, share: str, hint: str = "") -> Plot:
-    """Return the shares of each group's values in stretches of equal width that hold all values."""
+    """Return the shares of each group's values in stretches of equal width; none has 0 within it."""
     groups = {name: [value for value in values if is_usual(value)] for name, values in groups.items()}
     every = [value for values in groups.values() for value in values]
     low, width, count = _stretches(every)
@@ -178,7 +195,11 @@ def _stretches(values: Sequence[float]) -> tuple[float, float, int]:
         return low - 0.5, width, math.ceil((high - low + 1) / width)
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    return low, (high - low) / most, most
+    each = (high - low) / most
+    if not low < 0 < high:
+        return low, each, most
+    below, above = math.ceil(-low / each), math.ceil(high / each)
+    return -below * each, each, below + above
 
 
 def short(value: Any) -> str:

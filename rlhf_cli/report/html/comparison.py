@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rlhf_cli.report.compare import Comparison
-from rlhf_cli.report.html.blocks import Line, Plot, Section, Table, Words, line_of, sections
+from rlhf_cli.report.html.blocks import Plot, Section, Table, Words, line_of, section, sections, way_of
 from rlhf_cli.report.html.charts import PPO, REWARD, SPEED, WIN_RATE, Chart
 from rlhf_cli.report.records import RunRecords
 
@@ -19,10 +19,10 @@ def comparison_sections(found: Comparison) -> list[Section]:
     return sections(
         Section("What differs", (*notes, *differences)),
         Section("Final figures", tuple(figures)),
-        Section("Training", tuple(_overlaid(charts, runs))),
-        Section("Evaluations", tuple(_overlaid([WIN_RATE, *charts], runs, evaluations=True))),
-        Section("The leash", tuple(_leash(runs))),
-        Section("Speed and memory", tuple(_overlaid(SPEED, runs))),
+        section("Training", lambda: _overlaid(charts, runs)),
+        section("Evaluations", lambda: _overlaid([WIN_RATE, *charts], runs, evaluations=True)),
+        section("The leash", lambda: _leash(runs)),
+        section("Speed and memory", lambda: _overlaid(SPEED, runs)),
     )
 
 
@@ -59,9 +59,7 @@ def _leash(runs: dict[str, RunRecords]) -> Iterator[Plot]:
     lines = []
     for name, run in runs.items():
         steps = [step for step in run.steps if step.get("score") is not None and step.get("kl") is not None]
-        texts = [f"step {step['step']}" for step in steps]
-        line = Line(name, [step["kl"] for step in steps], [step["score"] for step in steps], kind="path", text=texts)
-        lines += [line] if steps else []
+        lines += [way_of(name, steps, kind="path")] if steps else []
     if lines:
         title = "Score against KL: higher at the same KL is better"
         yield Plot(title, tuple(lines), "KL, nats a response", "score", large=True)

@@ -264,24 +264,48 @@
     sorts(table);
   }
 
-  // An answer, word by word in the colour of its KL.
+  function nats(kl) {
+    return typeof kl === "number" ? `${kl > 0 ? "+" : ""}${kl.toFixed(2)} nats` : "not finite";
+  }
+
+  function token(piece, kl) {
+    const span = document.createElement("span");
+    const size = typeof kl === "number" ? Math.min(Math.abs(kl) / STRONG_NATS, 1) : 0;
+    span.textContent = piece;
+    span.title = nats(kl);
+    if (size > 0.02) {
+      span.className = `heat${kl < 0 ? " less" : ""}${size === 1 ? " strong" : ""}`;
+      span.style.setProperty("--k", size.toFixed(2));
+    }
+    return span;
+  }
+
+  // An answer, token by token in the colour of its KL, which a click or an arrow key reads out.
   function heat(place) {
     const [pieces, kl] = data.pieces[Number(place.dataset.pieces)];
     if (!pieces.length) return;
-    place.replaceChildren(
-      ...pieces.map((piece, i) => {
-        const span = document.createElement("span");
-        span.textContent = piece;
-        if (typeof kl[i] !== "number") return span; // not finite
-        const size = Math.min(Math.abs(kl[i]) / STRONG_NATS, 1);
-        span.title = `${kl[i] > 0 ? "+" : ""}${kl[i].toFixed(2)} nats`;
-        if (size > 0.02) {
-          span.className = `heat${kl[i] < 0 ? " less" : ""}${size === 1 ? " strong" : ""}`;
-          span.style.setProperty("--k", size.toFixed(2));
-        }
-        return span;
-      }),
-    );
+    const reading = place.closest(".answers").querySelector(".token");
+    const spans = pieces.map((piece, i) => token(piece, kl[i]));
+    let at = -1;
+    function read(next) {
+      if (at >= 0) spans[at].classList.remove("read");
+      at = Math.min(Math.max(next, 0), spans.length - 1);
+      spans[at].classList.add("read");
+      reading.textContent = `token ${at + 1} of ${spans.length}, "${pieces[at]}": ${nats(kl[at])}`;
+    }
+    place.replaceChildren(...spans);
+    place.tabIndex = 0;
+    place.setAttribute("role", "group");
+    place.setAttribute("aria-label", "Answer now; arrow keys read the KL of its tokens");
+    place.addEventListener("click", (event) => {
+      if (spans.includes(event.target)) read(spans.indexOf(event.target));
+    });
+    const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
+    place.addEventListener("keydown", (event) => {
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      read(at + steps[event.key]);
+    });
   }
 
   function setTheme(dark) {

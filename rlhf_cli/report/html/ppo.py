@@ -8,14 +8,17 @@ from rlhf_cli.report.html import setup
 from rlhf_cli.report.html.blocks import (
     Answers,
     Block,
+    Facts,
     Line,
     Mark,
     Plot,
     Section,
     Words,
     histogram,
+    section,
     sections,
     short,
+    way_of,
 )
 from rlhf_cli.report.html.charts import PPO, SPEED, WIN_RATE, others, plots
 from rlhf_cli.report.leash import gold_passed_its_top, over_optimised
@@ -23,20 +26,24 @@ from rlhf_cli.report.records import Record, RunRecords
 
 _MOST_ANSWERS = 200  # of a mode on a page; all are in samples.jsonl
 _MODES = ("greedy", "sampled")
+_ABOUT_LEASH = (
+    "How far the policy has gone from the reference for its score. A score can rise for good by better answers, or by "
+    "what the reward model mistakes for them (arXiv:2210.10760): then KL grows and quality does not."
+)
 
 
 def ppo_sections(run: RunRecords) -> list[Section]:
     """Return what there is to show of a PPO run."""
     return sections(
-        setup.headline([*setup.head(run), *_facts(run)]),
-        Section("Training", tuple(plots(PPO, run.steps, run.evaluations))),
-        _leash(run),
-        Section("Scores, first against last", tuple(_distributions(run))),
-        Section("Held-out prompts", tuple(_held_out(run))),
-        setup.speed(run),
-        Section("Other metrics", tuple(others((*PPO, *SPEED), run.steps))),
-        setup.events(run),
-        setup.setup(run),
+        section("Overview", lambda: [Facts([*setup.head(run), *_facts(run)])]),
+        section("Training", lambda: plots(PPO, run.steps, run.evaluations)),
+        section("The leash", lambda: _leash(run), _ABOUT_LEASH),
+        section("Scores, first against last", lambda: _distributions(run)),
+        section("Held-out prompts", lambda: _held_out(run)),
+        section("Speed and memory", lambda: setup.speed(run)),
+        section("Other metrics", lambda: others((*PPO, *SPEED), run.steps)),
+        section("Events", lambda: setup.events(run)),
+        section("Set-up", lambda: setup.setup(run)),
     )
 
 
@@ -47,16 +54,22 @@ def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
         yield "Score", f"{short(first['score'])} → {short(last['score'])}", "of responses in training"
         yield "KL", f"{short(last['kl'])} nats", "a response, at the last step"
     for mode, figures in run.summary.get("held_out", {}).items():
-        if not _known(figures, "score_before", "score_after", "difference_mean", "difference_low", "difference_high"):
-            continue
-        low, high = figures["difference_low"], figures["difference_high"]
-        what = f"{short(figures['score_before'])} → {short(figures['score_after'])}; 95 % {low:+.3g} to {high:+.3g}"
-        yield f"Held-out score, {mode}", f"{figures['difference_mean']:+.3g}", what
-        if _known(figures, "win_rate"):
-            yield _win_rate(mode, figures, "win_rate")
+        for prefix, what in (("", "Held-out score"), ("gold_", "Gold score")):
+            yield from _gain(f"{what}, {mode}", figures, prefix)
     won = [one for one in run.evaluations if one["step"] > 0 and _known(one, "eval/win_rate")]
     if won and not run.summary:
         yield _win_rate(f"sampled, step {won[-1]['step']}", won[-1], "eval/win_rate")
+
+
+def _gain(what: str, figures: Record, prefix: str) -> Iterator[tuple[str, str, str]]:
+    before, after, mean, low, high = (
+        figures.get(f"{prefix}{name}")
+        for name in ("score_before", "score_after", "difference_mean", "difference_low", "difference_high")
+    )
+    if None not in (before, after, mean, low, high):
+        yield what, f"{mean:+.3g}", f"{short(before)} → {short(after)}; 95 % {low:+.3g} to {high:+.3g}"
+    if _known(figures, f"{prefix}win_rate"):
+        yield _win_rate(what, figures, f"{prefix}win_rate")
 
 
 def _win_rate(what: str, figures: Record, name: str) -> tuple[str, str, str]:
@@ -64,25 +77,19 @@ def _win_rate(what: str, figures: Record, name: str) -> tuple[str, str, str]:
     return f"Win rate, {what}", f"{figures[name]:.0%}", f"against the answers before; {interval}"
 
 
-def _leash(run: RunRecords) -> Section:
+def _leash(run: RunRecords) -> Iterator[Block]:
     steps = [step for step in run.steps if _known(step, "score", "kl")]
     if not steps:
-        return Section("The leash", ())
+        return
     kls, scores = [step["kl"] for step in steps], [step["score"] for step in steps]
     place = over_optimised(scores, kls, [step.get("kl_coef", 0.0) for step in steps])
     said, marks = _verdict(run, steps, place)
-    texts = [f"step {step['step']}" for step in steps]
-    way = Line("training", kls, scores, kind="points", text=texts, colours=[step["step"] for step in steps])
     evaluated = [one for one in run.evaluations if _known(one, "eval/kl", "eval/score")]
-    lines = [way, *_leash_line("eval/score", evaluated)]
+    lines = [way_of("training", steps, kind="points"), *_leash_line("eval/score", evaluated)]
     lines += _leash_line("eval/gold_score", [one for one in evaluated if _known(one, "eval/gold_score")])
     title, unit = "Score against KL, step by step", "KL, nats a response"
-    plot = Plot(title, tuple(lines), unit, "score", marks=tuple(marks), large=True)
-    about = (
-        "How far the policy has gone from the reference for its score. A score can rise for good by better answers, or "
-        "by what the reward model mistakes for them (arXiv:2210.10760): then KL grows and quality does not."
-    )
-    return Section("The leash", (plot, Words("", said)), about)
+    yield Plot(title, tuple(lines), unit, "score", marks=tuple(marks), large=True)
+    yield Words("", said)
 
 
 def _leash_line(name: str, evaluated: Sequence[Record]) -> list[Line]:
@@ -103,17 +110,13 @@ def _verdict(run: RunRecords, steps: Sequence[Record], place: int | None) -> tup
             "every further nat costs more than the score gains. Look at the answers; raise ppo.kl_coef or stop there."
         )
         marks.append(Mark(f"only by leaving the reference, from step {step['step']}", step["kl"], step["score"]))
-    gold = [one for one in run.evaluations if _known(one, "eval/score", "eval/gold_score", "eval/kl")]
-    top = (
-        gold_passed_its_top([one["eval/score"] for one in gold], [one["eval/gold_score"] for one in gold])
-        if gold
-        else None
-    )
+    gold, scores_of_prompts = _gold(run)
+    top = gold_passed_its_top([one["eval/score"] for one in gold], scores_of_prompts) if gold else None
     if top is not None:
         best = gold[top]
         said.append(
-            f"The gold score was highest at step {best['step']} (KL {short(best['eval/kl'])}) and is lower at the last "
-            "evaluation while the score that PPO sees is higher: a sign that the reward model is over-optimised."
+            f"The gold score was highest at step {best['step']} (KL {short(best['eval/kl'])}). At the last "
+            "evaluation it is lower, prompt by prompt (95 %), and the score that PPO sees higher: it is over-optimised."
         )
         marks.append(Mark(f"gold score highest, step {best['step']}", best["eval/kl"], best["eval/gold_score"]))
     if not said:
@@ -124,6 +127,14 @@ def _verdict(run: RunRecords, steps: Sequence[Record], place: int | None) -> tup
             else f"{len(steps)} steps are too few to say whether the score rises only by leaving the reference."
         )
     return said, marks
+
+
+def _gold(run: RunRecords) -> tuple[list[Record], list[list[float]]]:
+    """Return the evaluations with gold scores, and those scores, prompt by prompt; [] where prompts do not match."""
+    evaluated = [one for one in run.evaluations if _known(one, "eval/score", "eval/gold_score", "eval/kl")]
+    rows = [run.samples.gold_at(one["step"]) for one in evaluated]
+    comparable = len({len(row) for row in rows}) == 1 and len(rows[0]) > 0
+    return (evaluated, rows) if comparable else ([], [])
 
 
 def _distributions(run: RunRecords) -> Iterator[Block]:

@@ -6,27 +6,30 @@ from collections.abc import Iterator, Sequence
 
 from rlhf_cli.report import judgement
 from rlhf_cli.report.html import setup
-from rlhf_cli.report.html.blocks import Block, Line, Plot, Section, Table, histogram, sections, short
+from rlhf_cli.report.html.blocks import Block, Facts, Line, Plot, Section, Table, histogram, section, sections, short
 from rlhf_cli.report.html.charts import REWARD, SPEED, others, plots
 from rlhf_cli.report.intervals import Interval
 from rlhf_cli.report.judgement import Group
 from rlhf_cli.report.records import Record, RunRecords
 
 _MOST_WRONG = 50
+_ABOUT_PAIRS = (
+    "Every held-out pair: accuracy and margins by the scores of the exported model, probabilities by the head as it "
+    "was trained, before its scores were normalised."
+)
 
 
 def reward_sections(run: RunRecords) -> list[Section]:
     """Return what there is to show of a reward-model run."""
-    held_out = "Every held-out pair, scored by the exported reward model."
     return sections(
-        setup.headline([*setup.head(run), *_facts(run)]),
-        Section("Training", tuple(plots(REWARD, run.steps, _on_one_scale(run)))),
-        Section("Held-out pairs", tuple(_held_out(run.pairs) if run.pairs else ()), held_out),
-        Section("Where it is wrong", tuple(_wrong(run.pairs))),
-        setup.speed(run),
-        Section("Other metrics", tuple(others((*REWARD, *SPEED), run.steps))),
-        setup.events(run),
-        setup.setup(run),
+        section("Overview", lambda: [Facts([*setup.head(run), *_facts(run)])]),
+        section("Training", lambda: plots(REWARD, run.steps, _on_one_scale(run))),
+        section("Held-out pairs", lambda: _held_out(run.pairs) if run.pairs else (), _ABOUT_PAIRS),
+        section("Where it is wrong", lambda: _wrong(run.pairs)),
+        section("Speed and memory", lambda: setup.speed(run)),
+        section("Other metrics", lambda: others((*REWARD, *SPEED), run.steps)),
+        section("Events", lambda: setup.events(run)),
+        section("Set-up", lambda: setup.setup(run)),
     )
 
 

@@ -6,35 +6,32 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from rlhf_cli.config.compare import flat
-from rlhf_cli.report.html.blocks import Block, Facts, Line, Plot, Section, Table, Words, short, thinned
+from rlhf_cli.report.html.blocks import Block, Line, Plot, Table, Words, short, thinned
 from rlhf_cli.report.html.charts import SPEED, plots
 from rlhf_cli.report.records import Record, RunRecords
 
 _PHASES = ("rollout", "score", "update", "checkpoint")
 
 
-def speed(run: RunRecords) -> Section:
+def speed(run: RunRecords) -> Iterator[Block]:
     """Time by phase, tokens a second, memory."""
     phases = [name for name in _PHASES if any(f"time/{name}" in step for step in run.steps)]
     lines = []
     for phase in phases:
         x, y = thinned([step["step"] for step in run.steps], [step.get(f"time/{phase}", 0.0) for step in run.steps])
         lines.append(Line(phase, x, y, kind="area"))
-    by_phase = [Plot("Time by phase", tuple(lines), y_title="s")] if lines else []
-    return Section("Speed and memory", (*by_phase, *plots(SPEED, run.steps, run.evaluations)))
+    if lines:
+        yield Plot("Time by phase", tuple(lines), y_title="s")
+    yield from plots(SPEED, run.steps, run.evaluations)
 
 
-def setup(run: RunRecords) -> Section:
+def setup(run: RunRecords) -> Iterator[Block]:
     """The arithmetic of the batches, the checks before training, every option, the versions."""
-    return Section("Set-up", tuple(_setup(run)))
-
-
-def _setup(run: RunRecords) -> Iterator[Block]:
     if run.plan:
         yield Words("Batches and memory, as planned", run.plan)
     if run.checks:
         rows = [(one["status"], one["name"], one["figure"], one["bound"], one["advice"]) for one in run.checks]
-        yield Table("Checks before training", ("", "check", "figure", "at most", "if it fails"), rows)
+        yield Table("Checks before training", ("state", "check", "figure", "at most", "if it fails"), rows)
     options = [(key, _option(value)) for key, value in flat(run.config).items()]
     yield Table("Configuration", ("option", "value"), options)
     versions = run.run.get("versions", {})
@@ -42,12 +39,13 @@ def _setup(run: RunRecords) -> Iterator[Block]:
         yield Table("Versions", ("package", "version"), [(name, str(value)) for name, value in versions.items()])
 
 
-def events(run: RunRecords) -> Section:
+def events(run: RunRecords) -> Iterator[Block]:
     """What guards and warnings have said, and where the run was gone on with."""
     rows = [(one["step"], one["kind"], one["text"], str(one.get("time", ""))) for one in run.events]
-    table = Table("Guards, warnings, resumed starts", ("step", "kind", "what", "when"), rows, wide=True)
-    notes = [f"{name}: {count} lines could not be read" for name, count in run.unreadable.items()]
-    return Section("Events", (*([table] if rows else []), *([Words("Damaged files", notes)] if notes else [])))
+    if rows:
+        yield Table("Guards, warnings, resumed starts", ("step", "kind", "what", "when"), rows, wide=True)
+    if run.unreadable:
+        yield Words("Damaged files", [f"{name}: {num} lines could not be read" for name, num in run.unreadable.items()])
 
 
 def head(run: RunRecords) -> list[tuple[str, str, str]]:
@@ -96,8 +94,3 @@ def _option(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
-
-
-def headline(facts: list[tuple[str, str, str]]) -> Section:
-    """The facts that stand first."""
-    return Section("Overview", (Facts(facts),))

@@ -50,7 +50,7 @@ def ppo_run(folder: Path, num_steps: int, every: int = 0) -> Path:
     """A PPO run with rollouts, answers and, every so many steps, evaluations with a gold score that has a top."""
     draw = random.Random(1)
     begun(folder, "train-ppo", CONFIG.replace("NUM", str(num_steps)))
-    metrics, rollouts = [], []
+    metrics, rollouts, during = [], [], []
     for step in range(1, num_steps + 1):
         record = ppo_step(step, num_steps, draw)
         metrics.append(record)
@@ -58,12 +58,17 @@ def ppo_run(folder: Path, num_steps: int, every: int = 0) -> Path:
         rollouts.append({"step": step, "scores": scores, "kl": [record["kl"]] * 8, "lengths": [12] * 8})
         if every and step % every == 0:
             metrics.append(evaluation(record, step / num_steps))
+            gold = metrics[-1]["eval/gold_score"]
+            during += [
+                answer("during", "sampled", n, step=step, gold_score=gold + n + draw.gauss(0, 0.02)) for n in range(4)
+            ]
     write_lines(folder / "metrics.jsonl", metrics)
     write_lines(folder / "rollouts.jsonl", rollouts)
-    answers = [
-        answer(stage, mode, n) for stage in ("before", "after") for mode in ("greedy", "sampled") for n in range(4)
-    ]
-    write_lines(folder / "samples.jsonl", answers)
+    before, after = (
+        [answer(stage, mode, n, step=step) for mode in ("greedy", "sampled") for n in range(4)]
+        for stage, step in (("before", 0), ("after", num_steps))
+    )
+    write_lines(folder / "samples.jsonl", [*before, *during, *after])
     event = {"step": 2, "kind": "guard", "text": "kl 12 is over its limit", "time": "2026-01-02T03:05:00+0000"}
     write_lines(folder / "events.jsonl", [event])
     check = {"name": "masks", "figure": 0.0, "bound": 1e-5, "advice": "look at masks", "warns": False, "status": "ok"}

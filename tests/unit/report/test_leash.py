@@ -59,7 +59,22 @@ def test_noise_alone_is_no_fall():
     assert sum(place is not None for place in found) <= 10
 
 
+def rows(*means, spread=0.0, num_prompts=40):
+    """Gold scores of every prompt at each evaluation, around these means; a prompt is as far from them each time."""
+    draw = random.Random(4)
+    prompts = [draw.gauss(0, 1) for _ in range(num_prompts)]
+    return [[mean + prompt + draw.gauss(0, spread) for prompt in prompts] for mean in means]
+
+
 def test_a_gold_score_that_has_passed_its_top():
-    assert gold_passed_its_top([1, 2, 3, 4], [0.1, 0.5, 0.4, 0.2]) == 1
-    assert gold_passed_its_top([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4]) is None
-    assert gold_passed_its_top([1, 4, 3, 2], [0.1, 0.5, 0.4, 0.2]) is None  # both fall: no proxy is being gamed
+    """Prompts that differ by far more than the fall: what counts are the differences prompt by prompt."""
+    assert gold_passed_its_top([1, 2, 3, 4], rows(0.1, 0.5, 0.4, 0.2, spread=0.1)) == 1
+    assert gold_passed_its_top([1, 2, 3, 4], rows(0.1, 0.2, 0.3, 0.4)) is None  # the last is the top
+    assert gold_passed_its_top([1, 4, 3, 2], rows(0.1, 0.5, 0.4, 0.2)) is None  # both fall: nothing is being gamed
+
+
+def test_a_fall_within_its_interval_is_none():
+    """Twenty evaluations on a plateau: the highest is high by chance, the last not clearly below it."""
+    level = rows(*[0.5] * 20, spread=1.0)
+    assert gold_passed_its_top(list(range(20)), [*level, level[3]]) is None
+    assert gold_passed_its_top([1, 2], rows(0.3, 0.29, spread=0.5)) is None

@@ -95,13 +95,13 @@ def wrapped(rows, columns):
     return [row[start : start + columns] for row in rows for start in range(0, max(len(row), 1), columns)]
 
 
-def run_on(child_screen):
-    """Run the child on a pseudoterminal, which is resized when lines of it have been seen."""
+def started(code):
+    """Start a program on a pseudoterminal; return its process and our side."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD],
+        [sys.executable, "-c", code],
         stdin=side,
         stdout=side,
         stderr=side,
@@ -109,6 +109,12 @@ def run_on(child_screen):
         env=environment | {"TERM": "xterm-256color", "PYTHONUTF8": "1"},
     )
     os.close(side)
+    return child, main
+
+
+def run_on(child_screen):
+    """Run the child on a pseudoterminal, which is resized when lines of it have been seen."""
+    child, main = started(CHILD)
     stream, sizes, seen = pyte.ByteStream(child_screen), dict(SIZES), ""
     with contextlib.suppress(OSError):  # EIO: the child has ended
         while select.select([main], [], [], 60)[0] and (data := os.read(main, 65536)):
@@ -158,3 +164,35 @@ def test_rows_that_a_narrow_window_had_wrapped_are_not_joined_after_the_end():
     stream.feed(file.getvalue().removeprefix(wide))
     assert any("2/2" in row for row in terminal.display)
     assert not terminal.joined
+
+
+IMPATIENT = """
+import os, signal, time
+from rich.console import Console
+from rlhf_cli.engine import signals
+from rlhf_cli.report.live import LiveView
+
+signals.DOUBLE_S = 0.2
+stop = signals.StopSignals()
+stop.install()
+with LiveView(Console(soft_wrap=True), "a run", 24, 0, ("score",), lambda: stop.received) as view:
+    view.step(1, {"score": 1.0})
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+"""
+
+
+def test_a_signal_is_seen_to_be_heard_and_a_second_one_leaves_the_terminal_in_order():
+    child, main = started(IMPATIENT)
+    screen = Terminal(reflows=False)
+    stream = pyte.ByteStream(screen)
+    with contextlib.suppress(OSError):
+        while select.select([main], [], [], 60)[0] and (data := os.read(main, 65536)):
+            stream.feed(data)
+    os.close(main)
+    assert child.wait(60) == 130
+    rows = screen.gone + [row.rstrip() for row in screen.display]
+    assert any("SIGINT: ends after this step, with a checkpoint; at once if it comes again" in row for row in rows)
+    assert not screen.cursor.hidden
+    assert not any(row.strip() for row in screen.display[screen.cursor.y :])  # the shell's prompt has its own row

@@ -88,7 +88,7 @@ def test_the_leash_says_where_it_breaks(tmp_path):
     assert [mark.text for mark in plot.marks[1:]] == ["gold score highest, step 60"]
     assert re.fullmatch(r"only by leaving the reference, from step [345]\d", plot.marks[0].text)
     assert "every further nat costs more than the score gains" in words.lines[0]
-    assert "The gold score was highest at step 60" in words.lines[1]
+    assert "The gold score was highest at step 60 (KL " in words.lines[1]
     short_run = {one.title: one for one in ppo_sections(read_run(ppo_run(tmp_path / "b", 5)))}
     assert short_run["The leash"].blocks[1].lines == [
         "5 steps are too few to say whether the score rises only by leaving the reference."
@@ -176,16 +176,36 @@ def test_a_damaged_figure_does_not_cost_the_report(tmp_path, bad):
     for name in ("score", "kl", "gold_score"):
         rows = [answer(stage, "greedy", n, **{name: value}) for stage in ("before", "after") for n in range(2)]
         write_lines(ppo / "samples.jsonl", rows)
-        assert "Answers before and now" in write_report(ppo).read_text()
+        html = write_report(ppo).read_text()
+        assert "Answers before and now" in html
+        assert "cannot be shown" not in html
     write_lines(
         ppo / "rollouts.jsonl", [{"step": n, "scores": [value, 1.0], "kl": [value], "lengths": [3]} for n in (1, 2)]
     )
     summary = {"held_out": {"greedy": {"score_before": value, "score_after": 1.0, "difference_mean": value}}}
     (ppo / "summary.json").write_text(json.dumps(summary))
-    write_report(ppo)
+    assert "cannot be shown" not in write_report(ppo).read_text()
     for name in ("score_chosen", "log_odds", "tokens_chosen"):
         write_lines(rm / "pairs.jsonl", [{**pair(1.0, 0.0), name: value}, pair(0.0, 1.0), pair(2.0, 1.0)])
-        write_report(rm)
+        html = write_report(rm).read_text()
+        assert "cannot be shown" not in html
+        assert "pairs.jsonl: 1 lines could not be read" in html
+
+
+def test_a_section_that_cannot_be_shown_costs_no_other(tmp_path):
+    folder = ppo_run(tmp_path / "a", 12)
+    write_lines(folder / "rollouts.jsonl", [{"step": n, "scores": 5, "kl": [], "lengths": []} for n in (1, 2)])
+    html = write_report(folder).read_text()
+    assert html.count("cannot be shown: TypeError: ") == 1
+    assert "Answers before and now" in html
+
+
+def test_no_stretch_of_a_histogram_has_0_within_it():
+    """Margins right of 0 are right: none of them stands in one bar with wrong ones."""
+    plot = histogram("t", {"a": [-0.3, 0.2, *[0.9] * 9]}, "x", "share")
+    width = plot.lines[0].x[1] - plot.lines[0].x[0]
+    assert min(abs(middle) for middle in plot.lines[0].x) == pytest.approx(width / 2)
+    assert sum(plot.lines[0].y) == pytest.approx(1.0)
 
 
 def test_the_last_evaluation_of_a_reward_model_is_drawn_on_the_scale_of_the_others(tmp_path):
@@ -265,10 +285,14 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["a", "--output=a"], "a: wanted a file that ends in .html"),
         (["a", "--output=a/metrics.jsonl"], "a/metrics.jsonl: wanted a file that ends in .html"),
         (["a", "--html"], "unknown option --html"),
+        (["a", "--output=a.html", "--output=b.html"], "--output was given twice"),
+        (["locked"], "a file: cannot be read: Input/output error"),
     ],
 )
 def test_wrong_words_are_one_line(tmp_path, capsys, monkeypatch, words, said):
     ppo_run(tmp_path / "a", 3)
+    (ppo_run(tmp_path / "locked", 3) / "metrics.jsonl").unlink()
+    (tmp_path / "locked/metrics.jsonl").symlink_to("/proc/self/mem")  # root may read all but this
     monkeypatch.chdir(tmp_path)
     assert main(["report", *words]) == 2
     error = capsys.readouterr().err

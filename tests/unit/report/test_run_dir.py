@@ -167,7 +167,7 @@ def test_an_unfinished_last_line_is_no_record(run_dir, torn):
         run_dir.append("metrics.jsonl", {"step": step})
     file = run_dir.folder / "metrics.jsonl"
     file.write_bytes(file.read_bytes() + torn.encode("latin-1"))
-    assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
+    assert list(run_dir.lines("metrics.jsonl")) == [{"step": 1}, {"step": 2}]
     run_dir.forget_after(9, 2)
     run_dir.append("metrics.jsonl", {"step": 3})
     assert lines(file) == [{"step": 1}, {"step": 2}, {"step": 3}]
@@ -187,9 +187,9 @@ def test_text_with_every_kind_of_line_end_is_one_line(run_dir):
     texts = ["a\nb", "a\r\nb", "a\u2028b\u2029c\x85d\x0be\x0cf", "\u00e9\U0001f600", '"\\']
     for text in texts:
         run_dir.append("samples.jsonl", {"stage": "before", "text": text})
-    assert [record["text"] for record in run_dir.read_lines("samples.jsonl")] == texts
+    assert [record["text"] for record in list(run_dir.lines("samples.jsonl"))] == texts
     run_dir.forget_after(9, 0)
-    assert [record["text"] for record in run_dir.read_lines("samples.jsonl")] == texts
+    assert [record["text"] for record in list(run_dir.lines("samples.jsonl"))] == texts
 
 
 def test_what_is_made_again_is_forgotten(run_dir):
@@ -199,14 +199,14 @@ def test_what_is_made_again_is_forgotten(run_dir):
     for stage in ("before", "after", "before"):
         run_dir.append("samples.jsonl", {"stage": stage})
     run_dir.forget_after(9, 4)
-    assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 2}, {"step": 3}]
+    assert list(run_dir.lines("metrics.jsonl")) == [{"step": 1}, {"step": 2}, {"step": 2}, {"step": 3}]
     run_dir.forget_after(9, 9)
     assert run_dir.sync() == 4
     run_dir.forget_after(9, 2)
-    assert run_dir.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
-    assert run_dir.read_lines("samples.jsonl") == [{"stage": "before"}, {"stage": "before"}]
+    assert list(run_dir.lines("metrics.jsonl")) == [{"step": 1}, {"step": 2}]
+    assert list(run_dir.lines("samples.jsonl")) == [{"stage": "before"}, {"stage": "before"}]
     run_dir.forget_after(9, 0)
-    assert run_dir.read_lines("metrics.jsonl") == []
+    assert list(run_dir.lines("metrics.jsonl")) == []
 
 
 def test_what_later_steps_left_beside_the_metrics_is_forgotten(run_dir):
@@ -218,13 +218,13 @@ def test_what_later_steps_left_beside_the_metrics_is_forgotten(run_dir):
     run_dir.append("samples.jsonl", {"stage": "before"})
     run_dir.forget_after(2, 9)
     for name in ("rollouts.jsonl", "events.jsonl"):
-        assert [record["step"] for record in run_dir.read_lines(name)] == [1, 2]
-    assert [record.get("step") for record in run_dir.read_lines("samples.jsonl")] == [1, 2, None]
+        assert [record["step"] for record in list(run_dir.lines(name))] == [1, 2]
+    assert [record.get("step") for record in list(run_dir.lines("samples.jsonl"))] == [1, 2, None]
 
 
 def test_forgetting_where_nothing_is_makes_no_file(run_dir):
     run_dir.forget_after(9, 3)
-    assert run_dir.read_lines("metrics.jsonl") == []
+    assert list(run_dir.lines("metrics.jsonl")) == []
     assert not list(run_dir.folder.glob("*.jsonl"))
 
 
@@ -298,4 +298,4 @@ def test_a_torn_line_is_cut_before_a_resumed_run_appends(tmp_path, name):
     os.close(first._lock)
     again = opened(tmp_path, resume=True)
     again.append(name, {"step": 3})
-    assert again.read_lines(name) == [{"step": 1}, {"step": 3}]
+    assert list(again.lines(name)) == [{"step": 1}, {"step": 3}]

@@ -209,8 +209,8 @@ def run_dir(tmp_path):
 
 def told(run_dir):
     return (
-        [(one["stage"], one["step"]) for one in run_dir.read_lines("samples.jsonl")][::10],
-        [one["step"] for one in run_dir.read_lines("metrics.jsonl")],
+        [(one["stage"], one["step"]) for one in list(run_dir.lines("samples.jsonl"))][::10],
+        [one["step"] for one in list(run_dir.lines("metrics.jsonl"))],
     )
 
 
@@ -225,7 +225,7 @@ def test_a_run_tells_its_answers_before_during_and_after(run_dir, one_rank):
     assert {one.stage for one in after} == {"after"}
     assert told(run_dir) == ([("before", 0), ("during", 2), ("during", 4), ("after", 4)], [0, 2, 4])
     assert len(sampler.asked) == 2 * 3
-    assert all("time/evaluate" in one for one in run_dir.read_lines("metrics.jsonl")[1:])
+    assert all("time/evaluate" in one for one in list(run_dir.lines("metrics.jsonl"))[1:])
 
 
 def test_without_evaluations_while_training_there_is_no_series(run_dir, one_rank):
