@@ -106,7 +106,7 @@ class LiveView:
         rows: Sequence[str],
         asked: Callable[[], Signals | None] = lambda: None,
     ) -> None:
-        """rows: metrics, those that are logged are shown; asked: the signal that has asked for the end, once there is one."""
+        """rows: metrics, of which those that are logged are shown; asked: the signal that has asked for the end."""
         self._console, self._title, self._num_steps = console, one_line(title, 60), num_steps
         self._lock, self._asked = RLock(), asked
         self._live = _CursorOnTop(

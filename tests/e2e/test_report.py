@@ -189,6 +189,20 @@ def test_tables_are_searched_and_sorted(page: Page, tmp_path: Path) -> None:
     assert 'title="+3.00 nats"' in heat
 
 
+def test_the_kl_of_a_token_is_read_by_click_and_by_keyboard(page: Page, tmp_path: Path) -> None:
+    page.open(write_report(ppo_run(tmp_path / "a", 12)))
+    page.script("document.querySelector('.answers').scrollIntoView()")
+    page.wait("return document.querySelectorAll('.answers [data-pieces] span').length === 8 * 4")
+    reading, answer = page.find(".answers .token"), page.find(".answers [data-pieces]")
+    page.script("arguments[0].querySelectorAll('span')[2].click()", answer)
+    assert reading.text == 'token 3 of 4, " here": +3.00 nats'
+    answer.send_keys(Keys.ARROW_LEFT)
+    assert reading.text == 'token 2 of 4, " is": -0.60 nats'
+    answer.send_keys(Keys.END)
+    assert reading.text == 'token 4 of 4, ".": 0.00 nats'
+    assert page.script("return document.querySelectorAll('.answers .read').length") == 1
+
+
 def test_plots_zoom_smooth_and_change_their_scale(page: Page, tmp_path: Path) -> None:
     page.open(write_report(ppo_run(tmp_path / "a", 60)))
     page.draw_all()

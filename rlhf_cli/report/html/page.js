@@ -248,7 +248,7 @@
     const table = block.querySelector("table");
     const field = block.querySelector("input[type=search]");
     const mode = block.querySelector("select");
-    const status = block.querySelector("[role=status]");
+    const status = block.querySelector(".search [role=status]");
     const texts = new Map([...table.tBodies[0].rows].map((row) => [row, row.textContent.toLowerCase()]));
     const filter = () => {
       const wanted = field.value.toLowerCase().trim();

@@ -5,6 +5,7 @@ import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import RunConfig
+from rlhf_cli.report.checks import Check
 from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.report.run_dir import RunDir
 from rlhf_cli.report.text import printable
@@ -107,3 +108,52 @@ def test_log_goes_to_the_log_file_too(run_dir, caplog):
         report.open(run_dir, 1, ())
         report.say("a line")
     assert caplog.messages == ["an early line", "a line"]
+
+
+def events(run_dir):
+    return [(one["step"], one["kind"], one["text"]) for one in lines(run_dir.folder / "events.jsonl")]
+
+
+def test_what_is_warned_of_before_a_run_goes_on_stands_at_the_step_it_goes_on_from(run_dir):
+    """A resumed run first forgets what it will write again."""
+    report = Reporter(speaks=True)
+    report.warn("not enough room")
+    report.open(run_dir, 10, ())
+    report.resumed(4)
+    assert not (run_dir.folder / "events.jsonl").exists()
+    report.began(4)
+    with report.time("rollout"):
+        pass
+    report.log(5, {}, num_tokens=1)
+    report.warn("kl 12", kind="guard")
+    report.warn_once("kl 12")
+    report.warn_once("kl 12")
+    assert events(run_dir) == [
+        (4, "warning", "not enough room"),
+        (4, "resume", "resumed after step 4"),
+        (5, "guard", "kl 12"),
+        (5, "warning", "kl 12"),
+    ]
+
+
+def test_checks_and_the_plan_are_written_down(run_dir):
+    report = Reporter(speaks=True)
+    report.planned(["prompts a step: 8"], ["by plan it does not fit"])
+    report.checks([Check("masks", 0.5, 1.0, "look"), Check("same", 2.0, 1.0, "look again")], 1.0)
+    report.open(run_dir, 1, ())
+    plan, checks = (json.loads((run_dir.folder / name).read_text()) for name in ("plan.json", "checks.json"))
+    assert plan == {"lines": ["prompts a step: 8", "warning: by plan it does not fit"]}
+    assert [(one["name"], one["status"]) for one in checks["checks"]] == [("masks", "ok"), ("same", "FAIL")]
+
+
+def test_an_evaluation_has_its_own_seconds_once(run_dir):
+    report = opened(run_dir, 4, ())
+    with report.evaluating():
+        pass
+    report.log_eval(2, {"eval/score": 1.0})
+    report.log_eval(2, {"calibration/std": 1.0})
+    first, second = lines(run_dir.folder / "metrics.jsonl")
+    assert first.keys() == {"step", "eval/score", "time/evaluate"}
+    assert second.keys() == {"step", "calibration/std"}
+    assert report.has_logged(2, "eval/score")
+    assert not report.has_logged(3, "eval/score")
