@@ -69,7 +69,7 @@ def trainer_of(options: argparse.Namespace, reward_model: Path, shards: bool) ->
     unused: Any = None
     data = PPOData(built.prompts.train, built.texts)
     trainer = PPOTrainer(config, built.engines, built.sampler, built.ends, data, unused, report)
-    trainer.packed = built.packed
+    trainer.views.packed = built.packed
     return trainer
 
 
@@ -125,14 +125,14 @@ def torch_attention(trainer: PPOTrainer) -> Iterator[None]:
 @contextmanager
 def whole_texts(trainer: PPOTrainer) -> Iterator[None]:
     """Let all models read every text whole, with its padding."""
-    trainer.packed = False
+    trainer.views.packed = False
     for model in models_of(trainer):
         model.set_attn_implementation("sdpa")
         use_on_cpu(model)
     try:
         yield
     finally:
-        trainer.packed = True
+        trainer.views.packed = True
         for model in models_of(trainer):
             use_packing(model)
 

@@ -85,23 +85,16 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rlhf_cli/train/work.py": ((), TRAIN),
     "rlhf_cli/train/ppo.py": (
         (
-            *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_micro_batches"),
-            *(
-                "_can_reuse",
-                "_first_view",
-                "_by_row",
-                "_policy_gradients",
-                "_policy_backward",
-                "policy_objective",
-                "_value_backward",
-                "_pretrain",
-                "_logits",
-                "_policy_view",
-                "_logprobs_and_entropy",
-                "_logprobs",
-                "_values",
-            ),
-            "_look_for_negative_kl",
+            *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_can_reuse"),
+            *("_first_view", "_policy_gradients", "_policy_backward", "policy_objective", "_value_backward"),
+            *("_pretrain", "_look_for_negative_kl"),
+        ),
+        TRAIN,
+    ),
+    "rlhf_cli/train/views.py": (
+        (
+            *("micro_batches", "by_row", "logits", "policy", "logprobs_and_entropy", "logprobs", "values"),
+            *("collate", "take_read"),
         ),
         TRAIN,
     ),

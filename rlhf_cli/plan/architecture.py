@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.models.heads import Float32Head, ResponseLM, TokenScorer
 from rlhf_cli.models.load import switch_dropout_off
-from rlhf_cli.models.packed import reads_packed, use_packing
+from rlhf_cli.models.packed import use_packing
 from rlhf_cli.report.text import one_line
 
 
@@ -100,10 +100,3 @@ def layer_size(architecture: Architecture) -> int:
     """Return the elements of one layer's parameters."""
     one, two = (sum(part.numel() for part in meta_model(architecture, depth).parameters()) for depth in (1, 2))
     return two - one
-
-
-def reads_texts_packed(architecture: Architecture) -> bool:
-    """Say whether the model reads packed texts."""
-    module = meta_model(architecture, 1)
-    assert isinstance(module, ResponseLM | TokenScorer)
-    return reads_packed(module.model)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.config.zero import ZeroSettings
-from rlhf_cli.plan.architecture import reads_texts_packed
 from rlhf_cli.plan.engines import Engine
 from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place
 from rlhf_cli.plan.moments import (
@@ -61,7 +60,6 @@ class PPORun(Run):
         engines = (self.policy, self.reference, self.reward_model, self.value_model, *self.gold)
         self.base = [item for engine in engines for item in engine.resident()]
         self.host = [item for engine in engines for item in engine.on_host()]
-        self.packed = all(reads_texts_packed(one.architecture) for one in (self.policy, self.reward_model))
 
     def map(self) -> MemoryMap:
         """Return all moments."""

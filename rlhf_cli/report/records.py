@@ -149,9 +149,9 @@ def _records(file: Path, wanted: tuple[str, ...], numbers: tuple[str, ...]) -> I
         for line in opened:
             if not line.endswith(b"\n"):  # of a process that still writes, or was killed
                 continue
-            record = _record(line)
-            known = record is not None and all(name in record for name in wanted)
-            yield record if known and all(is_usual((record or {}).get(name)) for name in numbers) else None
+            record = _record(line) or {}
+            known = all(name in record for name in wanted)
+            yield record if known and all(is_usual(record.get(name)) for name in numbers) else None
 
 
 def _record(line: bytes) -> Record | None:

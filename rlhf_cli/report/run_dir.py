@@ -120,11 +120,11 @@ class RunDir:
     def _cut_torn_lines(self) -> None:
         """Drop what a full disk or a kill left of a last line: what is appended would stand on the same one."""
         for file in self.folder.glob("*.jsonl"):
-            content = file.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                with disk_errors(file, whole), file.open("r+b") as opened:
-                    opened.truncate(whole)
+            with file.open("rb") as opened:
+                whole = sum(len(line) for line in opened if line.endswith(b"\n"))
+            if whole < file.stat().st_size:
+                with disk_errors(file, whole), file.open("r+b") as torn:
+                    torn.truncate(whole)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one JSON line to a file of the run; NaN and infinity, which JSON lacks, become null."""

@@ -34,7 +34,7 @@ from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
 from rlhf_cli.train.memory import Planned, plan_launch
-from rlhf_cli.train.ppo import Models
+from rlhf_cli.train.views import Models
 from rlhf_cli.train.work import Sizes
 
 Loaded = TypeVar("Loaded")

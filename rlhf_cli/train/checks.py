@@ -120,7 +120,7 @@ def _for_logits(bounds: Bounds, trainer: PPOTrainer, sequences: list[TokenSequen
     """
     if bounds is not BFLOAT16:
         return bounds
-    largest = float(trainer.response_logits(sequences[:1]).float().abs().amax(dim=1).mean())
+    largest = float(trainer.views.response_logits(sequences[:1]).float().abs().amax(dim=1).mean())
     coarser = max(1.0, largest / _LOGIT / trainer.config.rollout.temperature)
     # beyond the clip range lies a share of the tokens that grows faster than the spread does
     return replace(bounds, padded=bounds.padded * coarser, clipped=bounds.clipped * coarser**2)
@@ -175,8 +175,8 @@ def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds:
     """Read every text alone, and in a batch in which prompts and responses are of different lengths."""
     mixed = [_cut(sequence) if place % 2 else sequence for place, sequence in enumerate(sequences)]
     parts = chunks(mixed, max(2, trainer.config.ppo.micro_batch_size))
-    together = torch.cat([row for part in parts for row in trainer.response_logprobs(part)])
-    alone = torch.cat([trainer.response_logprobs([sequence])[0] for sequence in mixed])
+    together = torch.cat([row for part in parts for row in trainer.views.response_logprobs(part)])
+    alone = torch.cat([trainer.views.response_logprobs([sequence])[0] for sequence in mixed])
     score = trainer.models.reward_model.score
     scores = torch.cat([score(part).cpu() for part in parts])
     alone_scores = torch.cat([score([sequence]).cpu() for sequence in mixed])
@@ -226,7 +226,7 @@ def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: l
     rollout = trainer.config.rollout
     distances = []
     for sequence, key in zip(sequences, keys, strict=True):
-        logits, ids = trainer.response_logits([sequence]), torch.tensor(sequence.response_ids)
+        logits, ids = trainer.views.response_logits([sequence]), torch.tensor(sequence.response_ids)
         numbers = uniforms(key, rollout.max_new_tokens)[: len(ids)]
         distances.append(distance_from_slice(logits, ids, numbers, rollout.temperature))
     neutral = rollout.top_p == 1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_cli.algo.advantages import gae, token_rewards
 from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
-from rlhf_cli.algo.logprobs import token_logprobs, token_logprobs_and_entropy
+from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
 from rlhf_cli.algo.masking import masked_sum, masked_whiten
 from rlhf_cli.config.objectives import KLEstimator
@@ -26,16 +26,14 @@ from rlhf_cli.data.tokens import (
     chunks,
     collate,
     flatten,
-    micro_batches,
-    rooms,
 )
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.base import FrozenEngine, StepResult, TrainEngine
+from rlhf_cli.engine.base import StepResult
 from rlhf_cli.report.reporter import Reporter, Work
-from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout import RolloutEngine
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, per_response, shaped_scores, summary
 from rlhf_cli.train.boundary import Boundary
+from rlhf_cli.train.views import Models, Views
 from rlhf_cli.train.work import Read, Sizes
 
 _KL = {KLEstimator.k1: kl_k1, KLEstimator.k2: kl_k2, KLEstimator.k3: kl_k3}
@@ -57,16 +55,6 @@ class PPOData:
 
     prompts: list[Prompt]
     texts: list[Sequence]  # blocks for the language-modelling loss; empty: none
-
-
-@dataclass(frozen=True)
-class Models:
-    """The four models of a PPO run."""
-
-    policy: TrainEngine
-    reference: FrozenEngine
-    reward_model: RewardModel
-    value_model: TrainEngine
 
 
 @dataclass(frozen=True)
@@ -102,8 +90,7 @@ class PPOTrainer:
         self.sizes: Sizes | None = None  # set where perf/ is to be logged
         self.response_text: Callable[[tuple[int, ...]], str] | None = None  # set where responses are to be told
         self.evaluate: Callable[[int], dict[str, float]] | None = None  # set where held-out prompts are to be asked
-        self.packed = False  # whether all four models read packed texts
-        self._num_read = 0  # tokens that models but the reward model have read in this phase, on this rank
+        self.views = Views(config, models, ends)
         self._read = Read()
         self._first_pass: FirstPass | None = None
         self._hold = ExitStack()  # of the policy's whole weights, from the rollout to its last pass on these weights
@@ -204,16 +191,17 @@ class PPOTrainer:
 
         for_update: `learn` comes next, and may go on from the policy's forward pass.
         """
-        models, self._num_read = self.models, 0
+        models, views = self.models, self.views
+        views.num_read = 0
         if for_update and self._can_reuse(sequences):
             own = self._first_view(sequences)
         else:
-            own = self._by_row(models.policy, sequences, self._logprobs_and_entropy)
+            own = views.by_row(models.policy, sequences, views.logprobs_and_entropy)
             self._hold.close()
-        reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
-        values = self._by_row(models.value_model, sequences, lambda part: self._values(self._collate(part)))
-        scores = self._by_row(models.reward_model.engine, sequences, models.reward_model.score)
-        self._read = Read(score=self._take_read(num_models=3), reused=self._first_pass is not None)
+        reference = views.by_row(models.reference, sequences, lambda part: views.logprobs(models.reference, part))
+        values = views.by_row(models.value_model, sequences, lambda part: views.values(views.collate(part)))
+        scores = views.by_row(models.reward_model.engine, sequences, models.reward_model.score)
+        self._read = Read(score=views.take_read(num_models=3), reused=self._first_pass is not None)
         episodes = []
         for row, sequence in enumerate(sequences):
             length = len(sequence.response_ids)
@@ -239,29 +227,18 @@ class PPOTrainer:
             return False
         if not (policy.is_whole or self.config.ppo.gather):
             return False
-        return not distributed.any_rank(len(self._micro_batches(sequences, in_step=False)) > 1)
+        return not distributed.any_rank(len(self.views.micro_batches(sequences, in_step=False)) > 1)
 
     def _first_view(self, sequences: list[Sequence]) -> list[Tensor]:
         """Keep the policy's forward pass for the update; return its logprobs and entropy, [2, T] for each sequence."""
         self._hold.enter_context(self.models.policy.gathered())
-        [(places, _)] = self._micro_batches(sequences, in_step=False)
-        tokens = self._collate([sequences[place] for place in places])
+        [(places, _)] = self.views.micro_batches(sequences, in_step=False)
+        tokens = self.views.collate([sequences[place] for place in places])
         with torch.enable_grad():
-            view = self._policy_view(tokens)
+            view = self.views.policy(tokens)
         start = distributed.rank() * len(sequences)
-        self._first_pass = FirstPass([start + place for place in places], tokens, self._num_read, view)
+        self._first_pass = FirstPass([start + place for place in places], tokens, self.views.num_read, view)
         found = dict(zip(places, torch.stack(view, dim=1).detach().cpu(), strict=True))
-        return [found[place] for place in range(len(sequences))]
-
-    def _by_row(
-        self, engine: TrainEngine | FrozenEngine, sequences: list[Sequence], read: Callable[[list[Sequence]], Tensor]
-    ) -> list[Tensor]:
-        """Apply `read` to micro-batches of sequences; return on the CPU what it gives for each of them."""
-        hold = self.config.rollout.gather
-        found: dict[int, Tensor] = {}
-        with engine.gathered(hold):
-            for places, _ in self._micro_batches(sequences, in_step=not hold):
-                found |= zip(places, read([sequences[place] for place in places]).cpu(), strict=True)
         return [found[place] for place in range(len(sequences))]
 
     def estimate(self, rollout: Rollout) -> PPOBatch:
@@ -280,7 +257,7 @@ class PPOTrainer:
         policy_step = self.state.step - ppo.value_warmup_steps
         metrics: dict[str, float] = {}
         totals: Counter[str] = Counter()
-        num_tokens = num_skipped = num_updates = self._num_read = 0
+        num_tokens = num_skipped = num_updates = self.views.num_read = 0
         for minibatch in self._minibatches():
             tokens = int(batch.rollout.response_mask[minibatch].sum())
             sums: dict[str, float] = {}
@@ -302,7 +279,7 @@ class PPOTrainer:
             metrics = _optimizer_metrics(results)
             if ppo.target_kl is not None and sums.get("approx_kl", 0.0) / tokens > ppo.target_kl:
                 break
-        self._read.update = self._take_read(num_models=1 + (policy_step >= 0))
+        self._read.update = self.views.take_read(num_models=1 + (policy_step >= 0))
         self._read.num_epochs = num_updates * ppo.minibatch_size / ppo.batch_size
         means = {name: total / (num_updates if name == _PRETRAIN else num_tokens) for name, total in totals.items()}
         return {**means, **metrics, "num_updates": float(num_updates), "skipped_updates": float(num_skipped)}
@@ -319,7 +296,7 @@ class PPOTrainer:
         first, self._first_pass = self._first_pass, None
         if first is None:
             return self._accumulate(batch, minibatch, num_tokens, self._policy_backward)
-        self._num_read += first.num_read
+        self.views.num_read += first.num_read
         part = batch.rows(first.rows, first.tokens.response_mask, self.device)
         return _over_ranks(self._policy_backward(part, first.tokens, num_tokens, first.view))
 
@@ -333,9 +310,9 @@ class PPOTrainer:
         """Add one model's gradients of a minibatch; return the sums of the statistics over its tokens, of all ranks."""
         sums: dict[str, Tensor] = {}
         share = distributed.balanced_share(minibatch, [len(batch.rollout.sequences[row]) for row in minibatch])
-        for places, real in self._micro_batches([batch.rollout.sequences[row] for row in share]):
+        for places, real in self.views.micro_batches([batch.rollout.sequences[row] for row in share]):
             rows = [share[place] for place in places]
-            tokens = self._collate([batch.rollout.sequences[row] for row in rows])
+            tokens = self.views.collate([batch.rollout.sequences[row] for row in rows])
             mask = tokens.response_mask if real else torch.zeros_like(tokens.response_mask)
             own = backward(batch.rows(rows, mask, self.device), tokens, num_tokens)
             sums = {name: sums.get(name, 0) + value for name, value in own.items()}
@@ -358,7 +335,7 @@ class PPOTrainer:
         """
         ppo, mask = self.config.ppo, part.mask
         high = ppo.cliprange if ppo.cliprange_high is None else ppo.cliprange_high
-        logprobs, entropy = view or self._policy_view(tokens)
+        logprobs, entropy = view or self.views.policy(tokens)
         surrogate = (logprobs, part.logprobs, part.advantages, ppo.cliprange, high, ppo.dual_clip)
         loss = masked_sum(policy_loss(*surrogate), mask)
         sums = {"loss/policy": loss.detach()}
@@ -375,7 +352,7 @@ class PPOTrainer:
 
     def _value_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
         """Add the value model's gradients of some rows; return sums over their tokens."""
-        errors = (self._values(tokens), part.values, part.returns, self.config.ppo.cliprange_value)
+        errors = (self.views.values(tokens), part.values, part.returns, self.config.ppo.cliprange_value)
         loss = masked_sum(value_loss(*errors), part.mask)
         self.models.value_model.backward(loss / num_tokens)
         with torch.no_grad():
@@ -393,76 +370,11 @@ class PPOTrainer:
         total = torch.zeros((), device=self.device)
         for part in chunks(distributed.share(blocks), pretrain.micro_batch_size):
             tokens = collate(part, self.ends.pad_id, self.device)  # perf/ counts prompts and responses alone
-            logits = self._logits(self.models.policy, tokens)
+            logits = self.views.logits(self.models.policy, tokens)
             loss = -token_logprobs(logits, tokens.real_response_ids(), temperature=1.0).sum() / num_tokens
             self.models.policy.backward(pretrain.coef * loss)
             total += loss.detach()
         return {_PRETRAIN: float(distributed.global_sum(total))}
-
-    def response_logits(self, sequences: list[Sequence]) -> Tensor:
-        """Return the policy's logits [N, V] that predict the response tokens, row after row, as the update does."""
-        return self._logits(self.models.policy, self._collate(sequences))
-
-    def response_logprobs(self, sequences: list[Sequence]) -> list[Tensor]:
-        """Return the policy's logprobs of each response, [its length] on the CPU, as the update sees them."""
-        logprobs = self._logprobs(self.models.policy, sequences).cpu()
-        return [row[: len(sequence.response_ids)] for row, sequence in zip(logprobs, sequences, strict=True)]
-
-    @torch.no_grad()
-    def token_kl(self, sequences: list[Sequence]) -> list[Tensor]:
-        """Return log p - log q of each response token, [its length] a sequence, on the CPU; all ranks together."""
-        models = self.models
-        own = self._by_row(models.policy, sequences, lambda part: self._logprobs(models.policy, part))
-        reference = self._by_row(models.reference, sequences, lambda part: self._logprobs(models.reference, part))
-        rows = zip(own, reference, sequences, strict=True)
-        return [kl_k1(p, q)[: len(sequence.response_ids)] for p, q, sequence in rows]
-
-    def _micro_batches(self, sequences: list[Sequence], in_step: bool = True) -> list[tuple[list[int], bool]]:
-        """Group this rank's sequences into forward passes; False: for company only.
-
-        in_step: as many passes as on every other rank, which ZeRO-3 wants where it gathers in each.
-        """
-        ppo = self.config.ppo
-        rows = rooms([(sequence,) for sequence in sequences], self.packed)
-        groups = micro_batches(rows, ppo.micro_batch_size, ppo.micro_batch_tokens)
-        if ppo.micro_batch_tokens is None or not in_step:
-            return [(group, True) for group in groups]
-        return distributed.evened(groups)
-
-    def _collate(self, sequences: list[Sequence]) -> TokenBatch:
-        batch = collate(sequences, self.ends.pad_id, self.device)
-        self._num_read += len(batch.packing.ids) if self.packed else sum(map(len, sequences))
-        return batch
-
-    def _take_read(self, num_models: int) -> float:
-        """Return the tokens that each of some models has read since the last call, all ranks together."""
-        read, self._num_read = self._num_read / num_models, 0
-        return float(distributed.global_sum(torch.tensor(read, dtype=torch.float64, device=self.device)))
-
-    def _logits(self, model: TrainEngine | FrozenEngine, batch: TokenBatch) -> Tensor:
-        """Logits [N, V] that predict the real response tokens."""
-        logits: Tensor = model(batch.input_ids, **batch.before_response_tokens(), packing=batch.packing)
-        return logits
-
-    def _policy_view(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """The policy's logprobs and entropy at each response token, [B, T] each, 0 on padding."""
-        logits = self._logits(self.models.policy, batch)
-        both = token_logprobs_and_entropy(logits, batch.real_response_ids(), self.config.rollout.temperature)
-        return batch.per_response_token(both[0]), batch.per_response_token(both[1])
-
-    def _logprobs_and_entropy(self, sequences: list[Sequence]) -> Tensor:
-        """The same of some sequences, [B, 2, T]."""
-        return torch.stack(self._policy_view(self._collate(sequences)), dim=1)
-
-    def _logprobs(self, model: TrainEngine | FrozenEngine, sequences: list[Sequence]) -> Tensor:
-        """A model's logprobs of each response token [B, T], 0 on padding."""
-        batch, temperature = self._collate(sequences), self.config.rollout.temperature
-        logits = self._logits(model, batch)
-        return batch.per_response_token(token_logprobs(logits, batch.real_response_ids(), temperature))
-
-    def _values(self, batch: TokenBatch) -> Tensor:
-        per_token, _ = self.models.value_model(batch.input_ids, packing=batch.packing)
-        return batch.before_each_response_token(per_token)
 
 
 def _over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:

@@ -196,7 +196,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     boundary = start.boundary(config, checkpoints, _fingerprints(built))
     data = PPOData(built.prompts.train, built.texts)
     trainer = PPOTrainer(config, engines, built.sampler, built.ends, data, boundary, report)
-    trainer.sizes, trainer.packed = built.sizes, built.packed
+    trainer.sizes, trainer.views.packed = built.sizes, built.packed
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
         bounds = bounds_of(config.model, config.reward_model)
@@ -232,7 +232,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
 
 def _answer_book(config: TrainPPOConfig, built: PPOParts, trainer: PPOTrainer) -> AnswerBook:
     prompts = built.prompts.eval[: config.eval.num_prompts]
-    judges = Judges(built.engines.reward_model, built.gold, trainer.token_kl)
+    judges = Judges(built.engines.reward_model, built.gold, trainer.views.token_kl)
     return AnswerBook(prompts, built.sampler, built.ends, judges, built.renderer, config)
 
 

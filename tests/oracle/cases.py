@@ -34,8 +34,9 @@ from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
 from rlhf_cli.train.batch import PPOBatch
-from rlhf_cli.train.ppo import Models, PPOData, PPOTrainer
+from rlhf_cli.train.ppo import PPOData, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer
+from rlhf_cli.train.views import Models
 from tests.oracle.engines import SimpleFrozen, SimpleTrain
 from tests.oracle.ppo import Adam, Oracle, Sample
 from tests.unit.models.tiny import tiny_config

@@ -187,9 +187,9 @@ def test_text_with_every_kind_of_line_end_is_one_line(run_dir):
     texts = ["a\nb", "a\r\nb", "a\u2028b\u2029c\x85d\x0be\x0cf", "\u00e9\U0001f600", '"\\']
     for text in texts:
         run_dir.append("samples.jsonl", {"stage": "before", "text": text})
-    assert [record["text"] for record in list(run_dir.lines("samples.jsonl"))] == texts
+    assert [record["text"] for record in run_dir.lines("samples.jsonl")] == texts
     run_dir.forget_after(9, 0)
-    assert [record["text"] for record in list(run_dir.lines("samples.jsonl"))] == texts
+    assert [record["text"] for record in run_dir.lines("samples.jsonl")] == texts
 
 
 def test_what_is_made_again_is_forgotten(run_dir):
@@ -218,8 +218,8 @@ def test_what_later_steps_left_beside_the_metrics_is_forgotten(run_dir):
     run_dir.append("samples.jsonl", {"stage": "before"})
     run_dir.forget_after(2, 9)
     for name in ("rollouts.jsonl", "events.jsonl"):
-        assert [record["step"] for record in list(run_dir.lines(name))] == [1, 2]
-    assert [record.get("step") for record in list(run_dir.lines("samples.jsonl"))] == [1, 2, None]
+        assert [record["step"] for record in run_dir.lines(name)] == [1, 2]
+    assert [record.get("step") for record in run_dir.lines("samples.jsonl")] == [1, 2, None]
 
 
 def test_forgetting_where_nothing_is_makes_no_file(run_dir):

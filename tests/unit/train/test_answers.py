@@ -209,8 +209,8 @@ def run_dir(tmp_path):
 
 def told(run_dir):
     return (
-        [(one["stage"], one["step"]) for one in list(run_dir.lines("samples.jsonl"))][::10],
-        [one["step"] for one in list(run_dir.lines("metrics.jsonl"))],
+        [(one["stage"], one["step"]) for one in run_dir.lines("samples.jsonl")][::10],
+        [one["step"] for one in run_dir.lines("metrics.jsonl")],
     )
 
 

@@ -21,7 +21,7 @@ from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
-from rlhf_cli.train import ppo
+from rlhf_cli.train import views
 from rlhf_cli.train.checks import (
     BFLOAT16,
     FLOAT32,
@@ -198,14 +198,14 @@ def test_prompts_padded_on_the_wrong_side_are_caught(one_rank):
 
 def test_batches_padded_on_the_left_are_caught(one_rank, monkeypatch):
     """The models are given no mask: what is not behind the text is read as a part of it."""
-    collate = ppo.collate
+    collate = views.collate
 
     def left(sequences, pad_id, device):
         longest = max(map(len, sequences))
         filled = [replace(one, prompt_ids=(*[pad_id] * (longest - len(one)), *one.prompt_ids)) for one in sequences]
         return collate(filled, pad_id, device)
 
-    monkeypatch.setattr(ppo, "collate", left)
+    monkeypatch.setattr(views, "collate", left)
     assert PADDING in check(sound())
 
 
@@ -215,7 +215,8 @@ def test_an_update_at_another_temperature_is_caught(one_rank):
     objective = trainer.policy_objective
 
     def warmer(part, tokens):
-        trainer.config = replace(trainer.config, rollout=replace(trainer.config.rollout, temperature=1.5))
+        views = trainer.views
+        views.config = replace(views.config, rollout=replace(views.config.rollout, temperature=1.5))
         return objective(part, tokens)
 
     trainer.policy_objective = warmer
@@ -379,7 +380,7 @@ def test_bounds_of_bfloat16_know_the_size_of_the_logits(times, temperature, coar
     """Logits of 32, twice those that the bounds are for; half the temperature doubles them again."""
     trainer = sound(rollout=replace(ppo_config("base").rollout, temperature=temperature))
     logits = torch.tensor([[32.0, -1.0], [-30.0, 2.0], [3.0, 34.0]]) * times
-    monkeypatch.setattr(trainer, "response_logits", lambda sequences: logits)
+    monkeypatch.setattr(trainer.views, "response_logits", lambda sequences: logits)
     found = _for_logits(BFLOAT16, trainer, [None, None])
     assert found.padded == pytest.approx(BFLOAT16.padded * coarser)
     assert found.clipped == pytest.approx(BFLOAT16.clipped * coarser**2)

@@ -92,7 +92,7 @@ def test_padding_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank)
     """
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, kl_loss_estimator=KLEstimator.k3)
     batch, rows = trainer.estimate(rollout), [0, 1, 2, 3]
-    tokens = trainer._collate([rollout.sequences[row] for row in rows])
+    tokens = trainer.views.collate([rollout.sequences[row] for row in rows])
     mask = tokens.response_mask
     assert not mask.all()
     part = batch.rows(rows, mask, CPU)
@@ -106,7 +106,7 @@ def test_padding_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank)
 def test_rows_that_only_keep_other_ranks_company_add_nothing(one_rank):
     """Their mask is 0 everywhere, though their logprobs, advantages and distance to the reference are real."""
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, entropy_coef=0.1)
-    tokens = trainer._collate(rollout.sequences[:2])
+    tokens = trainer.views.collate(rollout.sequences[:2])
     part = trainer.estimate(rollout).rows([0, 1], torch.zeros_like(tokens.response_mask), CPU)
     loss, sums = trainer.policy_objective(part, tokens)
     loss.backward()

@@ -37,8 +37,8 @@ def trainer_of(rollout_gather=True, **ppo):
 def test_the_policy_reads_the_texts_of_a_step_so_often(options, passes, one_rank):
     """Two steps of two epochs on 8 rows."""
     trainer, reads = trainer_of(**options), []
-    view = trainer._policy_view
-    trainer._policy_view = lambda tokens: (reads.append(len(tokens.input_ids)), view(tokens))[1]
+    view = trainer.views.policy
+    trainer.views.policy = lambda tokens: (reads.append(len(tokens.input_ids)), view(tokens))[1]
     trainer.fit()
     assert len(reads) == passes
     assert trainer._first_pass is None
@@ -110,7 +110,7 @@ def test_trained_models_are_held_for_their_passes_and_given_back_before_the_opti
     """Where an update fetches layer by layer, the scoring's pass is not kept: its weights would be gone."""
     trainer = trainer_of(rollout_gather, gather=gather, num_steps=1)
     policy, value = Sharded(trainer.models.policy), Sharded(trainer.models.value_model)
-    trainer.models = replace(trainer.models, policy=policy, value_model=value)
+    trainer.models = trainer.views.models = replace(trainer.models, policy=policy, value_model=value)
     trainer.sampler.policy = policy
     trainer.fit()
     epoch = [("forward", gather), ("backward", gather), ("step", False)]

@@ -254,7 +254,7 @@ def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
     values = torch.tensor([[1.0, 1.0, JUNK], [3.0, JUNK, JUNK]], requires_grad=True)
     old = torch.tensor([[0.0, 1.0], [3.0, JUNK]])
     trainer = trainer_of(config_of(), value_model=Engine((values, None)))
-    tokens, zero = trainer._collate([sequence(2), sequence(1)]), torch.zeros(2, 2)
+    tokens, zero = trainer.views.collate([sequence(2), sequence(1)]), torch.zeros(2, 2)
     returns = torch.tensor([[0.9, 2.0], [1.0, -JUNK]])
     part = PPOTargets(tokens.response_mask, zero, zero, old, zero, returns)
     sums = trainer._value_backward(part, tokens, num_tokens=10)
@@ -297,7 +297,7 @@ def test_without_texts_there_is_no_text_loss(one_rank):
 def test_forward_passes_add_up_and_one_for_company_has_no_token_to_train_on(one_rank):
     """Rows 3, 2, 1, 0 of lengths 1, 3, 1, 2 and prompts of 1 are dealt by length: 1, 3, 0, 2."""
     trainer, seen = trainer_of(config_of()), []
-    trainer._micro_batches = lambda sequences: [([0, 1], True), ([2, 3], True), ([2, 3], False)]
+    trainer.views.micro_batches = lambda sequences: [([0, 1], True), ([2, 3], True), ([2, 3], False)]
 
     def backward(part, tokens, num_tokens):
         seen.append((part.mask.tolist(), tokens.response_mask.tolist(), num_tokens))
@@ -329,31 +329,31 @@ def test_ranks_make_as_many_forward_passes_as_the_busiest_when_sizes_vary(tokens
     """Another rank has two passes. With a fixed number of rows all have as many, and nothing is exchanged."""
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 2])
     trainer = trainer_of(config_of(micro_batch_tokens=tokens))
-    assert trainer._micro_batches([sequence(1)]) == expected
-    assert trainer._micro_batches([sequence(1)], in_step=False) == [([0], True)]  # where whole weights are held
+    assert trainer.views.micro_batches([sequence(1)]) == expected
+    assert trainer.views.micro_batches([sequence(1)], in_step=False) == [([0], True)]  # where whole weights are held
 
 
 def test_micro_batches_count_prompt_and_response_tokens(one_rank):
     """Two rows of 2 + 3 are 10 tokens."""
     rows = [sequence(3, prompt=2), sequence(3, prompt=2)]
     for tokens, expected in ((10, [([0, 1], True)]), (9, [([0], True), ([1], True)])):
-        assert trainer_of(config_of(micro_batch_tokens=tokens))._micro_batches(rows) == expected
+        assert trainer_of(config_of(micro_batch_tokens=tokens)).views.micro_batches(rows) == expected
     trainer = trainer_of(config_of(micro_batch_tokens=5))
-    assert len(trainer._micro_batches(rows)) == 2
-    trainer.packed = True  # the rows are alike, so that five tokens are all there are
-    assert len(trainer._micro_batches(rows)) == 1
+    assert len(trainer.views.micro_batches(rows)) == 2
+    trainer.views.packed = True  # the rows are alike, so that five tokens are all there are
+    assert len(trainer.views.micro_batches(rows)) == 1
 
 
 @pytest.mark.parametrize(("packed", "read"), [(False, (2 + 4) + (3 + 9)), (True, 4 + 9)])
 def test_the_tokens_that_models_read_are_counted(packed, read, one_rank):
     """Two models read 1 + 1 and 1 + 3 tokens, then 1 + 2 and 1 + 8: the longer text begins with the other."""
     trainer = trainer_of(config_of())
-    trainer.packed = packed
+    trainer.views.packed = packed
     for lengths in ((1, 3), (2, 8)):
         for _ in range(2):
-            trainer._collate([Sequence((1,), (1,) * length) for length in lengths])
-    assert trainer._take_read(num_models=2) == read
-    assert trainer._take_read(num_models=1) == 0
+            trainer.views.collate([Sequence((1,), (1,) * length) for length in lengths])
+    assert trainer.views.take_read(num_models=2) == read
+    assert trainer.views.take_read(num_models=1) == 0
 
 
 class ByLength(Engine):
@@ -391,10 +391,10 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     trainer.models.reward_model = SimpleNamespace(
         engine=ByLength(), score=lambda part: torch.tensor([10.0 + len(one) for one in part])
     )
-    trainer.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
+    trainer.ends = trainer.views.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
     evened, in_step = distributed.evened, []
     monkeypatch.setattr(distributed, "evened", lambda groups: (in_step.append(groups), evened(groups))[1])
-    trainer._num_read = 10**6  # what a self-check has read before is not the step's
+    trainer.views.num_read = 10**6  # what a self-check has read before is not the step's
     rollout = trainer.score(rows)
     assert trainer._read == Read(score=4 + 2 + 3 + 2)
     assert len(in_step) == (0 if gather else 4)  # where weights are fetched in each pass, ranks pass together
