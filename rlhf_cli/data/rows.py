@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import isfinite
 from typing import Any
 
 from rlhf_cli.config.errors import InputError
@@ -66,6 +67,17 @@ def column(row: Row, name: str) -> Any:
     if name not in row:
         raise BadRow(name, "missing")
     return row[name]
+
+
+def json_value(value: Any) -> Any:
+    """Return a value of a row as JSON can hold it: what it has no word for (dates, bytes) as text, NaN as None."""
+    if isinstance(value, dict):
+        return {str(name): json_value(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(inner) for inner in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def check_columns(rows: list[Row], wanted: dict[str, str], source: str) -> None:

@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import datasets
@@ -206,6 +207,28 @@ def test_prompts(tmp_path):
     assert [prompt.text for prompt in sets.train] == ["one"]
     assert sets.notes[0].endswith("1 rows kept, 2 dropped (1 empty, 1 too long)")
     assert text(sets.train[0].ids) == "<bos>user\none<eos><bos>assistant\n"
+
+
+def test_a_prompt_keeps_its_conversation_and_the_rows_other_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    chat = [{"role": "system", "content": "kind"}, {"role": "user", "content": "q?"}]
+    rows = [{"prompt": chat, "answer": "4", "tags": ["a", None], "more": {"x": 1.5, "yes": True}}, {"prompt": "plain"}]
+    config = PromptDataConfig(train=write(tmp_path / "a.jsonl", rows), eval_fraction=0.0, system_prompt="be short")
+    for _ in range(2):  # the second from the cache
+        first, second = load_prompts(config, Renderer(TOKENIZER, config), 0).train
+        assert first.messages == tuple(chat)
+        assert first.columns == {"answer": "4", "tags": ["a", None], "more": {"x": 1.5, "yes": True}}
+        assert second.messages == ({"role": "user", "content": "plain"},)
+        assert second.columns == {}
+
+
+def test_columns_that_json_has_no_word_for_become_text_or_none(tmp_path):
+    moment = datetime.datetime(2026, 1, 2, 3, 4)
+    table = datasets.Dataset.from_list([{"prompt": "q", "when": moment, "raw": b"ab", "gap": float("nan")}])
+    table.to_parquet(tmp_path / "a.parquet")
+    config = PromptDataConfig(train=str(tmp_path / "a.parquet"), eval_fraction=0.0, cache=False)
+    (prompt,) = load_prompts(config, Renderer(TOKENIZER, config), 0).train
+    assert prompt.columns == {"when": "2026-01-02 03:04:00", "raw": "b'ab'", "gap": None}
 
 
 def test_reward_training_and_ppo_render_the_same_ids(tmp_path):
