@@ -54,6 +54,12 @@ class GuardError(RunError):
     code = 10
 
 
+class RewardError(RunError):
+    """A reward function or service failed for good; a run ends with a checkpoint."""
+
+    code = 11
+
+
 class Interrupted(RunError):
     """A signal ended the run between two steps, after a checkpoint."""
 
