@@ -18,6 +18,21 @@ def min_length_scores(scores: Tensor, lengths: Tensor, min_length: int, penalty:
     return torch.where(lengths < min_length, scores - penalty, scores)
 
 
+def length_scores(scores: Tensor, lengths: Tensor, free: int, penalty: float) -> Tensor:
+    """Return scores [B] less `penalty` for every token of a response beyond the first `free`; scores, lengths: [B]."""
+    return scores - penalty * (lengths - free).clamp(min=0)
+
+
+def repetition(response: tuple[int, ...], size: int) -> float:
+    """Return the share of a response's runs of `size` tokens that stand in it before: 0 where every run is new.
+
+    A response shorter than such a run repeats nothing. Source: 1 - distinct-n of arXiv:1510.03055, as in rep-n of
+    arXiv:2202.06417.
+    """
+    runs = [response[start : start + size] for start in range(len(response) - size + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Return rewards [B, T]: -kl_coef * kl on every response token, plus the score on the last one.
 

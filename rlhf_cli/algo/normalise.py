@@ -1,7 +1,42 @@
-"""Baking a score's normalisation into the weights of a bias-free linear head."""
+"""Scores of mean 0 and deviation 1: baked into the weights of a bias-free linear head, or by running moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of the scores seen so far, in float64, so that a checkpoint can keep them exactly."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared distances from the mean
+
+    def joined(self, scores: Tensor) -> Moments:
+        """Return the moments of these and of more scores [B].
+
+        Source: the parallel update of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
+        Computing Sample Variances" (1979).
+        """
+        rows = scores.double()
+        added, mean = len(rows), float(rows.mean())
+        squares = float((rows - mean).square().sum())
+        count, distance = self.count + added, mean - self.mean
+        return Moments(
+            count,
+            self.mean + distance * added / count,
+            self.squares + squares + distance**2 * self.count * added / count,
+        )
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        """Return scores [B] less the mean, divided by the deviation; only the former where all seen were alike."""
+        deviation = (self.squares / self.count) ** 0.5 if self.count else 0.0
+        centred = scores.double() - self.mean
+        return (centred / deviation if deviation > 0 else centred).to(scores.dtype)
 
 
 def normalised_head(weight: Tensor, hidden: Tensor, shrinkage: float = 1e-3) -> Tensor:

@@ -39,6 +39,8 @@ MAY_CHANGE = (
     "ppo.offload_frozen",
     "data.cache",
     "*.max_skipped_updates",
+    *(f"reward.*.{key}" for key in ("url", "auth_env", "timeout_s", "retries", "concurrency", "batch_size")),
+    *(f"reward.*.{key}" for key in ("on_failure", "max_failures", "offload")),
 )
 _MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))
 _MATTERS = re.compile(r"deepspeed\.zero_optimization\.zero_quantized.*")  # weights and gradients in fewer bits
@@ -105,7 +107,12 @@ def _flat(node: DictConfig) -> dict[str, Any]:
 
 
 def flat(node: Any, key: str = "") -> dict[str, Any]:
-    """Return what stands in nested sections by dotted keys; an empty section stands for itself."""
+    """Return what stands in nested sections by dotted keys; an empty section stands for itself.
+
+    A list of sections with names counts as sections under their names, and their order as an option of its own.
+    """
+    if isinstance(node, list) and node and all(isinstance(one, dict) and "name" in one for one in node):
+        node = {"order": [one["name"] for one in node], **{str(one["name"]): one for one in node}}
     if not isinstance(node, dict) or (not node and key):
         return {key: node}
     found: dict[str, Any] = {}

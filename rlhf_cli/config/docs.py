@@ -12,7 +12,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
-from rlhf_cli.config import guards, objectives, plan, report, schema, sections
+from rlhf_cli.config import guards, objectives, plan, report, rewards, schema, sections
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ def _options(node: object, prefix: str) -> Iterator[Option]:
             yield from _options(value, f"{prefix}{field.name}.")
         else:
             yield Option(prefix + field.name, _type_name(field, hints), _default(value), docs[field.name])
+            inner = element_type(hints[field.name])
+            if inner is not None:
+                yield from _options(inner(), f"{prefix}{field.name}[].")
+
+
+def element_type(hint: object) -> type | None:
+    """Return the section that every element of a list of sections is; None for other types of options."""
+    [inner] = get_args(hint) if get_origin(hint) is list else [None]
+    return inner if isinstance(inner, type) and is_dataclass(inner) else None
 
 
 def _type_name(field: Field[object], hints: dict[str, object]) -> str:
@@ -80,6 +89,8 @@ def _type_name(field: Field[object], hints: dict[str, object]) -> str:
         return "|".join(member.name for member in hint)
     if get_origin(hint) is list:
         [inner] = get_args(hint)
+        if is_dataclass(inner):
+            return "list of sections"
         return f"list of {'|'.join(member.name for member in inner)}"
     return str(field.type).replace(" | None", " or null").replace("dict[str, Any]", "mapping")
 
@@ -96,7 +107,9 @@ def _default(value: object) -> str:
 
 def _field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the string below the field."""
-    modules = [ast.parse(inspect.getsource(module)) for module in (sections, objectives, guards, plan, report, schema)]
+    modules = [
+        ast.parse(inspect.getsource(module)) for module in (sections, objectives, guards, plan, report, rewards, schema)
+    ]
     docs: dict[str, dict[str, str]] = {}
     for node in (node for module in modules for node in module.body):
         if isinstance(node, ast.ClassDef):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlhf_cli.config import schema
+from rlhf_cli.config.docs import element_type
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.secrets import hidden, is_secret
@@ -118,12 +119,16 @@ def all_keys(command: str) -> list[str]:
 
 def _keys(node: object, prefix: str) -> Iterator[str]:
     assert is_dataclass(node)
+    hints = get_type_hints(type(node))
     for field in fields(node):
         value = getattr(node, field.name)
         if is_dataclass(value):
             yield from _keys(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name
+            inner = element_type(hints[field.name])
+            if inner is not None:
+                yield from _keys(inner(), f"{prefix}{field.name}[].")
 
 
 def _as_override(command: str, arg: str) -> str:
@@ -187,7 +192,11 @@ def _unknown_key(key: str, command: str, args: list[str]) -> str:
         given = f"{key}=..." if is_secret(key) else given
     if key.startswith("deepspeed."):
         return f"{key} is not in the composed deepspeed section; write +{given or key} to add it"
-    return _with_nearest(f"unknown key {key}{got}", key, all_keys(command))
+    known = all_keys(command)
+    in_list = "." not in key and key not in {one.partition(".")[0] for one in known}
+    if in_list and any(arg.startswith("reward=[") for arg in args):  # OmegaConf 2.3 names the key alone
+        key = f"reward[].{key}"
+    return _with_nearest(f"unknown key {key}{got}", key, known)
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -172,15 +172,29 @@ class PPOConfig:
     min_length_penalty: float = 0.0
     """Subtracted from the score of a response shorter than `min_length`."""
 
+    length_penalty: float = 0.0
+    """Subtracted from the score for every token of a response beyond `length_penalty_from`."""
+
+    length_penalty_from: int = 0
+    """Tokens of a response, EOS included, that cost nothing."""
+
+    repetition_penalty: float = 0.0
+    """Times the share of a response's runs of `repetition_size` tokens that stand in it before: subtracted too."""
+
+    repetition_size: int = 4
+    """Tokens of a run that may be a repetition."""
+
     ema_decay: float | None = None
     """Keep a moving average of the policy's weights with this decay an update, exported beside it; unset: none."""
 
     def __post_init__(self) -> None:
-        for key in ("num_steps", "batch_size", "num_epochs", "minibatch_size", "micro_batch_size", "kl_horizon"):
+        positive = ("num_steps", "batch_size", "num_epochs", "minibatch_size", "micro_batch_size", "kl_horizon")
+        for key in (*positive, "repetition_size"):
             require(getattr(self, key) >= 1, f"ppo.{key}", getattr(self, key), "1 or more")
-        for key in ("value_warmup_steps", "min_length"):
+        for key in ("value_warmup_steps", "min_length", "length_penalty_from"):
             require(getattr(self, key) >= 0, f"ppo.{key}", getattr(self, key), "0 or more")
-        for key in ("kl_coef", "kl_loss_coef", "entropy_coef", "missing_eos_penalty", "min_length_penalty"):
+        penalties = ("missing_eos_penalty", "min_length_penalty", "length_penalty", "repetition_penalty")
+        for key in ("kl_coef", "kl_loss_coef", "entropy_coef", *penalties):
             require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 100.0)
         for key in ("gamma", "lam"):
             require_finite_range(f"ppo.{key}", getattr(self, key), 0.0, 1.0)
@@ -208,6 +222,8 @@ class PPOConfig:
         require(not free, "ppo.missing_eos_penalty", 0, "positive with ppo.missing_eos=replace: it becomes the score")
         both = bool(self.min_length) == bool(self.min_length_penalty)
         require(both, "ppo.min_length_penalty", self.min_length_penalty, "set together with ppo.min_length, or neither")
+        free = bool(self.length_penalty_from) and not self.length_penalty
+        require(not free, "ppo.length_penalty", 0, "positive with ppo.length_penalty_from")
         warmup = self.value_warmup_steps
         require(warmup < self.num_steps, "ppo.value_warmup_steps", warmup, f"below ppo.num_steps {self.num_steps}")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.errors import InputError, require
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 
 PACKAGE_SCHEME = "pkg://"
@@ -37,9 +38,24 @@ def check_paths(config: TrainRMConfig | TrainPPOConfig) -> None:
             path = getattr(options, name, None)
             if path is not None:
                 resolve_path(path, f"{section}.{name}")
+    if isinstance(config, TrainPPOConfig):
+        _check_sources(config)
     text = config.pretrain.path if isinstance(config, TrainPPOConfig) else None
     if text is not None and not Path(resolve_path(text, "pretrain.path")).is_file():
         raise InputError(f"pretrain.path={text}: no such file, wanted a text file")
+
+
+def _check_sources(config: TrainPPOConfig) -> None:
+    for place, source in enumerate(config.reward):
+        key = f"reward[{place}]"
+        model = source.own_model(key)
+        if model is not None and model.path is not None:
+            resolve_path(model.path, f"{key}.model.path")
+        file, is_file, _ = (source.function or "").rpartition(".py:")
+        there = not is_file or Path(f"{file}.py").expanduser().is_file()
+        require(there, f"{key}.function", source.function, f"a function in a file that exists; there is no {file}.py")
+        unset = source.auth_env is not None and not os.environ.get(source.auth_env)
+        require(not unset, f"{key}.auth_env", source.auth_env, "an environment variable that is set, and not empty")
 
 
 def _in_package(path: str, key: str) -> str:

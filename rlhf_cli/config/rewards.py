@@ -115,7 +115,6 @@ class RewardSourceConfig:
 
     def check(self, key: str) -> None:
         """Raise InputError for a value out of range; `key` (reward[0]) names the place in the message."""
-        require(self.name != MISSING, f"{key}.name", "none", "set: a word for logs")
         wanted = "letters, digits, '_', '-' and '.'"
         require(_NAME.fullmatch(self.name) is not None, f"{key}.name", repr(self.name), wanted)
         given = [name for name in ("model", "function", "url") if getattr(self, name) is not None]

@@ -13,6 +13,7 @@ from rlhf_cli.config.guards import GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueInit, ValueModelConfig
 from rlhf_cli.config.plan import PlanConfig
 from rlhf_cli.config.report import ReportConfig
+from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.sections import (
     CheckConfig,
     CheckpointConfig,
@@ -71,6 +72,9 @@ class TrainPPOConfig:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reward_model: ModelConfig = field(default_factory=ModelConfig)
+    reward: list[RewardSourceConfig] = field(default_factory=list)
+    """What scores a response: a weighted list of sources, each with the options below; empty: `reward_model` alone."""
+
     value_model: ValueModelConfig = field(default_factory=ValueModelConfig)
     gold_reward_model: ModelConfig = field(default_factory=ModelConfig)
     """A second reward model that scores the evaluations alone; training never sees it. Unset: none."""
@@ -94,8 +98,17 @@ class TrainPPOConfig:
     @property
     def has_gold(self) -> bool:
         """Whether there is a second reward model for the evaluations."""
-        gold = self.gold_reward_model
-        return gold.path is not None or gold.from_config is not None
+        return _is_given(self.gold_reward_model)
+
+    @property
+    def sources(self) -> list[RewardSourceConfig]:
+        """What scores a response, in order; one source at least."""
+        return self.reward or [RewardSourceConfig(name="reward_model")]
+
+    @property
+    def has_reward_model(self) -> bool:
+        """Whether the model of the section `reward_model` is one of the sources."""
+        return any(source.is_reward_model for source in self.sources)
 
     @property
     def deepspeed_of_frozen(self) -> dict[str, Any]:
@@ -105,7 +118,7 @@ class TrainPPOConfig:
     def check_together(self) -> None:
         """Raise InputError where sections do not fit each other (called once the whole is composed)."""
         self.model.check("model")
-        self.reward_model.check("reward_model")
+        self._check_sources()
         if self.gold_reward_model != ModelConfig():
             self.gold_reward_model.check("gold_reward_model")
         self.optim.check("optim")
@@ -122,6 +135,24 @@ class TrainPPOConfig:
         self.guard.check(self.ppo)
         shortest, longest = self.ppo.min_length, self.rollout.max_new_tokens
         require(shortest <= longest, "ppo.min_length", shortest, f"at most rollout.max_new_tokens {longest}")
+
+    def _check_sources(self) -> None:
+        for place, source in enumerate(self.reward):
+            source.check(f"reward[{place}]")
+        names = [source.name for source in self.sources]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        require(twice is None, "reward", f"two of the name {twice}", "a list of sources with different names")
+        num_models = sum(source.is_reward_model for source in self.sources)
+        wanted = "a list in which one source at most has neither model, function nor url: it is reward_model"
+        require(num_models <= 1, "reward", num_models, wanted)
+        if self.has_reward_model:
+            self.reward_model.check("reward_model")
+            return
+        starts = "policy where no source is the reward_model: there is none to start from"
+        from_policy = self.value_model.init is ValueInit.policy
+        require(from_policy, "value_model.init", self.value_model.init.value, starts)
+        unused = "unset where no source of reward is it; a source {name: rm} without model, function and url is"
+        require(not _is_given(self.reward_model), "reward_model", "given", unused)
 
     def check_ranks(self, num_ranks: int) -> None:
         """Raise InputError where options do not fit the number of ranks, with the arithmetic of a batch."""
@@ -146,6 +177,11 @@ PPO_METRICS = (
     *("eval/score", "eval/win_rate", "eval/greedy_score", "eval/greedy_win_rate"),
     *("eval/gold_score", "eval/gold_win_rate", "eval/greedy_gold_score", "eval/greedy_gold_win_rate"),
 )
+
+
+def _is_given(model: ModelConfig) -> bool:
+    return model.path is not None or model.from_config is not None
+
 
 _OWNED_BY_ENGINE = {
     "train_batch_size": "the batch sizes of train. and ppo.",

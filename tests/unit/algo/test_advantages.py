@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.advantages import gae, min_length_scores, missing_eos_scores, token_rewards
+from rlhf_cli.algo.advantages import (
+    gae,
+    length_scores,
+    min_length_scores,
+    missing_eos_scores,
+    repetition,
+    token_rewards,
+)
 from rlhf_cli.algo.masking import length_mask
 
 LENGTHS = [5, 3, 1]
@@ -77,3 +84,23 @@ def test_a_missing_eos_costs_the_penalty_once_or_the_score():
 def test_a_response_below_the_minimum_length_pays():
     got = min_length_scores(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([2, 3, 4]), 3, 0.25)
     assert got.tolist() == [0.75, 1.0, 1.0]
+
+
+def test_every_token_beyond_the_free_ones_costs():
+    scores = length_scores(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([2, 3, 6]), free=3, penalty=0.25)
+    assert scores.tolist() == [1.0, 1.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("response", "size", "expected"),
+    [
+        ((1, 2, 3, 4), 2, 0.0),
+        ((1, 2, 1, 2, 1), 2, 0.5),  # 12 21 12 21: two of four stand there before
+        ((7, 7, 7, 7), 1, 0.75),
+        ((7, 7, 7), 4, 0.0),  # no run of four
+        ((7, 7, 7, 7), 4, 0.0),  # one run
+        ((), 2, 0.0),
+    ],
+)
+def test_repetition_is_the_share_of_runs_that_stand_there_before(response, size, expected):
+    assert repetition(response, size) == expected

@@ -3,7 +3,7 @@ import math
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.normalise import normalised_head
+from rlhf_cli.algo.normalise import Moments, normalised_head
 
 
 def hidden_states(num_rows, shift):
@@ -82,3 +82,33 @@ def test_a_variance_next_to_nothing_counts_as_1e_12_in_the_ridge():
     head = normalised_head(torch.tensor([0.0, 1.0, 0.0]), corners([1.0, 1.0, 1.0], [0.0, reach, reach]))
     expected = torch.tensor([-301.0, 302.0, -1.0]) / math.sqrt(3e-13 * (302**2 + 1))
     assert_close(head, expected, atol=1.0, rtol=1e-6)
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """1, 2, 3, 4 and 10: mean 4, squared distances 9 + 4 + 1 + 0 + 36 = 50."""
+    moments = Moments().joined(torch.tensor([1.0, 2.0])).joined(torch.tensor([3.0, 4.0, 10.0]))
+    assert moments.count == 5
+    assert math.isclose(moments.mean, 4.0, rel_tol=1e-12)
+    assert math.isclose(moments.squares, 50.0, rel_tol=1e-12)
+
+
+def test_normalised_scores_are_distances_in_deviations():
+    """Deviation sqrt(50 / 5) = sqrt(10)."""
+    got = Moments(5, 4.0, 50.0).normalise(torch.tensor([4.0, 10.0]))
+    assert_close(got, torch.tensor([0.0, 6 / math.sqrt(10)]))
+    assert got.dtype is torch.float32
+
+
+def test_scores_that_are_all_alike_only_lose_their_mean():
+    moments = Moments().joined(torch.tensor([2.5, 2.5]))
+    assert moments == Moments(2, 2.5, 0.0)
+    assert moments.normalise(torch.tensor([2.5, 3.5])).tolist() == [0.0, 1.0]
+    assert Moments().normalise(torch.tensor([2.0])).tolist() == [2.0]
+
+
+def test_moments_far_from_zero_lose_no_digits():
+    """A million and one: squares of the scores themselves would leave nothing of a spread of 1 in float32."""
+    moments = Moments()
+    for _ in range(100):
+        moments = moments.joined(torch.tensor([1e6, 1e6 + 1]))
+    assert math.isclose(moments.squares / moments.count, 0.25, rel_tol=1e-6)
