@@ -1,0 +1,115 @@
+"""What all sources of a run say of responses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.config.errors import RewardError
+from rlhf_cli.config.rewards import OnFailure, RewardSourceConfig
+from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import FrozenEngine
+from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.rewards.own_model import OwnModel
+from rlhf_cli.rewards.reward_model import RewardModel
+from rlhf_cli.rewards.source import Exchange, Source
+from rlhf_cli.rewards.weighted_sum import WeightedSum
+
+Scorer = RewardModel | OwnModel | Source
+
+
+class ByRow(Protocol):
+    """Applies `read` to micro-batches of sequences while an engine holds its weights."""
+
+    def __call__(
+        self, engine: FrozenEngine, sequences: list[Sequence], read: Callable[[list[Sequence]], Tensor]
+    ) -> list[Tensor]:
+        """Return on the CPU what `read` gives for each sequence."""
+
+
+class Judging:
+    """Asks the sources; all ranks together, each about its own responses, and all about as many.
+
+    scorers: by name, in the order of `sources`. exchange: the text of a prompt and a response.
+    """
+
+    def __init__(
+        self,
+        sources: list[RewardSourceConfig],
+        scorers: dict[str, Scorer],
+        exchange: Callable[[Prompt, Sequence], Exchange],
+    ) -> None:
+        self.weigh = WeightedSum(sources)
+        self.sources = sources
+        self.scorers = scorers
+        self.exchange = exchange
+        self.failed: dict[str, RewardError] = {}  # of the last call: sources whose failures are skipped
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The reward model that reads the policy's own tokens, where it is one of the sources."""
+        return next((one for one in self.scorers.values() if isinstance(one, RewardModel)), None)
+
+    @property
+    def own(self) -> dict[str, OwnModel]:
+        """The models with tokenizers of their own, by name."""
+        return {name: one for name, one in self.scorers.items() if isinstance(one, OwnModel)}
+
+    @property
+    def outside(self) -> dict[str, Source]:
+        """Functions and services, by name."""
+        return {name: one for name, one in self.scorers.items() if not isinstance(one, RewardModel | OwnModel)}
+
+    def close(self) -> None:
+        """Give back what functions and services hold."""
+        for source in self.outside.values():
+            source.close()
+
+    def scores(self, prompts: list[Prompt], sequences: list[Sequence], by_row: ByRow) -> Tensor:
+        """Return what each source says of each of this rank's responses, float32 [B, S] on the CPU.
+
+        NaN where a source failed whose failures are skipped; raises RewardError, on all ranks, where another one did.
+        """
+        self.failed = {}
+        exchanges = self._exchanges(prompts, sequences)
+        columns = [self._column(source, exchanges, sequences, by_row) for source in self.sources]
+        return torch.tensor(columns, dtype=torch.float32).T
+
+    def ask_outside(self, name: str, exchanges: list[Exchange]) -> list[float]:
+        """Return what a function or service says; where it fails on one rank, all raise RewardError with its name."""
+        PROGRESS.tick()
+        source = self.outside[name]
+        try:
+            found: list[float] = distributed.together(lambda: source.score(exchanges))
+        finally:
+            PROGRESS.tick()
+        return found
+
+    def _exchanges(self, prompts: list[Prompt], sequences: list[Sequence]) -> list[Exchange]:
+        if len(self.scorers) == 1 and self.reward_model is not None:
+            return []  # nobody reads texts
+        return [self.exchange(*both) for both in zip(prompts, sequences, strict=True)]
+
+    def _column(
+        self, source: RewardSourceConfig, exchanges: list[Exchange], sequences: list[Sequence], by_row: ByRow
+    ) -> list[float]:
+        match self.scorers[source.name]:
+            case RewardModel() as model:
+                return [float(score) for score in by_row(model.engine, sequences, model.score)]
+            case OwnModel() as model:
+                return model.score(exchanges)
+            case _:
+                pass
+        try:
+            return self.ask_outside(source.name, exchanges)
+        except RewardError as error:
+            if source.on_failure is not OnFailure.skip:
+                raise
+            self.failed[source.name] = error
+            return [math.nan] * len(sequences)
