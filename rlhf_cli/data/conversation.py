@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.data.rows import BadRow
+from rlhf_cli.data.tokens import Sequence
 
 Message = dict[str, str]
 _ANSWER = "ANSWER"
@@ -43,6 +44,15 @@ class Renderer:
         """Return the ids of an answer, ended by one EOS (its own, if the text has one), as the policy produces them."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return tuple(ids) if ids[-1:] == [self.tokenizer.eos_token_id] else (*ids, self.tokenizer.eos_token_id)
+
+    def sequence(self, messages: list[Message], answer: str) -> Sequence:
+        """Return the ids of a prompt and of an answer to it."""
+        return Sequence(self.prompt_ids(messages), self.response_ids(answer))
+
+    def answer_text(self, ids: tuple[int, ...]) -> str:
+        """Return the text of response ids without their end token, every space as it was sampled."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def response_text(self, ids: tuple[int, ...]) -> str:
         """Return the text of response ids, special tokens left out."""

@@ -52,3 +52,14 @@ def test_bytes_that_never_make_a_character_are_told_with_what_follows_or_at_the_
     assert texts[-1].strip("\ufffd") == ""
     texts, places = pieces([*broken, *ids("b")])
     assert ("".join(texts)[-1], list(chain(*places))) == ("b", [0, 1, 2])
+
+
+def test_a_sequence_is_the_prompt_and_the_answer_with_its_end():
+    sequence = RENDERER.sequence([{"role": "user", "content": "a"}], "b")
+    assert TOKENIZER.decode(sequence.prompt_ids) == "<bos>user\na<eos><bos>assistant\n"
+    assert TOKENIZER.decode(sequence.response_ids) == "b<eos>"
+
+
+def test_the_text_of_an_answer_has_its_spaces_and_no_end():
+    sequence = RENDERER.sequence([{"role": "user", "content": "a"}], " b , c .\n")
+    assert RENDERER.answer_text(sequence.response_ids) == " b , c .\n"
