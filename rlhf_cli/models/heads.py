@@ -95,3 +95,19 @@ class TokenScorer(nn.Module):
             return packing.spread(self.model.score(packed)).squeeze(-1), packing.spread(packed)
         hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.score(hidden).squeeze(-1), hidden
+
+
+class PairScorer(nn.Module):
+    """A one-label classifier with an encoder, which reads a pair of texts as a whole."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, packing: Packing | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the float32 score of each text, [B, 1], twice; inputs: what else its tokenizer gives, [B, L] each.
+
+        packing: not of use here, where every token looks at all others.
+        """
+        scores: Tensor = self.model(input_ids=input_ids, **inputs).logits.float()
+        return scores, scores

@@ -49,6 +49,16 @@ def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
 
     Raises InputError when there is none, or when it has no EOS token to end a response with.
     """
+    tokenizer = load_pair_tokenizer(config, key)
+    if tokenizer.eos_token_id is None:
+        source = config.tokenizer or config.path
+        raise InputError(f"{key}: the tokenizer of {source} has no EOS token, wanted one that ends a response")
+    set_pad_token(tokenizer)
+    return tokenizer
+
+
+def load_pair_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model as it is; raise InputError when there is none."""
     if config.tokenizer == "bytes":
         return byte_tokenizer()
     source = config.tokenizer or config.path
@@ -58,9 +68,6 @@ def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
     check_config_json(Path(path), f"{option}={source}")
     with _outside_input(f"{key}: no tokenizer in {source}"):
         tokenizer = AutoTokenizer.from_pretrained(*_location(path), **_hub_options(config), **_gguf_file(path))
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"{key}: the tokenizer of {source} has no EOS token, wanted one that ends a response")
-    set_pad_token(tokenizer)
     return tokenizer
 
 
@@ -147,6 +154,26 @@ def load_sequence_classifier(
     pad = tokenizer.pad_token_id
     model.config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
     return _prepared(model, config, key, tokenizer)
+
+
+def is_encoder(config: ModelConfig, key: str) -> bool:
+    """Say whether a classifier reads a pair of texts with an encoder, rather than one text up to its last token."""
+    if config.path is None or config.path.endswith(".gguf"):
+        return False
+    options = copy.deepcopy(load_config(config, key))
+    with _outside_input(f"{key}.path={config.path}: no sequence classifier"), torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(options)
+    return not isinstance(getattr(model, "score", None), torch.nn.Linear)
+
+
+def load_pair_classifier(config: ModelConfig, key: str) -> PreTrainedModel:
+    """Return a one-label classifier with an encoder on the CPU, dropout off; raise InputError for another one."""
+    check_one_label(_given_config(config, key), f"{key}.path={config.path}")
+    model, missing = _from_pretrained(AutoModelForSequenceClassification, config, key, num_labels=1)
+    _refuse_missing(missing, config, key)
+    switch_dropout_off(model)
+    model.eval()
+    return model
 
 
 def check_length(model: PreTrainedModel, longest: int, key: str, option: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -21,8 +22,6 @@ from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rewards.source import Exchange, Source
 from rlhf_cli.rewards.weighted_sum import WeightedSum
 
-Scorer = RewardModel | OwnModel | Source
-
 
 class ByRow(Protocol):
     """Applies `read` to micro-batches of sequences while an engine holds its weights."""
@@ -36,35 +35,31 @@ class ByRow(Protocol):
 class Judging:
     """Asks the sources; all ranks together, each about its own responses, and all about as many.
 
-    scorers: by name, in the order of `sources`. exchange: the text of a prompt and a response.
+    exchange: the text of a prompt and a response. reward_model, own, outside: what answers, for the sources of each
+    kind; `own` and `outside` by name.
     """
 
     def __init__(
         self,
         sources: list[RewardSourceConfig],
-        scorers: dict[str, Scorer],
         exchange: Callable[[Prompt, Sequence], Exchange],
+        reward_model: RewardModel | None = None,
+        own: Mapping[str, OwnModel] = MappingProxyType({}),
+        outside: Mapping[str, Source] = MappingProxyType({}),
     ) -> None:
-        self.weigh = WeightedSum(sources)
         self.sources = sources
-        self.scorers = scorers
+        self.weigh = WeightedSum(sources)
         self.exchange = exchange
+        self.reward_model = reward_model
+        self.own = own
+        self.outside = outside
         self.failed: dict[str, RewardError] = {}  # of the last call: sources whose failures are skipped
 
     @property
-    def reward_model(self) -> RewardModel | None:
-        """The reward model that reads the policy's own tokens, where it is one of the sources."""
-        return next((one for one in self.scorers.values() if isinstance(one, RewardModel)), None)
-
-    @property
-    def own(self) -> dict[str, OwnModel]:
-        """The models with tokenizers of their own, by name."""
-        return {name: one for name, one in self.scorers.items() if isinstance(one, OwnModel)}
-
-    @property
-    def outside(self) -> dict[str, Source]:
-        """Functions and services, by name."""
-        return {name: one for name, one in self.scorers.items() if not isinstance(one, RewardModel | OwnModel)}
+    def engines(self) -> dict[str, FrozenEngine]:
+        """The engines of all models that score, by the name of their source."""
+        lone = {} if self.reward_model is None else {"reward_model": self.reward_model.engine}
+        return {**lone, **{name: model.engine for name, model in self.own.items()}}
 
     def close(self) -> None:
         """Give back what functions and services hold."""
@@ -92,20 +87,18 @@ class Judging:
         return found
 
     def _exchanges(self, prompts: list[Prompt], sequences: list[Sequence]) -> list[Exchange]:
-        if len(self.scorers) == 1 and self.reward_model is not None:
+        if not self.own and not self.outside:
             return []  # nobody reads texts
         return [self.exchange(*both) for both in zip(prompts, sequences, strict=True)]
 
     def _column(
         self, source: RewardSourceConfig, exchanges: list[Exchange], sequences: list[Sequence], by_row: ByRow
     ) -> list[float]:
-        match self.scorers[source.name]:
-            case RewardModel() as model:
-                return [float(score) for score in by_row(model.engine, sequences, model.score)]
-            case OwnModel() as model:
-                return model.score(exchanges)
-            case _:
-                pass
+        if source.is_reward_model:
+            assert self.reward_model is not None
+            return [float(score) for score in by_row(self.reward_model.engine, sequences, self.reward_model.score)]
+        if not source.is_outside:
+            return self.own[source.name].score(exchanges)
         try:
             return self.ask_outside(source.name, exchanges)
         except RewardError as error:

@@ -51,8 +51,9 @@ class DecoderReader:
         return len(self._ids(exchange))
 
     def _ids(self, exchange: Exchange) -> tuple[int, ...]:
-        render = self.renderer.whole_ids if self.whole_turn else self.renderer.sequence_ids
-        return render(exchange.messages, exchange.response)
+        if self.whole_turn:
+            return self.renderer.whole_ids(exchange.messages, exchange.response)
+        return self.renderer.sequence(exchange.messages, exchange.response).ids
 
 
 class EncoderReader:

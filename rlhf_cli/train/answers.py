@@ -8,15 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
+from rlhf_cli.config.errors import RewardError
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import EndTokens, chunks, flatten
 from rlhf_cli.data.tokens import Sequence as Tokens
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.intervals import Interval, bootstrap_mean, wilson
 from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout import RolloutEngine
 
@@ -38,6 +41,7 @@ class Answer:
     num_tokens: int
     ended: bool
     gold_score: float | None = None  # what the second reward model says
+    source_scores: dict[str, float] = field(default_factory=dict)  # what each source of a list says, by name
     tokens: list[str] = field(default_factory=list)  # the response in pieces; none before training
     kl: list[float] = field(default_factory=list)  # log p - log q of each piece, nats
 
@@ -46,7 +50,7 @@ class Answer:
 class Judges:
     """What is asked of an answer."""
 
-    reward_model: RewardModel
+    judging: Judging
     gold: RewardModel | None  # which training never sees
     token_kl: Callable[[list[Tokens]], list[Tensor]]  # log p - log q of each response token, [T] a sequence
 
@@ -82,8 +86,15 @@ class AnswerBook:
         mine = distributed.share(distributed.pad_to_ranks(list(range(len(self.prompts)))))
         keys = [f"{self.config.run.seed}/held-out/{place}" for place in mine]
         sequences = self.sampler.sample([self.prompts[place].ids for place in mine], keys, greedy=mode == "greedy")
-        scores = self._scores(self.judges.reward_model, sequences)
-        gold = [None] * len(mine) if self.judges.gold is None else self._scores(self.judges.gold, sequences)
+        judging, gold_model = self.judges.judging, self.judges.gold
+        said = judging.scores([self.prompts[place] for place in mine], sequences, self._by_row)
+        if not said.isfinite().all() and judging.failed:
+            raise next(iter(judging.failed.values()))
+        names = judging.weigh.names if self.config.reward else []
+        of_sources = [dict(zip(names, row, strict=False)) for row in said.tolist()]
+        gold: list[float] | list[None] = [None] * len(mine)
+        if gold_model is not None:
+            gold = [float(score) for score in self._by_row(gold_model.engine, sequences, gold_model.score)]
         answers = [
             Answer(
                 stage=stage,
@@ -95,21 +106,30 @@ class AnswerBook:
                 num_tokens=len(sequence.response_ids),
                 ended=self.ends.ended(sequence),
                 gold_score=of_gold,
+                source_scores=scores,
                 tokens=tokens,
                 kl=kl,
             )
-            for place, sequence, score, of_gold, (tokens, kl) in zip(
-                mine, sequences, scores, gold, self._pieces(stage, sequences), strict=True
+            for place, sequence, score, scores, of_gold, (tokens, kl) in zip(
+                mine,
+                sequences,
+                judging.weigh(said).tolist(),
+                of_sources,
+                gold,
+                self._pieces(stage, sequences),
+                strict=True,
             )
         ]
         return flatten(distributed.gather_all(answers))[: len(self.prompts)]
 
-    def _scores(self, reward_model: RewardModel, sequences: list[Tokens]) -> list[float]:
-        scores: list[float] = []
-        with reward_model.engine.gathered(self.config.rollout.gather):
+    def _by_row(
+        self, engine: FrozenEngine, sequences: list[Tokens], read: Callable[[list[Tokens]], Tensor]
+    ) -> list[Tensor]:
+        found: list[Tensor] = []
+        with engine.gathered(self.config.rollout.gather):
             for part in chunks(sequences, self.config.rollout.micro_batch_size):
-                scores += reward_model.score(part).tolist()
-        return scores
+                found += read(part).cpu()
+        return found
 
     def _pieces(self, stage: str, sequences: list[Tokens]) -> list[tuple[list[str], list[float]]]:
         """The text of every response in pieces, with the KL of each; before training it is 0 everywhere."""
@@ -148,9 +168,15 @@ class HeldOut:
             self.report.log_eval(0, metrics(self._before, self._before))
 
     def during(self, step: int) -> dict[str, float]:
-        """Ask again after a step; return and log eval/..."""
-        with self.report.evaluating():
-            self._newest = self.book.ask(DURING, step)
+        """Ask again after a step; return and log eval/..., {} where a source failed whose failures are skipped."""
+        try:
+            with self.report.evaluating():
+                self._newest = self.book.ask(DURING, step)
+        except RewardError as error:
+            if not self.book.judges.judging.failed:
+                raise
+            self.report.warn(f"no evaluation after step {step}: {error}")
+            return {}
         found = metrics(self._before, self._newest)
         self.report.samples(records(self._newest))
         self.report.log_eval(step, found)
@@ -191,6 +217,8 @@ def metrics(before: Sequence[Answer], now: Sequence[Answer]) -> dict[str, float]
         if pairs:
             found[f"{prefix}gold_score"] = _mean([b for _, b in pairs])
             found |= _named(f"{prefix}gold_win_rate", _win_rate(pairs))
+        for name in last[0].source_scores:
+            found[f"{prefix}reward/{name}"] = _mean([one.source_scores[name] for one in last])
         if mode == "sampled":  # a greedy answer estimates no KL
             found["eval/kl"] = _mean([sum(one.kl) for one in last])
     return found

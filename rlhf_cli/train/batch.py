@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf_cli.algo.advantages import min_length_scores, missing_eos_scores
+from rlhf_cli.algo.advantages import length_scores, min_length_scores, missing_eos_scores, repetition
 from rlhf_cli.algo.kl import kl_k1
 from rlhf_cli.algo.masking import length_mask, masked_mean, masked_sum, masked_variance
 from rlhf_cli.config.objectives import MissingEOS, PPOConfig
@@ -24,7 +25,7 @@ class Episode:
     ref_logprobs: Tensor  # [T] of the same tokens under the frozen reference
     values: Tensor  # [T] the value model's value before each token
     entropy: Tensor  # [T] of the policy's distribution at each token, nats
-    score: float  # what the reward model says
+    source_scores: Tensor  # [S] what each source says, in order
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,19 @@ class Rollout:
     ref_logprobs: Tensor  # [B, T]
     values: Tensor  # [B, T]
     entropy: Tensor  # [B, T]
-    scores: Tensor  # [B]
+    source_scores: Tensor  # [B, S]
+    scores: Tensor  # [B] of those the weighted sum
 
     @staticmethod
-    def of(episodes: list[Episode]) -> Rollout:
-        """Pad episodes into one batch on the CPU."""
+    def of(episodes: list[Episode], weigh: Callable[[Tensor], Tensor]) -> Rollout:
+        """Pad episodes into one batch on the CPU; weigh: from [B, S] to the scores [B]."""
 
         def padded(name: str) -> Tensor:
             rows = [getattr(episode, name) for episode in episodes]
             return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
         lengths = [len(episode.sequence.response_ids) for episode in episodes]
+        source_scores = torch.stack([episode.source_scores for episode in episodes])
         return Rollout(
             sequences=[episode.sequence for episode in episodes],
             ended=torch.tensor([episode.ended for episode in episodes]),
@@ -57,7 +60,8 @@ class Rollout:
             ref_logprobs=padded("ref_logprobs"),
             values=padded("values"),
             entropy=padded("entropy"),
-            scores=torch.tensor([episode.score for episode in episodes]),
+            source_scores=source_scores,
+            scores=weigh(source_scores),
         )
 
     def kl(self) -> Tensor:
@@ -103,7 +107,7 @@ class PPOBatch:
         return PPOTargets(mask, *(tensor[rows, : mask.shape[1]].to(device) for tensor in wanted))
 
 
-def summary(batch: PPOBatch) -> dict[str, float]:
+def summary(batch: PPOBatch, ppo: PPOConfig) -> dict[str, float]:
     """Return the metrics of a rollout, over all ranks; names and formulas: docs/metrics.md."""
     rollout = batch.rollout
     mask = rollout.response_mask
@@ -121,6 +125,7 @@ def summary(batch: PPOBatch) -> dict[str, float]:
         "entropy": masked_mean(rollout.entropy, mask),
         "response_length": mask.sum() / num_responses,
         "eos_rate": rollout.ended.float().mean(),
+        "repetition": repetitions(rollout, ppo.repetition_size).mean(),
     }
     return {name: float(value) for name, value in metrics.items()}
 
@@ -133,10 +138,21 @@ def per_response(rollout: Rollout) -> dict[str, list[float]]:
 
 
 def shaped_scores(rollout: Rollout, ppo: PPOConfig) -> Tensor:
-    """Return the scores [B] that enter the rewards: clipped, then less what missing EOS and short answers cost."""
+    """Return the scores [B] that enter the rewards: clipped, then less what penalties take.
+
+    They are for a missing EOS, for short and for long responses, and for repetitions.
+    """
     scores = rollout.scores
     if ppo.reward_clip is not None:
         scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
     replaces = ppo.missing_eos is MissingEOS.replace
     scores = missing_eos_scores(scores, rollout.ended, ppo.missing_eos_penalty, replaces)
-    return min_length_scores(scores, rollout.response_mask.sum(dim=1), ppo.min_length, ppo.min_length_penalty)
+    lengths = rollout.response_mask.sum(dim=1)
+    scores = min_length_scores(scores, lengths, ppo.min_length, ppo.min_length_penalty)
+    scores = length_scores(scores, lengths, ppo.length_penalty_from, ppo.length_penalty)
+    return scores - ppo.repetition_penalty * repetitions(rollout, ppo.repetition_size)
+
+
+def repetitions(rollout: Rollout, size: int) -> Tensor:
+    """Return the share of each response's runs of so many tokens that stand in it before, [B]."""
+    return torch.tensor([repetition(sequence.response_ids, size) for sequence in rollout.sequences])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from rlhf_cli.config.errors import GuardError, InputError, Interrupted, NonFiniteError
+from rlhf_cli.config.errors import GuardError, InputError, Interrupted, NonFiniteError, RewardError
 from rlhf_cli.config.sections import CheckpointConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
@@ -84,6 +84,14 @@ class Boundary:
         raise Interrupted(
             f"stopped by {received.name} after step {state['step']}, checkpoint saved; go on with run.resume=true"
         )
+
+    def give_up(self, state: dict[str, Any], error: RewardError) -> NoReturn:
+        """Save what the last whole step left, and raise the error, with how to go on; all ranks together."""
+        self.report.event("warning", str(error))
+        self._save(state, drop_oldest=False)
+        raise RewardError(
+            f"{error}; stopped after step {state['step']}, checkpoint saved: mend it, and go on with run.resume=true"
+        ) from error
 
     def look(self, step: int, metrics: Mapping[str, float]) -> float:
         """Let the guards see a step's metrics, the same on every rank; return what kl_coef is to be multiplied by.

@@ -31,8 +31,10 @@ from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
 from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
+from rlhf_cli.train.judges import Texts, outside_sources, own_models, try_outside
 from rlhf_cli.train.memory import Planned, plan_launch
 from rlhf_cli.train.views import Models
 from rlhf_cli.train.work import Sizes
@@ -45,7 +47,7 @@ class PPOParts:
     """All that a PPO run is made of."""
 
     tokenizer: PreTrainedTokenizerBase
-    reward_tokenizer: PreTrainedTokenizerBase
+    reward_tokenizer: PreTrainedTokenizerBase | None  # None where no source is the reward model
     renderer: Renderer
     prompts: Sides[Prompt]
     texts: list[Sequence]  # blocks for the language-modelling loss
@@ -62,8 +64,10 @@ class PPOParts:
 def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     """Load tokenizers, data and models, and wrap the models; raise InputError for what does not fit together."""
     tokenizer = load_tokenizer(config.model, "model")
-    reward_tokenizer = load_tokenizer(config.reward_model, "reward_model")
-    _check_same_tokenizer(tokenizer, reward_tokenizer, "reward_model")
+    outside = outside_sources(config)
+    reward_tokenizer = load_tokenizer(config.reward_model, "reward_model") if config.has_reward_model else None
+    if reward_tokenizer is not None:
+        _check_same_tokenizer(tokenizer, reward_tokenizer, "reward_model")
     if config.has_gold:
         _check_same_tokenizer(
             tokenizer, load_tokenizer(config.gold_reward_model, "gold_reward_model"), "gold_reward_model"
@@ -76,18 +80,23 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     if config.rollout.top_p < 1:
         top_p = config.rollout.top_p
         report.warn(f"rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
+    texts_of = Texts(renderer)
+    try_outside(outside, texts_of, prompts.train[0])
     planned = plan_launch(config, _lengths(prompts, texts, config.model.packing), report)
-    policy, value, scorer = _models(config, tokenizer)
+    loaded = policy, value, scorer = _models(config, tokenizer)
     longest = max(len(prompt.ids) for prompt in (*prompts.train, *prompts.eval)) + config.rollout.max_new_tokens + 1
     for model, key in ((policy, "model"), (scorer, "reward_model")):
-        check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
+        if model is not None:
+            check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
     ends = EndTokens(end_token_ids(tokenizer, policy.generation_config), pad_id(tokenizer))
-    sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer))  # before they are sharded
-    engines = _engines(config, tokenizer, ends, policy, value, scorer)
+    sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer or value), scorer is not None)  # before they are sharded
+    judging = Judging(config.sources, texts_of, outside=outside)
+    engines = _engines(config, tokenizer, ends, loaded, judging)
+    judging.own = own_models(config)
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
-    packed = all(reads_packed(model) for model in (policy, value, scorer))
+    packed = all(reads_packed(model) for model in loaded if model is not None)
     return PPOParts(
         tokenizer,
         reward_tokenizer,
@@ -137,13 +146,19 @@ def load_once(load: Callable[[], Loaded]) -> Loaded:
     return cast(Loaded, distributed.broadcast(first))
 
 
-def _models(
-    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
-    """Load policy, value model and reward model; the reference comes later, when the policy's copy is sharded."""
+LoadedModels = tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel | None]
+
+
+def _models(config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase) -> LoadedModels:
+    """Load policy, value model and reward model, None where no source is the last one.
+
+    The reference comes later, when the policy's copy is sharded.
+    """
     seed, reward, checkpointing = config.run.seed, config.reward_model, config.model.gradient_checkpointing
     policy = load_causal_lm(config.model, "model", tokenizer, seed)
-    scorer = load_sequence_classifier(reward, "reward_model", tokenizer, seed, new_head=False)
+    scorer = None
+    if config.has_reward_model:
+        scorer = load_sequence_classifier(reward, "reward_model", tokenizer, seed, new_head=False)
     if config.value_model.init is ValueInit.reward_model:
         value_config = replace(reward, gradient_checkpointing=checkpointing or reward.gradient_checkpointing)
         value = load_sequence_classifier(value_config, "reward_model", tokenizer, seed, new_head=False)
@@ -156,17 +171,19 @@ def _engines(
     config: TrainPPOConfig,
     tokenizer: PreTrainedTokenizerBase,
     ends: EndTokens,
-    policy: PreTrainedModel,
-    value: PreTrainedModel,
-    scorer: PreTrainedModel,
+    loaded: LoadedModels,
+    judging: Judging,
 ) -> Models:
     """Wrap the four models; the reference is loaded here, last."""
+    policy, value, scorer = loaded
     ppo, deepspeed, device = config.ppo, config.deepspeed, distributed.device()
     updates = ppo.num_steps * ppo.updates_per_step
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
     policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
     value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
-    scoring = frozen_engine(TokenScorer(scorer), reward_dtype, config.deepspeed_of_frozen)
+    if scorer is not None:
+        scoring = frozen_engine(TokenScorer(scorer), reward_dtype, config.deepspeed_of_frozen)
+        judging.reward_model = RewardModel(scoring, tokenizer.eos_token_id, ends, device)
     policy_engine = train_engine(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
@@ -175,7 +192,7 @@ def _engines(
     return Models(
         policy=policy_engine,
         reference=frozen_engine(ResponseLM(reference), policy_dtype, config.deepspeed_of_frozen),
-        reward_model=RewardModel(scoring, tokenizer.eos_token_id, ends, device),
+        judging=judging,
         value_model=value_engine,
     )
 

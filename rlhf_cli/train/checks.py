@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.algo.sampling import distance_from_slice
-from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.sections import CheckConfig, DataConfig, DType, ModelConfig
 from rlhf_cli.data.conversation import Renderer
@@ -32,6 +32,7 @@ from rlhf_cli.report.checks import Check
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout.embedded import uniforms
 from rlhf_cli.train.batch import Rollout
+from rlhf_cli.train.judges import as_input_error
 from rlhf_cli.train.ppo import PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer
 
@@ -67,7 +68,7 @@ class TextSide:
     """How policy and reward model turn text into ids."""
 
     tokenizer: PreTrainedTokenizerBase
-    reward_tokenizer: PreTrainedTokenizerBase
+    reward_tokenizer: PreTrainedTokenizerBase | None  # None without a reward model that reads the policy's tokens
     data: DataConfig
 
 
@@ -99,17 +100,29 @@ def check_ppo(trainer: PPOTrainer, prompts: list[Prompt], texts: TextSide, bound
     keys = [f"{trainer.config.run.seed}/check/{place}" for place in range(len(probes))]
     # ranks could part where rounding decides between two tokens; from here all look at the same ones
     sequences = distributed.broadcast(trainer.sampler.sample([probe.ids for probe in probes], keys))
-    rollout, again = trainer.score(sequences), trainer.score(sequences)
+    rollout, again = (_scored(trainer, sequences, probes) for _ in range(2))
     bounds = _for_logits(bounds, trainer, sequences)
     checks = [
         *_start_checks(trainer, rollout, again, sequences, bounds),
         *_padding_checks(trainer, sequences, bounds),
+        *_source_checks(trainer, rollout, again, probes),
         *_update_checks(trainer, rollout, sequences, bounds),
         _sampling_check(trainer, sequences, keys, bounds),
-        _text_check(probes, sequences, texts),
+        *_text_checks(probes, sequences, texts),
         *_end_checks(trainer, sequences, Renderer(texts.tokenizer, texts.data)),
     ]
     return _largest_of_all_ranks(checks)
+
+
+def _scored(trainer: PPOTrainer, sequences: list[TokenSequence], probes: list[Prompt]) -> Rollout:
+    judging = trainer.models.judging
+    try:
+        rollout = trainer.score(sequences, probes)
+    except RewardError as error:
+        raise as_input_error(error) from error
+    for error in judging.failed.values():
+        raise as_input_error(error)
+    return rollout
 
 
 def _for_logits(bounds: Bounds, trainer: PPOTrainer, sequences: list[TokenSequence]) -> Bounds:
@@ -130,10 +143,12 @@ def _start_checks(
     trainer: PPOTrainer, rollout: Rollout, again: Rollout, sequences: list[TokenSequence], bounds: Bounds
 ) -> list[Check]:
     models = trainer.models
+    of_models = [place for place, source in enumerate(models.judging.sources) if not source.is_outside]
     repeated = _largest(
-        *(getattr(rollout, name) - getattr(again, name) for name in ("logprobs", "ref_logprobs", "values", "scores"))
+        *(getattr(rollout, name) - getattr(again, name) for name in ("logprobs", "ref_logprobs", "values")),
+        (rollout.source_scores - again.source_scores)[:, of_models],
     )
-    frozen = _num_unfrozen(models.reference) + _num_unfrozen(models.reward_model.engine)
+    frozen = sum(_num_unfrozen(engine) for engine in (models.reference, *models.judging.engines.values()))
     return [
         Check(
             "KL(policy || reference) is 0",
@@ -148,7 +163,7 @@ def _start_checks(
             "a model has dropout, noise or a routing that changes; switch it off",
         ),
         _value_check(trainer, sequences, bounds),
-        Check("reference and reward model are frozen", frozen, 0, "parameters with gradients, or layers in train mode"),
+        Check("reference and reward models are frozen", frozen, 0, "parameters with gradients, or layers in train mode"),
     ]
 
 
@@ -161,11 +176,12 @@ def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bo
             0,
             "the weights of policy and value model differ beyond their heads",
         )
-    differences = []
+    reward_model, differences = models.judging.reward_model, []
+    assert reward_model is not None  # TrainPPOConfig.check_together
     for part in chunks(sequences, trainer.config.ppo.micro_batch_size):
         batch = collate(part, trainer.ends.pad_id, trainer.device)
         values = models.value_model(batch.input_ids, packing=batch.packing)[0]
-        scores = models.reward_model.engine(batch.input_ids, packing=batch.packing)[0]
+        scores = reward_model.engine(batch.input_ids, packing=batch.packing)[0]
         differences.append(batch.before_each_response_token(values - scores))
     advice = "the reward model's head must be copied with its backbone, in the same dtype"
     return Check("the value model starts as the reward model", _largest(*differences), bounds.same, advice)
@@ -177,16 +193,21 @@ def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds:
     parts = chunks(mixed, max(2, trainer.config.ppo.micro_batch_size))
     together = torch.cat([row for part in parts for row in trainer.views.response_logprobs(part)])
     alone = torch.cat([trainer.views.response_logprobs([sequence])[0] for sequence in mixed])
-    score = trainer.models.reward_model.score
-    scores = torch.cat([score(part).cpu() for part in parts])
-    alone_scores = torch.cat([score([sequence]).cpu() for sequence in mixed])
-    return [
+    checks = [
         Check(
             "logprobs do not change with padding and neighbours",
             float((together - alone).abs().mean()),
             bounds.padded,
             "masks or positions are wrong, or the model mixes rows; see the model's attention implementation",
-        ),
+        )
+    ]
+    reward_model = trainer.models.judging.reward_model
+    if reward_model is None:
+        return checks
+    scores = torch.cat([reward_model.score(part).cpu() for part in parts])
+    alone_scores = torch.cat([reward_model.score([sequence]).cpu() for sequence in mixed])
+    return [
+        *checks,
         Check(
             "scores do not change with padding and neighbours",
             _relative(scores, alone_scores),
@@ -194,6 +215,25 @@ def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds:
             "the reward model's masks, positions or last token are wrong",
         ),
     ]
+
+
+def _source_checks(trainer: PPOTrainer, rollout: Rollout, again: Rollout, probes: list[Prompt]) -> list[Check]:
+    """Ask models with tokenizers of their own about every text alone; compare what the others said twice."""
+    judging, checks = trainer.models.judging, []
+    for place, source in enumerate(judging.sources):
+        said, repeated = rollout.source_scores[:, place], again.source_scores[:, place]
+        own = source.own_model("reward")
+        if own is not None:
+            texts = [judging.exchange(*both) for both in zip(probes, rollout.sequences, strict=True)]
+            alone = torch.tensor([judging.own[source.name].score([text])[0] for text in texts])
+            name = f"scores of {source.name} do not change with padding and neighbours"
+            advice = "its masks, positions or last token are wrong; see reward[].whole_turn and its chat template"
+            checks.append(Check(name, _relative(said, alone), bounds_of(own).score, advice))
+        elif source.is_outside and not source.random:
+            name = f"{source.name} says the same again"
+            advice = f"mend the source, or declare it: random: true in the source {source.name} of reward"
+            checks.append(Check(name, _relative(said, repeated), BFLOAT16.score, advice))
+    return checks
 
 
 def _update_checks(
@@ -240,8 +280,10 @@ def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: l
     )
 
 
-def _text_check(probes: list[Prompt], sequences: list[TokenSequence], texts: TextSide) -> Check:
+def _text_checks(probes: list[Prompt], sequences: list[TokenSequence], texts: TextSide) -> list[Check]:
     own, other = texts.tokenizer, texts.reward_tokenizer
+    if other is None:
+        return []
     renderer, num_different = Renderer(other, texts.data), 0
     for probe, sequence in zip(probes, sequences, strict=True):
         same_prompt = renderer.prompt_ids(json.loads(probe.prompt_key)) == probe.ids
@@ -250,7 +292,7 @@ def _text_check(probes: list[Prompt], sequences: list[TokenSequence], texts: Tex
         same_ids = own(answer)["input_ids"] == other(answer)["input_ids"]
         num_different += not (same_prompt and same_response and same_ids)
     advice = "policy and reward model need tokenizers that turn a text into the same ids"
-    return Check("policy and reward model read the same text", num_different, 0, advice)
+    return [Check("policy and reward model read the same text", num_different, 0, advice)]
 
 
 def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: Renderer) -> list[Check]:

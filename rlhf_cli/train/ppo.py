@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
 from rlhf_cli.algo.masking import masked_sum, masked_whiten
+from rlhf_cli.algo.normalise import Moments
+from rlhf_cli.config.errors import RewardError
 from rlhf_cli.config.objectives import KLEstimator
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.order import batch_indices, shuffled
@@ -47,6 +50,14 @@ class PPOState:
 
     kl_coef: float  # of the next step
     step: int = 0  # steps done
+    moments: dict[str, Moments] = field(default_factory=dict)  # by which the scores of sources are normalised
+    failures: int = 0  # steps in a row that were skipped because a source had failed
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Self:
+        """Return what `asdict` of a state gave."""
+        moments = {name: Moments(**one) for name, one in saved.get("moments", {}).items()}
+        return cls(**{**saved, "moments": moments})
 
 
 @dataclass(frozen=True)
@@ -102,24 +113,32 @@ class PPOTrainer:
         """Run the loop from the step of `self.state` to ppo.num_steps."""
         while self.state.step < self.config.ppo.num_steps:
             self.boundary.before_step(asdict(self.state))
-            with ExitStack() as self._hold:
-                with self.report.time("rollout"):
-                    self._hold.enter_context(self.models.policy.gathered(self.config.rollout.gather))
-                    sequences = self.collect()
-                with self.report.time("score"):
-                    rollout = self.score(sequences, for_update=True)
-                with self.report.time("update"):
-                    metrics = self.learn(rollout)
-            work = self._work(rollout)
-            self._tell(rollout)
-            self.state = self._next_state(metrics.get("kl"))
-            self.report.log(self.state.step, metrics, int(rollout.response_mask.sum()), work)
-            self.state.kl_coef *= self.boundary.look(self.state.step, metrics)
-            every = self.config.eval.every_steps
-            if self.evaluate is not None and every and self.state.step % every == 0:
-                metrics |= self.evaluate(self.state.step)
+            try:
+                metrics = self._step()
+            except RewardError as error:  # on all ranks; the weights are those after the steps that are done
+                self.boundary.give_up(asdict(replace(self.state, failures=0)), error)
             self.boundary.after_step(asdict(self.state), metrics)
         self.boundary.after_last_step(asdict(self.state))
+
+    def _step(self) -> dict[str, float]:
+        """Go through one turn of the loop, and the evaluation that may be due after it; return its metrics."""
+        with ExitStack() as self._hold:
+            with self.report.time("rollout"):
+                self._hold.enter_context(self.models.policy.gathered(self.config.rollout.gather))
+                sequences = self.collect()
+            with self.report.time("score"):
+                rollout = self.normalised(self.score(sequences, for_update=True))
+            with self.report.time("update"):
+                metrics = self.learn(rollout)
+        work = self._work(rollout)
+        self._tell(rollout)
+        self.state = self._next_state(metrics.get("kl"))
+        self.report.log(self.state.step, metrics, int(rollout.response_mask.sum()), work)
+        self.state.kl_coef *= self.boundary.look(self.state.step, metrics)
+        every = self.config.eval.every_steps
+        if self.evaluate is not None and every and self.state.step % every == 0:
+            metrics |= self.evaluate(self.state.step)
+        return metrics
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
         """Estimate advantages and update both models; return the step's metrics.
@@ -127,6 +146,8 @@ class PPOTrainer:
         A rollout with a score, a logprob or a value that is not finite would spoil every advantage of the step: it is
         told and counted, and nothing is learnt from it.
         """
+        if self.models.judging.failed:
+            return self._skip_failed()
         broken = rollout.not_finite()
         if broken:
             self._first_pass = None
@@ -140,7 +161,43 @@ class PPOTrainer:
         batch = self.estimate(rollout)
         losses = self.update(batch)
         self._look_for_negative_kl(rollout)
-        return {**summary(batch), "kl_coef": self.state.kl_coef, **losses}
+        sources = self._source_metrics(rollout)
+        return {**summary(batch, self.config.ppo), **sources, "kl_coef": self.state.kl_coef, **losses}
+
+    def normalised(self, rollout: Rollout) -> Rollout:
+        """Take a step's scores into the moments of the sources that are normalised, and normalise them."""
+        weigh = self.models.judging.weigh
+        if rollout.source_scores.isfinite().all():
+            self.state.moments = weigh.learnt(self.state.moments, rollout.source_scores)
+            return replace(rollout, scores=weigh(rollout.source_scores, self.state.moments))
+        return rollout  # nothing will be learnt from it
+
+    def _skip_failed(self) -> dict[str, float]:
+        """Say which sources failed; raise RewardError where they have done so for too many steps in a row."""
+        self._first_pass = None
+        judging = self.models.judging
+        self.state.failures += 1
+        for source in judging.sources:
+            error = judging.failed.get(source.name)
+            if error is not None and self.state.failures >= source.max_failures:
+                raise RewardError(f"{error}; {self.state.failures} steps in a row were skipped for such failures")
+        first = next(iter(judging.failed.values()))
+        self.report.warn(f"step {self.state.step + 1} is skipped: {first}")
+        return {
+            "failed_rewards": float(len(judging.failed)),
+            "skipped_updates": float(2 * self.config.ppo.updates_per_step),
+        }
+
+    def _source_metrics(self, rollout: Rollout) -> dict[str, float]:
+        """Return what the sources of a list say, and what each adds to the scores: means over the responses."""
+        if not self.config.reward:
+            return {}
+        weigh = self.models.judging.weigh
+        said, parts = rollout.source_scores, weigh.parts(rollout.source_scores, self.state.moments)
+        return {
+            **{f"reward/{name}": float(mean) for name, mean in zip(weigh.names, said.mean(dim=0), strict=True)},
+            **{f"reward_part/{name}": float(mean) for name, mean in zip(weigh.names, parts.mean(dim=0), strict=True)},
+        }
 
     def _tell(self, rollout: Rollout) -> None:
         """Write down the responses of the step as figures, and one of them, another one each time, as text."""
@@ -171,7 +228,8 @@ class PPOTrainer:
         ppo, kl_coef = self.config.ppo, self.state.kl_coef
         if kl is not None and ppo.kl_target is not None and self.state.step >= ppo.value_warmup_steps:
             kl_coef = adapted_kl_coef(kl_coef, kl, ppo.kl_target, ppo.batch_size, ppo.kl_horizon)
-        return PPOState(kl_coef, self.state.step + 1)
+        failures = self.state.failures if self.models.judging.failed else 0
+        return PPOState(kl_coef, self.state.step + 1, self.state.moments, failures)
 
     def collect(self) -> list[Sequence]:
         """Sample a response to each of this rank's prompts of the step."""
@@ -186,10 +244,13 @@ class PPOTrainer:
         return batch_indices(len(self.data.prompts), size, self.state.step, seed)
 
     @torch.no_grad()
-    def score(self, sequences: list[Sequence], for_update: bool = False) -> Rollout:
-        """Compute what the four models say of this rank's responses, one after the other; gather that of all ranks.
+    def score(
+        self, sequences: list[Sequence], prompts: list[Prompt] | None = None, for_update: bool = False
+    ) -> Rollout:
+        """Compute what models and sources say of this rank's responses, one after the other; gather that of all ranks.
 
-        for_update: `learn` comes next, and may go on from the policy's forward pass.
+        prompts: of the responses; unset: those of the step. for_update: `learn` comes next, and may go on from the
+        policy's forward pass. Scores are not normalised. Raises RewardError, on all ranks, where a source fails.
         """
         models, views = self.models, self.views
         views.num_read = 0
@@ -200,7 +261,8 @@ class PPOTrainer:
             self._hold.close()
         reference = views.by_row(models.reference, sequences, lambda part: views.logprobs(models.reference, part))
         values = views.by_row(models.value_model, sequences, lambda part: views.values(views.collate(part)))
-        scores = views.by_row(models.reward_model.engine, sequences, models.reward_model.score)
+        asked = [self.data.prompts[index] for index in distributed.share(self._prompt_indices())]
+        scores = models.judging.scores(prompts or asked, sequences, views.by_row)
         self._read = Read(score=views.take_read(num_models=3), reused=self._first_pass is not None)
         episodes = []
         for row, sequence in enumerate(sequences):
@@ -212,10 +274,10 @@ class PPOTrainer:
                 ref_logprobs=reference[row][:length],
                 values=values[row][:length],
                 entropy=own[row][1, :length],
-                score=float(scores[row]),
+                source_scores=scores[row],
             )
             episodes.append(episode)
-        return Rollout.of(flatten(distributed.gather_all(episodes)))
+        return Rollout.of(flatten(distributed.gather_all(episodes)), models.judging.weigh)
 
     def _can_reuse(self, sequences: list[Sequence]) -> bool:
         """Say whether scoring's forward pass of the policy is also the update's first: same weights, same rows.

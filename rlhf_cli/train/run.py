@@ -199,7 +199,8 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     trainer.sizes, trainer.views.packed = built.sizes, built.packed
     if config.check.num_prompts:
         texts = TextSide(built.tokenizer, built.reward_tokenizer, config.data)
-        bounds = bounds_of(config.model, config.reward_model)
+        scorer = [config.reward_model] if config.has_reward_model else []
+        bounds = bounds_of(config.model, *scorer)
         report_checks(lambda: check_ppo(trainer, built.prompts.train, texts, bounds), config.check, report)
     if start.check_only:
         return
@@ -208,7 +209,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
     held_out = HeldOut(_answer_book(config, built, trainer), report)
     before = held_out.before()
     if resumed is not None:
-        trainer.state = PPOState(**start.resume(checkpoints, boundary, resumed))
+        trainer.state = PPOState.of(start.resume(checkpoints, boundary, resumed))
     start.begin(config, trainer.state.step)
     held_out.tell_before(is_new=resumed is None)
     trainer.response_text = built.renderer.response_text
@@ -232,7 +233,7 @@ def train_ppo(config: TrainPPOConfig, start: Start) -> None:
 
 def _answer_book(config: TrainPPOConfig, built: PPOParts, trainer: PPOTrainer) -> AnswerBook:
     prompts = built.prompts.eval[: config.eval.num_prompts]
-    judges = Judges(built.engines.reward_model, built.gold, trainer.views.token_kl)
+    judges = Judges(built.engines.judging, built.gold, trainer.views.token_kl)
     return AnswerBook(prompts, built.sampler, built.ends, judges, built.renderer, config)
 
 
@@ -242,7 +243,7 @@ def _fingerprints(built: PPOParts) -> dict[str, str]:
     return {
         "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
         "model": built.engines.reference.fingerprint(),
-        "reward_model": built.engines.reward_model.engine.fingerprint(),
+        **{name: engine.fingerprint() for name, engine in built.engines.judging.engines.items()},
         **({} if built.gold is None else {"gold_reward_model": built.gold.engine.fingerprint()}),
     }
 

@@ -14,16 +14,16 @@ from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.tokens import EndTokens, Sequence, TokenBatch, collate, micro_batches, rooms
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, TrainEngine
-from rlhf_cli.rewards.reward_model import RewardModel
+from rlhf_cli.rewards.judging import Judging
 
 
 @dataclass(frozen=True)
 class Models:
-    """The four models of a PPO run."""
+    """The models of a PPO run, and all that scores."""
 
     policy: TrainEngine
     reference: FrozenEngine
-    reward_model: RewardModel
+    judging: Judging
     value_model: TrainEngine
 
 

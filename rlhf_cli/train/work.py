@@ -25,6 +25,7 @@ class Sizes:
 
     policy: ModelSize
     scorer: ModelSize
+    has_reward_model: bool = True  # of the scorer's size, beside the value model
 
     def work(self, sequences: list[Sequence], read: Read, trains_policy: bool) -> dict[str, Work]:
         """Return what a step on such sequences takes, phase by phase."""
@@ -37,10 +38,15 @@ class Sizes:
             policy = self.policy.forward_flops(num_passes, lengths, num_response, num_read)
             return scorer + policy * trains_policy
 
+        def scored(num_read: float) -> float:
+            """The arithmetic of policy, reference, value model and reward model; other sources do not count."""
+            lone = self.scorer.forward_flops(1, lengths, 0, num_read) * (not self.has_reward_model)
+            return 2 * passes(1, num_read) - lone
+
         reused = self.policy.forward_flops(1, lengths, num_response, read.score) * read.reused
         return {
             "rollout": Work(self.policy.forward_flops(1, lengths, num_response, sum(lengths)), num_response),
-            "score": Work(2 * passes(1, read.score), read.score),
+            "score": Work(scored(read.score), read.score),
             # a backward pass is two forward passes
             "update": Work(3 * passes(read.num_epochs, read.update, trains_policy) - reused, read.update),
         }
