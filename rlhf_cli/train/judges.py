@@ -1,0 +1,117 @@
+"""From the options of `reward` to what scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rlhf_cli.config.errors import InputError, RewardError
+from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.config.schema import TrainPPOConfig
+from rlhf_cli.config.sections import ModelConfig
+from rlhf_cli.config.zero import with_weights_on_host
+from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine.choose import frozen_engine
+from rlhf_cli.models.heads import PairScorer, TokenScorer
+from rlhf_cli.models.load import (
+    is_encoder,
+    load_pair_classifier,
+    load_pair_tokenizer,
+    load_sequence_classifier,
+    load_tokenizer,
+    torch_dtype,
+)
+from rlhf_cli.rewards.function import FunctionSource
+from rlhf_cli.rewards.http import HttpSource
+from rlhf_cli.rewards.own_model import DecoderReader, EncoderReader, OwnModel, Reader
+from rlhf_cli.rewards.source import Exchange, Source
+
+
+class Texts:
+    """The text of prompts and responses, as the policy sees them: with the run's system prompt."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+
+    def __call__(self, prompt: Prompt, sequence: Sequence) -> Exchange:
+        return self.of(prompt, self.renderer.answer_text(sequence.response_ids))
+
+    def of(self, prompt: Prompt, response: str) -> Exchange:
+        """Return the exchange of a prompt with any response."""
+        return Exchange(self.renderer.with_system(list(prompt.messages)), response, prompt.columns)
+
+
+def outside_sources(config: TrainPPOConfig) -> dict[str, Source]:
+    """Return the functions and services of a run, by name; raise InputError for a function that is not there."""
+    found: dict[str, Source] = {}
+    for place, source in enumerate(config.reward):
+        key = f"reward[{place}]"
+        if source.function is not None:
+            found[source.name] = FunctionSource(source, key)
+        elif source.url is not None:
+            found[source.name] = HttpSource(source, key)
+    return found
+
+
+def try_outside(sources: dict[str, Source], texts: Texts, prompt: Prompt) -> None:
+    """Ask each function and service about one response, before models are loaded; raise InputError where one fails."""
+    exchange = texts.of(prompt, "Yes.")
+    for source in sources.values():
+        try:
+            distributed.together(lambda source=source: source.score([exchange]))  # type: ignore[misc]
+        except RewardError as error:
+            raise as_input_error(error) from error
+
+
+def as_input_error(error: RewardError) -> InputError:
+    """Return what a source said before a run has begun: nothing is lost, and no checkpoint is to be looked for."""
+    found = InputError(str(error))
+    found.second_hand = error.second_hand
+    return found
+
+
+def own_models(config: TrainPPOConfig) -> dict[str, OwnModel]:
+    """Load the models with tokenizers of their own, by name."""
+    return {
+        source.name: _own_model(config, source, model, f"reward[{place}].model")
+        for place, source in enumerate(config.reward)
+        if (model := source.own_model(f"reward[{place}]")) is not None
+    }
+
+
+def _own_model(config: TrainPPOConfig, source: RewardSourceConfig, options: ModelConfig, key: str) -> OwnModel:
+    device = distributed.device()
+    deepspeed = with_weights_on_host(config.deepspeed) if source.offload else config.deepspeed_of_frozen
+    read: Reader
+    if is_encoder(options, key):
+        if source.whole_turn:
+            where = key.removesuffix(".model")
+            raise InputError(f"{where}.whole_turn is true, and {options.path} is an encoder: set it to false")
+        model = load_pair_classifier(options, key)
+        engine = frozen_engine(PairScorer(model), torch_dtype(options), deepspeed)
+        read = EncoderReader(engine, load_pair_tokenizer(options, key), _positions(model), device)
+    else:
+        tokenizer = load_tokenizer(options, key)
+        model = load_sequence_classifier(options, key, tokenizer, config.run.seed, new_head=False)
+        engine = frozen_engine(TokenScorer(model), torch_dtype(options), deepspeed)
+        renderer = Renderer(tokenizer, replace(config.data, system_prompt=None))  # exchanges have it already
+        read = DecoderReader(engine, renderer, source.whole_turn, _positions(model), device)
+    return OwnModel(read, engine, source.batch_size, config.rollout.gather)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Return the longest text that a model reads, None without a limit."""
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None)  # absent where positions have no limit
+    if positions is None:
+        return None
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in _PADDED_POSITIONS else 0
+    return int(positions) - offset
+
+
+_PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")  # their positions start behind the pad id
