@@ -26,9 +26,9 @@ class Renderer:
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
         """Return the ids of a prompt, up to where the answer starts (the template's generation prompt included)."""
         if self.use_template:
-            text = self._templated(self._with_system(messages))
+            text = self._templated(self.with_system(messages))
             return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        text = "\n\n".join(message["content"] for message in self._with_system(messages))
+        text = "\n\n".join(message["content"] for message in self.with_system(messages))
         return tuple(self.tokenizer(text)["input_ids"])
 
     def _templated(self, messages: list[Message]) -> str:
@@ -89,12 +89,13 @@ class Renderer:
             return ()
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
         try:
-            text: str = self.tokenizer.apply_chat_template(self._with_system(chat), tokenize=False)
+            text: str = self.tokenizer.apply_chat_template(self.with_system(chat), tokenize=False)
         except TemplateError:
             return ()
         return tuple(self.tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"])
 
-    def _with_system(self, messages: list[Message]) -> list[Message]:
+    def with_system(self, messages: list[Message]) -> list[Message]:
+        """Return a conversation with the run's system prompt before it, unless it starts with one of its own."""
         if self.system_prompt is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]

@@ -67,7 +67,9 @@ def load_pair_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBas
     path = resolve_path(source, option)
     check_config_json(Path(path), f"{option}={source}")
     with _outside_input(f"{key}: no tokenizer in {source}"):
-        tokenizer = AutoTokenizer.from_pretrained(*_location(path), **_hub_options(config), **_gguf_file(path))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            *_location(path), **_hub_options(config), **_gguf_file(path)
+        )
     return tokenizer
 
 

@@ -57,9 +57,9 @@ class Judging:
 
     @property
     def engines(self) -> dict[str, FrozenEngine]:
-        """The engines of all models that score, by the name of their source."""
+        """The engines of all models that score, by the option that names them."""
         lone = {} if self.reward_model is None else {"reward_model": self.reward_model.engine}
-        return {**lone, **{name: model.engine for name, model in self.own.items()}}
+        return {**lone, **{f"reward.{name}.model": model.engine for name, model in self.own.items()}}
 
     def close(self) -> None:
         """Give back what functions and services hold."""

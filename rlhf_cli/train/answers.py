@@ -88,7 +88,7 @@ class AnswerBook:
         sequences = self.sampler.sample([self.prompts[place].ids for place in mine], keys, greedy=mode == "greedy")
         judging, gold_model = self.judges.judging, self.judges.gold
         said = judging.scores([self.prompts[place] for place in mine], sequences, self._by_row)
-        if not said.isfinite().all() and judging.failed:
+        if judging.failed:
             raise next(iter(judging.failed.values()))
         names = judging.weigh.names if self.config.reward else []
         of_sources = [dict(zip(names, row, strict=False)) for row in said.tolist()]

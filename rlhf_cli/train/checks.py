@@ -120,8 +120,8 @@ def _scored(trainer: PPOTrainer, sequences: list[TokenSequence], probes: list[Pr
         rollout = trainer.score(sequences, probes)
     except RewardError as error:
         raise as_input_error(error) from error
-    for error in judging.failed.values():
-        raise as_input_error(error)
+    if judging.failed:
+        raise as_input_error(next(iter(judging.failed.values())))
     return rollout
 
 
@@ -163,7 +163,7 @@ def _start_checks(
             "a model has dropout, noise or a routing that changes; switch it off",
         ),
         _value_check(trainer, sequences, bounds),
-        Check("reference and reward models are frozen", frozen, 0, "parameters with gradients, or layers in train mode"),
+        Check("reference and reward model are frozen", frozen, 0, "parameters with gradients, or layers in train mode"),
     ]
 
 

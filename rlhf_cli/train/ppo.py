@@ -233,10 +233,13 @@ class PPOTrainer:
 
     def collect(self) -> list[Sequence]:
         """Sample a response to each of this rank's prompts of the step."""
-        indices = self._prompt_indices()
-        places = distributed.share(list(range(len(indices))))
+        places = distributed.share(list(range(self.config.ppo.batch_size)))
         keys = [f"{self.config.run.seed}/{self.state.step}/{place}" for place in places]
-        return self.sampler.sample([self.data.prompts[indices[place]].ids for place in places], keys)
+        return self.sampler.sample([prompt.ids for prompt in self._own_prompts()], keys)
+
+    def _own_prompts(self) -> list[Prompt]:
+        """This rank's prompts of the step."""
+        return [self.data.prompts[index] for index in distributed.share(self._prompt_indices())]
 
     def _prompt_indices(self) -> list[int]:
         """The prompts of the step, of all ranks."""
@@ -261,8 +264,8 @@ class PPOTrainer:
             self._hold.close()
         reference = views.by_row(models.reference, sequences, lambda part: views.logprobs(models.reference, part))
         values = views.by_row(models.value_model, sequences, lambda part: views.values(views.collate(part)))
-        asked = [self.data.prompts[index] for index in distributed.share(self._prompt_indices())]
-        scores = models.judging.scores(prompts or asked, sequences, views.by_row)
+        asked = self._own_prompts() if prompts is None else prompts
+        scores = models.judging.scores(asked, sequences, views.by_row)
         self._read = Read(score=views.take_read(num_models=3), reused=self._first_pass is not None)
         episodes = []
         for row, sequence in enumerate(sequences):

@@ -243,7 +243,7 @@ def _fingerprints(built: PPOParts) -> dict[str, str]:
     return {
         "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
         "model": built.engines.reference.fingerprint(),
-        **{name: engine.fingerprint() for name, engine in built.engines.judging.engines.items()},
+        **{key: engine.fingerprint() for key, engine in built.engines.judging.engines.items()},
         **({} if built.gold is None else {"gold_reward_model": built.gold.engine.fingerprint()}),
     }
 

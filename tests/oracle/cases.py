@@ -19,6 +19,7 @@ from rlhf_cli.config.objectives import (
     PretrainConfig,
     RewardConfig,
 )
+from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import CheckpointConfig, OptimConfig, RolloutConfig, RunConfig, Schedule
 from rlhf_cli.data.order import batch_indices
@@ -31,6 +32,7 @@ from rlhf_cli.engine.zero import ZeroFrozen, ZeroTrain
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
+from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
 from rlhf_cli.train.batch import PPOBatch
@@ -191,7 +193,8 @@ def ppo_trainer(
     reward_model = RewardModel(frozen_engine(kind, TokenScorer(own["reward_model"])), EOS, ends, CPU)
     sampler = EmbeddedSampler(policy, config.rollout, ends, CPU)
     data = PPOData(PROMPTS, TEXTS if config.pretrain.path else [])
-    four, recorder = Models(policy, reference, reward_model, value), cast(Any, record)
+    judging = Judging([RewardSourceConfig(name="reward_model")], cast(Any, None), reward_model)
+    four, recorder = Models(policy, reference, judging, value), cast(Any, record)
     trainer = PPOTrainer(config, four, sampler, ends, data, recorder, recorder)
     _record_updates(trainer, record)
     return trainer

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.config.sections import CheckpointConfig, EvalConfig, RolloutConfig, RunConfig
 from rlhf_cli.data.prompts import Prompt
@@ -16,6 +17,7 @@ from rlhf_cli.data.tokens import EndTokens, Sequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir
+from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.train.answers import Answer, AnswerBook, HeldOut, Judges, compare, metrics, records
 
 PROMPTS = [Prompt(f"prompt {n}", (10 + n,), str(n)) for n in range(5)]
@@ -61,7 +63,8 @@ def book(prompts=PROMPTS, gold=None, kls=(0.25, -0.5), **rollout):
         response_text=lambda ids: f"ids {list(ids)}", pieces=lambda ids, kls: ([str(one) for one in ids], kls)
     )
     sampler, reward_model = Sampler(), RewardModel()
-    judges = Judges(reward_model, gold, lambda sequences: [torch.tensor(kls[: len(s.response_ids)]) for s in sequences])
+    judging = Judging([RewardSourceConfig(name="reward_model")], None, reward_model)
+    judges = Judges(judging, gold, lambda sequences: [torch.tensor(kls[: len(s.response_ids)]) for s in sequences])
     made = AnswerBook(prompts, sampler, EndTokens(frozenset({EOS}), 0), judges, renderer, config)
     return made, sampler, reward_model
 

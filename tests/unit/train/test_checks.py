@@ -117,9 +117,9 @@ def test_a_policy_with_dropout_is_caught(one_rank):
 
 def test_a_reward_model_in_train_mode_is_caught(one_rank):
     trainer = sound()
-    trainer.models.reward_model.engine.module.train()
+    trainer.models.judging.reward_model.engine.module.train()
     assert check(trainer) == {FROZEN}
-    switch_dropout_on(trainer.models.reward_model.engine.module)
+    switch_dropout_on(trainer.models.judging.reward_model.engine.module)
     assert {FROZEN, SECOND_LOOK} <= check(trainer)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.config.objectives import KLEstimator
+from rlhf_cli.config.objectives import KLEstimator, PPOConfig
 from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.tokens import EndTokens
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
@@ -125,7 +125,7 @@ def test_what_stands_behind_a_response_changes_no_estimate_and_no_metric(filler,
     clean, dirty = trainer.estimate(rollout), trainer.estimate(replace(rollout, **filled))
     for name in ("rewards", "advantages", "returns"):
         assert torch.equal(getattr(clean, name), getattr(dirty, name)), name
-    assert summary(clean) == summary(dirty)
+    assert summary(clean, PPOConfig()) == summary(dirty, PPOConfig())
 
 
 def test_the_score_stands_on_the_last_token_also_at_the_longest_response(one_rank):

@@ -21,11 +21,13 @@ def episode(length, ended, score, logprob, ref):
         ref_logprobs=ref * row,
         values=0.5 * row,
         entropy=2.0 * row,
-        score=score,
+        source_scores=torch.tensor([score]),
     )
 
 
-ROLLOUT = Rollout.of([episode(2, True, 1.0, -1.0, -1.5), episode(1, False, -2.0, -3.0, -2.0)])
+ROLLOUT = Rollout.of(
+    [episode(2, True, 1.0, -1.0, -1.5), episode(1, False, -2.0, -3.0, -2.0)], lambda scores: scores.sum(dim=1)
+)
 
 
 def estimate(**options):
@@ -65,6 +67,9 @@ def test_whitened_rewards_keep_their_mean():
         ({"reward_clip": 0.5, "missing_eos_penalty": 0.75}, [0.5, -1.25]),  # the penalty is not clipped
         ({"min_length": 2, "min_length_penalty": 0.25}, [1.0, -2.25]),
         ({"min_length": 3, "min_length_penalty": 0.25, "missing_eos_penalty": 0.5}, [0.75, -2.75]),
+        ({"length_penalty": 0.5}, [0.0, -2.5]),
+        ({"length_penalty": 0.5, "length_penalty_from": 1}, [0.5, -2.0]),
+        ({"repetition_penalty": 2.0, "repetition_size": 1}, [1.0, -2.0]),  # no token twice
     ],
 )
 def test_shaped_scores(options, expected):
@@ -82,7 +87,7 @@ def test_advantages_are_whitened_over_the_real_tokens():
 
 
 def test_the_summary_weighs_tokens_once_and_responses_once():
-    got = summary(estimate())
+    got = summary(estimate(), PPOConfig())
     assert got == pytest.approx(
         {
             "score": -0.5,
@@ -96,6 +101,7 @@ def test_the_summary_weighs_tokens_once_and_responses_once():
             "entropy": 2.0,
             "response_length": 1.5,
             "eos_rate": 0.5,
+            "repetition": 0.0,
         },
         abs=1e-6,
     )

@@ -14,6 +14,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig
+from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import CheckpointConfig, RolloutConfig, RunConfig
 from rlhf_cli.data.order import batch_indices
@@ -24,6 +25,7 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import StepResult
 from rlhf_cli.models.size import ModelSize
 from rlhf_cli.report.reporter import Work
+from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, shaped_scores, summary
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
@@ -70,10 +72,18 @@ def config_of(seed=7, pretrain=None, temperature=1.0, **options):
     )
 
 
+def judging(reward_model=None):
+    """The default: the reward model is the one source."""
+    return Judging([RewardSourceConfig(name="reward_model")], None, reward_model)
+
+
 def trainer_of(config, policy=None, value_model=None, texts=(), prompts=()):
-    models = SimpleNamespace(policy=policy or Engine(), value_model=value_model or Engine())
+    models = SimpleNamespace(policy=policy or Engine(), value_model=value_model or Engine(), judging=judging())
     data, ends = PPOData(list(prompts), list(texts)), EndTokens(frozenset(), 0)
     return PPOTrainer(config, models, SimpleNamespace(), ends, data, None, None)
+
+
+ONE_SOURCE = judging().weigh
 
 
 def sequence(length, prompt=1):
@@ -83,8 +93,8 @@ def sequence(length, prompt=1):
 def batch_of(lengths):
     """A rollout of zeros, for tests that look at its lengths alone."""
     row = [torch.zeros(length) for length in lengths]
-    episodes = [Episode(sequence(n), True, z, z, z, z, 0.0) for n, z in zip(lengths, row, strict=True)]
-    rollout = Rollout.of(episodes)
+    episodes = [Episode(sequence(n), True, z, z, z, z, torch.zeros(1)) for n, z in zip(lengths, row, strict=True)]
+    rollout = Rollout.of(episodes, ONE_SOURCE)
     return PPOBatch(rollout, *[torch.zeros_like(rollout.values)] * 3)
 
 
@@ -388,14 +398,14 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     config = replace(config, rollout=replace(config.rollout, gather=gather))
     trainer = trainer_of(config, policy=ByLength(), value_model=ByLength())
     trainer.models.reference = ByLength()
-    trainer.models.reward_model = SimpleNamespace(
+    trainer.models.judging.reward_model = SimpleNamespace(
         engine=ByLength(), score=lambda part: torch.tensor([10.0 + len(one) for one in part])
     )
     trainer.ends = trainer.views.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
     evened, in_step = distributed.evened, []
     monkeypatch.setattr(distributed, "evened", lambda groups: (in_step.append(groups), evened(groups))[1])
     trainer.views.num_read = 10**6  # what a self-check has read before is not the step's
-    rollout = trainer.score(rows)
+    rollout = trainer.score(rows, prompts=[])
     assert trainer._read == Read(score=4 + 2 + 3 + 2)
     assert len(in_step) == (0 if gather else 4)  # where weights are fetched in each pass, ranks pass together
     lengths = [4.0, 2.0, 3.0, 2.0]
@@ -412,7 +422,7 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     for per_token in (rollout.logprobs, rollout.ref_logprobs, rollout.entropy):
         assert not per_token[~rollout.response_mask].any()
     models = trainer.models
-    engines = (models.policy, models.reference, models.value_model, models.reward_model.engine)
+    engines = (models.policy, models.reference, models.value_model, models.judging.reward_model.engine)
     assert all(engine.held == [gather, "given back"] for engine in engines)
 
 
@@ -490,7 +500,9 @@ def test_the_summary_reads_no_padding():
         scores=torch.tensor([1.0, 3.0]),
         ended=torch.tensor([True, False]),
     )
-    got = summary(PPOBatch(rollout, torch.tensor([[1.0, 2.0], [4.0, 0.0]]), rollout.values, rollout.values * 2))
+    got = summary(
+        PPOBatch(rollout, torch.tensor([[1.0, 2.0], [4.0, 0.0]]), rollout.values, rollout.values * 2), PPOConfig()
+    )
     assert got == pytest.approx(
         {
             "score": 2.0,
@@ -504,6 +516,7 @@ def test_the_summary_reads_no_padding():
             "entropy": 1.5,
             "response_length": 1.5,
             "eos_rate": 0.5,
+            "repetition": 0.0,
         }
     )
 
@@ -766,7 +779,8 @@ def sound_rollout(num_rows):
     """Rows of two tokens whose figures are all finite."""
     sequence = Sequence((1,), (2, 3))
     per_token = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy"), torch.zeros(2))
-    return Rollout.of([Episode(sequence=sequence, ended=True, score=0.0, **per_token) for _ in range(num_rows)])
+    rows = [Episode(sequence, ended=True, source_scores=torch.zeros(1), **per_token) for _ in range(num_rows)]
+    return Rollout.of(rows, ONE_SOURCE)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
