@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.models.heads import Float32Head, ResponseLM, TokenScorer
+from rlhf_cli.models.heads import Float32Head, PairScorer, ResponseLM, TokenScorer
 from rlhf_cli.models.load import switch_dropout_off
 from rlhf_cli.models.packed import use_packing
 from rlhf_cli.report.text import one_line
@@ -76,6 +76,8 @@ def meta_model(architecture: Architecture, num_layers: int) -> nn.Module:
             if architecture.scores:
                 config.num_labels = 1
                 model = AutoModelForSequenceClassification.from_config(config, **options)
+                if not hasattr(model, "score"):
+                    return PairScorer(model)
                 model.score = Float32Head(model.score)
             else:
                 model = AutoModelForCausalLM.from_config(config, **options)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rlhf_cli.config.objectives import ValueInit
+from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.config.zero import ZeroSettings
-from rlhf_cli.plan.engines import Engine
+from rlhf_cli.config.zero import ZeroSettings, with_weights_on_host
+from rlhf_cli.plan.engines import Engine, Sharding
 from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place
 from rlhf_cli.plan.moments import (
     Lengths,
@@ -30,7 +31,7 @@ class PPORun(Run):
         super().__init__(config, place, lengths)
         self.config = config
         model, reward = config.model, config.reward_model
-        shape, reward_shape = shape_of(model, "model"), shape_of(reward, "reward_model")
+        shape = shape_of(model, "model")
         from_reward = config.value_model.init is ValueInit.reward_model
         policy = self.engine("policy", model, shape, scores=False)
         checkpointing = model.gradient_checkpointing
@@ -42,9 +43,12 @@ class PPORun(Run):
             optim=config.optim,
             ema=config.ppo.ema_decay is not None,
         )
-        scorer = self.engine("reward_model", reward, reward_shape, scores=True)
-        self.reward_model = replace(scorer, sharding=frozen)
-        value = scorer if from_reward else self.engine("value_model", model, shape, scores=True)
+        self.reward_model: list[Engine] = []  # one at most
+        value = self.engine("value_model", model, shape, scores=True)
+        if config.has_reward_model:
+            scorer = self.engine("reward_model", reward, shape_of(reward, "reward_model"), scores=True)
+            self.reward_model = [replace(scorer, sharding=frozen)]
+            value = scorer if from_reward else value
         recomputes = checkpointing or (from_reward and reward.gradient_checkpointing)
         self.value_model = replace(
             value,
@@ -52,20 +56,39 @@ class PPORun(Run):
             architecture=replace(value.architecture, checkpointing=recomputes),
             optim=config.value_optim,
         )
+        self.own = {engine.role: (engine, source.batch_size) for engine, source in self._own(frozen)}
         self.gold: list[Engine] = []  # one at most
         if config.has_gold:
             gold = config.gold_reward_model
             judge = self.engine("gold_reward_model", gold, shape_of(gold, "gold_reward_model"), scores=True)
             self.gold = [replace(judge, sharding=frozen)]
-        engines = (self.policy, self.reference, self.reward_model, self.value_model, *self.gold)
+        own = [engine for engine, _ in self.own.values()]
+        engines = (self.policy, self.reference, *self.reward_model, self.value_model, *own, *self.gold)
         self.base = [item for engine in engines for item in engine.resident()]
         self.host = [item for engine in engines for item in engine.on_host()]
 
+    def _own(self, frozen: Sharding) -> Iterator[tuple[Engine, RewardSourceConfig]]:
+        """Engines of models with tokenizers of their own; encoders read no packed texts."""
+        for place, source in enumerate(self.config.reward):
+            key = f"reward[{place}]"
+            model = source.own_model(key)
+            if model is not None:
+                own = self.engine(f"reward {source.name}", model, shape_of(model, f"{key}.model"), scores=True)
+                offloaded = replace(frozen, zero=ZeroSettings.of(with_weights_on_host(self.config.deepspeed)))
+                yield replace(own, sharding=offloaded if source.offload else frozen), source
+
     def map(self) -> MemoryMap:
         """Return all moments."""
-        order = [(self.reward_model, False), (self.policy, True), (self.value_model, True), (self.reference, False)]
-        order += [(judge, False) for judge in self.gold]
-        moments = [*self.loading(order, together=3), *self._rollout(), *self._score(), *self._update(), *self._save()]
+        order = [(one, False) for one in self.reward_model]
+        order += [(self.policy, True), (self.value_model, True), (self.reference, False)]
+        order += [(judge, False) for judge in (*(engine for engine, _ in self.own.values()), *self.gold)]
+        moments = [
+            *self.loading(order, together=2 + len(self.reward_model)),
+            *self._rollout(),
+            *self._score(),
+            *self._update(),
+            *self._save(),
+        ]
         kept = self.config.checkpoint.most_kept(self.config.ppo.num_steps)
         return self.mapped(moments, (self.policy, self.value_model), kept)
 
@@ -88,10 +111,12 @@ class PPORun(Run):
         yield self._moment("rollout", f"{texts.rows} prompts answered", *held, *copied, *drawn)
         if asked:
             texts = Texts(min(rollout.micro_batch_size, asked), lengths.longest_prompt, rollout.max_new_tokens)
-            for judge in (self.reward_model, *self.gold):
+            for judge in (*self.reward_model, *self.gold):
                 read = items_of(judge.role, scoring(judge.architecture, texts))
                 held = judge.gathered(rollout.gather)
                 yield self._moment("rollout", f"held-out answers scored by {judge.role}", *held, *read)
+            for judge, size in self.own.values():
+                yield self._asked(judge, min(size, asked), "rollout", [])
 
     def _texts(self, rows_a_rank: int) -> list[Texts]:
         """The micro-batches that may hold most: of the longest texts and, by a budget of tokens, of the shortest."""
@@ -125,8 +150,16 @@ class PPORun(Run):
             kept = [*held, *items_of("policy", passes.kept, " kept for the update")]
         else:
             yield self._scored(self.policy, texts, gather, [])
-        for engine in (self.reference, self.value_model, self.reward_model):
+        for engine in (self.reference, self.value_model, *self.reward_model):
             yield self._scored(engine, texts, gather, kept)
+        for engine, size in self.own.values():
+            yield self._asked(engine, min(size, self.config.ppo.batch_size // self.place.num_ranks), "score", kept)
+
+    def _asked(self, engine: Engine, rows: int, phase: str, kept: list[Item]) -> Moment:
+        """A model with a tokenizer of its own; its texts are taken to have as many tokens as the policy's."""
+        texts = Texts(rows, self.lengths.longest_prompt, self.config.rollout.max_new_tokens)
+        read = items_of(engine.role, scoring(engine.architecture, texts))
+        return self._moment(phase, engine.role, *kept, *engine.gathered(self.config.rollout.gather), *read)
 
     def _scored(self, engine: Engine, texts: list[Texts], gather: bool, kept: list[Item]) -> Moment:
         read = largest_of([scoring(engine.architecture, one) for one in texts])

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import random
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,15 @@ def _lengths(data: Sides[Ranking], packing: bool) -> Lengths:
 
 
 def train_ppo(config: TrainPPOConfig, start: Start) -> None:
-    """Build the four models, check the set-up, run PPO, export policy and value model."""
-    report = start.report
+    """Build the models, check the set-up, run PPO, export policy and value model."""
     resumed = start.checkpoint(config.run)
-    built = build_ppo(config, report)
+    built = build_ppo(config, start.report)
+    with closing(built.engines.judging):
+        _train_built(config, start, built, resumed)
+
+
+def _train_built(config: TrainPPOConfig, start: Start, built: PPOParts, resumed: Path | None) -> None:
+    report = start.report
     start.ending.lengths = built.planned.lengths
     engines = built.engines
     trained = {"policy": engines.policy, "value_model": engines.value_model}
