@@ -19,6 +19,7 @@ from rlhf_cli.data.texts import load_texts
 from rlhf_cli.data.tokens import EndTokens, Sequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.choose import frozen_engine, train_engine
+from rlhf_cli.models.export import export_ends
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import (
     check_length,
@@ -82,9 +83,10 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     for model, key in ((policy, "model"), (scorer, "reward_model")):
         check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
-    ends = EndTokens(end_token_ids(tokenizer, policy.generation_config), pad_id(tokenizer))
+    ends = EndTokens(end_token_ids(tokenizer, policy.generation_config) | {renderer.end_id}, pad_id(tokenizer))
+    export_ends(policy, ends)
     sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer))  # before they are sharded
-    engines = _engines(config, tokenizer, ends, policy, value, scorer)
+    engines = _engines(config, renderer, ends, policy, value, scorer)
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
     packed = all(reads_packed(model) for model in (policy, value, scorer))
@@ -96,7 +98,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         texts,
         modules,
         engines,
-        _gold(config, tokenizer, ends, longest),
+        _gold(config, renderer, ends, longest),
         sampler,
         ends,
         sizes,
@@ -105,17 +107,15 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     )
 
 
-def _gold(
-    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase, ends: EndTokens, longest: int
-) -> RewardModel | None:
+def _gold(config: TrainPPOConfig, renderer: Renderer, ends: EndTokens, longest: int) -> RewardModel | None:
     """Load the reward model that scores evaluations alone."""
     if not config.has_gold:
         return None
     key, options = "gold_reward_model", config.gold_reward_model
-    scorer = load_sequence_classifier(options, key, tokenizer, config.run.seed, new_head=False)
+    scorer = load_sequence_classifier(options, key, renderer.tokenizer, config.run.seed, new_head=False)
     check_length(scorer, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     engine = frozen_engine(TokenScorer(scorer), torch_dtype(options), config.deepspeed_of_frozen)
-    return RewardModel(engine, tokenizer.eos_token_id, ends, distributed.device())
+    return RewardModel(engine, renderer.end_id, ends, distributed.device())
 
 
 def _lengths(prompts: Sides[Prompt], texts: list[Sequence], packing: bool) -> Lengths:
@@ -154,7 +154,7 @@ def _models(
 
 def _engines(
     config: TrainPPOConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     ends: EndTokens,
     policy: PreTrainedModel,
     value: PreTrainedModel,
@@ -171,11 +171,11 @@ def _engines(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
     value_engine = train_engine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
+    reference = load_causal_lm(config.model, "model", renderer.tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
         reference=frozen_engine(ResponseLM(reference), policy_dtype, config.deepspeed_of_frozen),
-        reward_model=RewardModel(scoring, tokenizer.eos_token_id, ends, device),
+        reward_model=RewardModel(scoring, renderer.end_id, ends, device),
         value_model=value_engine,
     )
 
