@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
+from rlhf_cli.config.sections import DEFAULT_TEMPLATE
 
 PACKAGE_SCHEME = "pkg://"
 
@@ -37,9 +38,15 @@ def check_paths(config: TrainRMConfig | TrainPPOConfig) -> None:
             path = getattr(options, name, None)
             if path is not None:
                 resolve_path(path, f"{section}.{name}")
+        _check_template(getattr(options, "chat_template", None), f"{section}.chat_template")
     text = config.pretrain.path if isinstance(config, TrainPPOConfig) else None
     if text is not None and not Path(resolve_path(text, "pretrain.path")).is_file():
         raise InputError(f"pretrain.path={text}: no such file, wanted a text file")
+
+
+def _check_template(source: str | None, key: str) -> None:
+    if source not in (None, DEFAULT_TEMPLATE) and not Path(resolve_path(source, key)).is_file():
+        raise InputError(f"{key}={source}: no such file, wanted a Jinja file, or {DEFAULT_TEMPLATE}")
 
 
 def _in_package(path: str, key: str) -> str:

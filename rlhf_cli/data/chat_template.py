@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
+from rlhf_cli.config.sections import DEFAULT_TEMPLATE
 from rlhf_cli.report.text import one_line
 
 Message = dict[str, str]
 
-DEFAULT = "default"  # its name in the options
 _DEFAULT = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
@@ -42,7 +42,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, source: str | None, option:
     tokenizer's own, that is no Jinja or renders no conversation.
     """
     if source is not None:
-        tokenizer.chat_template = default_template(tokenizer) if source == DEFAULT else _read(source, option)
+        tokenizer.chat_template = default_template(tokenizer) if source == DEFAULT_TEMPLATE else _read(source, option)
     if tokenizer.chat_template is not None:
         _check(Template(tokenizer), f"{option}={source}" if source else f"{option}, the tokenizer's own")
 
@@ -52,7 +52,7 @@ def _read(source: str, option: str) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        wanted = f"wanted a Jinja file in UTF-8, or {DEFAULT}"
+        wanted = f"wanted a Jinja file in UTF-8, or {DEFAULT_TEMPLATE}"
         raise InputError(f"{option}={source}: cannot be read ({one_line(error, 200)}), {wanted}") from error
 
 

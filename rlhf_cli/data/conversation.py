@@ -36,8 +36,17 @@ class Renderer:
         self._turn = Turn("") if self._template is None else turn_of(self._template, self.system_prompt) or Turn("")
         self._special = SpecialTokens(tokenizer, self._turn.others)
         self.end_id: int = _end_of(self._turn, tokenizer) if self.use_template else tokenizer.eos_token_id
-        self._lead = self._lead_of_an_answer() if self.use_template else ""
+        self._context = self._special.from_last(self._turn.asked) if self.use_template else ""
+        self._context_ids = self._special.ids(self._context)
         self._adds = _added_around(tokenizer)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the rendering, one line each."""
+        if not self.use_template and self._template is not None:
+            what = "a prompt of one message is plain text, any other is rendered with the default template"
+            return [f"the tokenizer has no chat template: {what}; see model.chat_template"]
+        return []
 
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
         """Return the ids of a prompt, up to where the answer starts (the template's generation prompt included).
@@ -57,7 +66,7 @@ class Renderer:
         text = self._special.without_end(text, {self.end_id, self.tokenizer.eos_token_id})
         if not self.use_template:
             return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
-        return (*self._special.ids(self._special.hide(self._lead + self._trimmed(text))), self.end_id)
+        return (*self._answer_ids(text.strip() if self._turn.trims else text), self.end_id)
 
     def sequence(self, messages: list[Message], answer: str) -> Sequence:
         """Return the ids of a prompt and of an answer to it."""
@@ -87,11 +96,21 @@ class Renderer:
         return self._special.ids(self._whole(self._hidden([*messages, {"role": "assistant", "content": answer}])))
 
     def answer_text(self, ids: tuple[int, ...]) -> str:
-        """Return the text of response ids without their end token, every space as it was sampled."""
+        """Return the text of response ids without their end token and special tokens, its spaces as they are.
+
+        What `response_ids` makes of a text becomes that text, where the tokenizer loses nothing; a space that the
+        template writes before answers is left out.
+        """
+        if ids[-1:] == (self.end_id,):
+            ids = ids[:-1]
+        # some decoders write a first token without its space
+        before, text = self._shown(self._context_ids), self._shown((*self._context_ids, *ids))
+        text = text[len(before) :] if text.startswith(before) else self._shown(ids)
+        return text.removeprefix(self._turn.lead)
+
+    def _shown(self, ids: tuple[int, ...]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if ids[-1:] == (self.end_id,) and self.end_id not in self.tokenizer.all_special_ids:
-            text = self._decoded(ids[:-1])
-        return text.removeprefix(self._lead)
+        return text
 
     def response_text(self, ids: tuple[int, ...]) -> str:
         """Return the text of response ids, special tokens left out."""
@@ -148,8 +167,14 @@ class Renderer:
     def _hidden(self, messages: list[Message]) -> list[Message]:
         return [{key: self._special.hide(text) for key, text in message.items()} for message in messages]
 
-    def _trimmed(self, text: str) -> str:
-        return text.strip() if self._turn.trims else text
+    def _answer_ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids that a text has behind a prompt; those that it has alone, where its start melts into it.
+
+        SentencePiece puts a space before a text that stands alone, and none before one behind a line's end.
+        """
+        text = self._turn.lead + self._special.hide(text)
+        ids, context = self._special.ids(self._context + text), self._context_ids
+        return ids[len(context) :] if ids[: len(context)] == context else self._special.ids(text)
 
     def _plain_ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text with the tokenizer's BOS, unless it brings its own, and without an EOS behind it."""
@@ -157,15 +182,6 @@ class Renderer:
         first, last = self._adds
         doubled = first and ids[1:2] == [self.tokenizer.bos_token_id]
         return tuple(ids[int(doubled) : len(ids) - int(last)])
-
-    def _lead_of_an_answer(self) -> str:
-        """Return the spaces that the template writes before an answer, where the tokenizer makes tokens of them.
-
-        One that puts a space before every text, as SentencePiece does, has made it already.
-        """
-        prompt, lead = self._turn.asked, self._turn.lead
-        whole = self._special.ids(f"{prompt}{lead}x")[len(self._special.ids(prompt)) :]
-        return lead if whole == self._special.ids(f"{lead}x") != self._special.ids("x") else ""
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         if self.system_prompt is None or messages[0]["role"] == "system":

@@ -73,6 +73,11 @@ class SpecialTokens:
         found = self._pattern.match(text)
         return None if found is None else self._tokens[self._places[found.group()]][0]
 
+    def from_last(self, text: str) -> str:
+        """Return a text from the last special token in it on; the whole text, where there is none."""
+        starts = [found.start() for found in self._pattern.finditer(text)]
+        return text[starts[-1] :] if starts else text
+
     def without_end(self, text: str, ends: Collection[int]) -> str:
         """Return an answer without the end token that it may spell at its end."""
         for token_id, token in self._tokens:

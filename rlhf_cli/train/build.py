@@ -72,7 +72,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     renderer = Renderer(tokenizer, config.data)
     prompts = load_once(lambda: load_prompts(config.data, renderer, config.run.seed))
     texts = [] if config.pretrain.path is None else load_texts(config.pretrain, tokenizer)
-    for note in prompts.notes:
+    for note in (*renderer.notes, *prompts.notes):
         report.say(note)
     if config.rollout.top_p < 1:
         top_p = config.rollout.top_p
@@ -188,7 +188,10 @@ def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTok
         ("chat template", policy.chat_template, reward.chat_template),
     ):
         if ours != theirs:
-            raise InputError(f"{key}: its tokenizer has another {what} than the policy's; wanted the same tokenizer")
+            hint = f" (or set model.chat_template and {key}.chat_template alike)" if what == "chat template" else ""
+            raise InputError(
+                f"{key}: its tokenizer has another {what} than the policy's; wanted the same tokenizer{hint}"
+            )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

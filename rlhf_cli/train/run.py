@@ -125,7 +125,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     renderer = Renderer(tokenizer, config.data)
     data = load_once(lambda: load_preferences(config.data, renderer, config.run.seed))
     steps, report = num_steps(config, len(data.train)), start.report
-    for note in data.notes:
+    for note in (*renderer.notes, *data.notes):
         report.say(note)
     planned = start.plan(config, _lengths(data, config.model.packing), steps)
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
