@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlhf_cli.config.errors import InputError, require
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
+from rlhf_cli.config.sections import DEFAULT_TEMPLATE
 
 PACKAGE_SCHEME = "pkg://"
 
@@ -38,6 +39,7 @@ def check_paths(config: TrainRMConfig | TrainPPOConfig) -> None:
             path = getattr(options, name, None)
             if path is not None:
                 resolve_path(path, f"{section}.{name}")
+        _check_template(getattr(options, "chat_template", None), f"{section}.chat_template")
     if isinstance(config, TrainPPOConfig):
         _check_sources(config)
     text = config.pretrain.path if isinstance(config, TrainPPOConfig) else None
@@ -56,6 +58,11 @@ def _check_sources(config: TrainPPOConfig) -> None:
         require(there, f"{key}.function", source.function, f"a function in a file that exists; there is no {file}.py")
         unset = source.auth_env is not None and not os.environ.get(source.auth_env)
         require(not unset, f"{key}.auth_env", source.auth_env, "an environment variable that is set, and not empty")
+
+
+def _check_template(source: str | None, key: str) -> None:
+    if source not in (None, DEFAULT_TEMPLATE) and not Path(resolve_path(source, key)).is_file():
+        raise InputError(f"{key}={source}: no such file, wanted a Jinja file, or {DEFAULT_TEMPLATE}")
 
 
 def _in_package(path: str, key: str) -> str:

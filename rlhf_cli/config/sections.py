@@ -14,6 +14,8 @@ from omegaconf import MISSING
 
 from rlhf_cli.config.errors import require, require_finite_range
 
+DEFAULT_TEMPLATE = "default"  # the name of the chat template for tokenizers without one
+
 
 class DType(Enum):
     float32 = "float32"
@@ -69,6 +71,9 @@ class ModelConfig:
     tokenizer: str | None = None
     """Tokenizer: a Hub id or folder; `bytes` is the built-in byte-level one; unset takes the one beside `path`."""
 
+    chat_template: str | None = None
+    """Chat template: a Jinja file, or `default` for docs/conversations.md's; unset takes the tokenizer's own."""
+
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
 
@@ -101,6 +106,7 @@ class ModelConfig:
             group = section if section == "model" else f"model@{section}"
             wanted += f", not both ({group}=pretrained has none of its own)"
         require(len(given) == 1, section, f"{' and '.join(given) or 'neither'}", wanted)
+        require(self.chat_template != "", f"{section}.chat_template", "''", "a Jinja file, default, or null")
         if self.from_config is not None:
             require("model_type" in self.from_config, f"{section}.from_config", "none", "given a model_type")
             require(self.tokenizer is not None, f"{section}.tokenizer", "none", f"set beside {section}.from_config")

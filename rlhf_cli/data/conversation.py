@@ -1,56 +1,114 @@
-"""Conversations to token ids: one rendering for reward-model training, its evaluation, and PPO."""
+"""Conversations to token ids: one rendering for reward-model training, its evaluation, and PPO.
+
+docs/conversations.md says what is rendered how, and what is not.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.sections import DataConfig
+from rlhf_cli.data.chat_template import Message as Message
+from rlhf_cli.data.chat_template import RefusedError, Template, Turn, default_template, turn_of
 from rlhf_cli.data.rows import BadRow
+from rlhf_cli.data.special import SpecialTokens
 from rlhf_cli.data.tokens import Sequence
 
-Message = dict[str, str]
-_ANSWER = "ANSWER"
+_SHOWN = ("system", "user")  # roles whose every word must be in the prompt; of an answer a template may leave out parts
 
 
 class Renderer:
-    """Turns prompts and answers into ids with one tokenizer and one set of data options."""
+    """Turns prompts and answers into ids with one tokenizer and one set of data options.
+
+    Every way of it uses the tokenizer's template; without one a prompt of one message is plain text, and any other
+    prompt is rendered with the default template. end_id: the token that ends an answer.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         self.tokenizer = tokenizer
         self.system_prompt = config.system_prompt
         self.use_template = config.apply_chat_template and tokenizer.chat_template is not None
+        self._template: Template | None = None
+        if config.apply_chat_template:
+            self._template = Template(tokenizer, None if self.use_template else default_template(tokenizer))
+        self._turn = Turn("") if self._template is None else turn_of(self._template, self.system_prompt) or Turn("")
+        self._special = SpecialTokens(tokenizer, self._turn.others)
+        self.end_id: int = _end_of(self._turn, tokenizer) if self.use_template else tokenizer.eos_token_id
+        self._context = self._special.from_last(self._turn.asked) if self.use_template else ""
+        self._context_ids = self._special.ids(self._context)
+        self._adds = _added_around(tokenizer)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the rendering, one line each."""
+        if not self.use_template and self._template is not None:
+            what = "a prompt of one message is plain text, any other is rendered with the default template"
+            return [f"the tokenizer has no chat template: {what}; see model.chat_template"]
+        return []
 
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
-        """Return the ids of a prompt, up to where the answer starts (the template's generation prompt included)."""
-        if self.use_template:
-            text = self._templated(self.with_system(messages))
-            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        text = "\n\n".join(message["content"] for message in self.with_system(messages))
-        return tuple(self.tokenizer(text)["input_ids"])
+        """Return the ids of a prompt, up to where the answer starts (the template's generation prompt included).
 
-    def _templated(self, messages: list[Message]) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = [message["role"] for message in messages]
-            reason = f"the chat template refuses the roles {roles}: {error}; see data.system_prompt"
-            raise BadRow("prompt", reason) from error
-        return text
+        Raises BadRow where the template refuses the messages or leaves one of them out.
+        """
+        messages = self.with_system(messages)
+        if not self._is_rendered(messages):
+            return self._plain_ids(_joined(messages))
+        return self._special.ids(self._templated(self._hidden(messages)))
 
     def response_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an answer, ended by one EOS (its own, if the text has one), as the policy produces them."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tuple(ids) if ids[-1:] == [self.tokenizer.eos_token_id] else (*ids, self.tokenizer.eos_token_id)
+        """Return the ids of an answer, ended by one end token (its own, if the text has one), as the policy makes them.
+
+        Special tokens that the text spells elsewhere are text, where the tokenizer has a template.
+        """
+        text = self._special.without_end(text, {self.end_id, self.tokenizer.eos_token_id})
+        if not self.use_template:
+            return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
+        return (*self._answer_ids(text.strip() if self._turn.trims else text), self.end_id)
 
     def sequence(self, messages: list[Message], answer: str) -> Sequence:
         """Return the ids of a prompt and of an answer to it."""
         return Sequence(self.prompt_ids(messages), self.response_ids(answer))
 
+    def conversation_text(self, messages: list[Message], answer: str) -> str:
+        """Return a prompt and an answer as the template writes a whole conversation, all behind the answer included.
+
+        Plain text where no template is used: the answer stands right behind the prompt.
+        """
+        messages = self.with_system(messages)
+        answer = self._special.without_end(answer, {self.end_id, self.tokenizer.eos_token_id})
+        if not self._is_rendered(messages):
+            return _joined(messages) + answer
+        return self._whole([*messages, {"role": "assistant", "content": answer}])
+
+    def whole_ids(self, messages: list[Message], answer: str) -> tuple[int, ...]:
+        """Return the ids of the whole rendered conversation, for models that were trained on such.
+
+        Other than those of `sequence` they hold what the template writes behind the end token, and what it makes of
+        the answer. Without a template they are the same.
+        """
+        messages = self.with_system(messages)
+        if not self._is_rendered(messages):
+            return self.sequence(messages, answer).ids
+        answer = self._special.without_end(answer, {self.end_id, self.tokenizer.eos_token_id})
+        return self._special.ids(self._whole(self._hidden([*messages, {"role": "assistant", "content": answer}])))
+
     def answer_text(self, ids: tuple[int, ...]) -> str:
-        """Return the text of response ids without their end token, every space as it was sampled."""
+        """Return the text of response ids without their end token and special tokens, its spaces as they are.
+
+        What `response_ids` makes of a text becomes that text, where the tokenizer loses nothing; a space that the
+        template writes before answers is left out.
+        """
+        if ids[-1:] == (self.end_id,):
+            ids = ids[:-1]
+        # some decoders write a first token without its space
+        before, text = self._shown(self._context_ids), self._shown((*self._context_ids, *ids))
+        text = text[len(before) :] if text.startswith(before) else self._shown(ids)
+        return text.removeprefix(self._turn.lead)
+
+    def _shown(self, ids: tuple[int, ...]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
@@ -83,22 +141,77 @@ class Renderer:
         text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
-    def after_answer(self) -> tuple[int, ...]:
-        """Return the ids that the template writes after an answer; none without one, or where it refuses to."""
-        if not self.use_template:
-            return ()
-        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    def _is_rendered(self, messages: list[Message]) -> bool:
+        return self.use_template or (self._template is not None and len(messages) > 1)
+
+    def _templated(self, messages: list[Message]) -> str:
+        return self._render(messages, generation_prompt=True) + (self._turn.header if self.use_template else "")
+
+    def _whole(self, messages: list[Message]) -> str:
+        return self._render(messages, generation_prompt=False)
+
+    def _render(self, messages: list[Message], generation_prompt: bool) -> str:
+        assert self._template is not None
         try:
-            text: str = self.tokenizer.apply_chat_template(self.with_system(chat), tokenize=False)
-        except TemplateError:
-            return ()
-        return tuple(self.tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"])
+            text = self._template.render(messages, generation_prompt)
+        except RefusedError as error:
+            roles = [message["role"] for message in messages]
+            reason = f"the chat template refuses the roles {roles}: {error}; see data.system_prompt"
+            raise BadRow("prompt", reason) from error
+        for message in messages:
+            if message["role"] in _SHOWN and message["content"].strip() not in text:
+                reason = f"the chat template leaves out the {message['role']} message; see data.system_prompt"
+                raise BadRow("prompt", reason)
+        return text
+
+    def _hidden(self, messages: list[Message]) -> list[Message]:
+        return [{key: self._special.hide(text) for key, text in message.items()} for message in messages]
+
+    def _answer_ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids that a text has behind a prompt; those that it has alone, where its start melts into it.
+
+        SentencePiece puts a space before a text that stands alone, and none before one behind a line's end.
+        """
+        text = self._turn.lead + self._special.hide(text)
+        ids, context = self._special.ids(self._context + text), self._context_ids
+        return ids[len(context) :] if ids[: len(context)] == context else self._special.ids(text)
+
+    def _plain_ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text with the tokenizer's BOS, unless it brings its own, and without an EOS behind it."""
+        ids = self.tokenizer(text)["input_ids"]
+        first, last = self._adds
+        doubled = first and ids[1:2] == [self.tokenizer.bos_token_id]
+        return tuple(ids[int(doubled) : len(ids) - int(last)])
 
     def with_system(self, messages: list[Message]) -> list[Message]:
         """Return a conversation with the run's system prompt before it, unless it starts with one of its own."""
         if self.system_prompt is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends an answer: the one that the tokenizer's template writes there, or EOS."""
+    turn = None if tokenizer.chat_template is None else turn_of(Template(tokenizer))
+    return _end_of(turn or Turn(""), tokenizer)
+
+
+def _end_of(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the added token that stands behind an answer, spaces aside; EOS where other text does, or none."""
+    at_end = SpecialTokens(tokenizer, turn.tail).at_start(turn.tail.lstrip())
+    eos: int = tokenizer.eos_token_id
+    return eos if at_end is None else at_end
+
+
+def _added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
+    """Say whether the tokenizer puts BOS before a plain text, and EOS behind it."""
+    ids = tokenizer("a")["input_ids"]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return bos is not None and ids[0] == bos, ids[-1] == eos
+
+
+def _joined(messages: list[Message]) -> str:
+    return "\n\n".join(message["content"] for message in messages)
 
 
 def as_messages(value: Any, field: str) -> list[Message]:

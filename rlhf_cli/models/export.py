@@ -7,6 +7,17 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_cli.data.tokens import EndTokens
+
+
+def export_ends(model: PreTrainedModel, ends: EndTokens) -> None:
+    """Have a policy's export stop where it was sampled to stop: all end tokens stand in its generation config."""
+    generation = model.generation_config
+    assert generation is not None
+    listed = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    if not ends.ids <= set(listed):
+        generation.eos_token_id = sorted(ends.ids)
+
 
 def export(model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write config, safetensors and tokenizer to `folder`; on rank 0 alone.

@@ -27,6 +27,8 @@ from transformers.utils import is_liger_kernel_available
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
+from rlhf_cli.data.chat_template import set_template
+from rlhf_cli.data.conversation import end_of_turn
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.compiled import compile_layers
 from rlhf_cli.models.cpu_attention import use_on_cpu
@@ -47,12 +49,14 @@ from rlhf_cli.report.text import one_line
 def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model, with a pad token that is not its EOS where it has one to spare.
 
-    Raises InputError when there is none, or when it has no EOS token to end a response with.
+    Its chat template is what `chat_template` asks for. Raises InputError when there is none, when it has no EOS token
+    to end a response with, or a template that renders nothing.
     """
     tokenizer = load_pair_tokenizer(config, key)
     if tokenizer.eos_token_id is None:
         source = config.tokenizer or config.path
         raise InputError(f"{key}: the tokenizer of {source} has no EOS token, wanted one that ends a response")
+    set_template(tokenizer, config.chat_template, f"{key}.chat_template")
     set_pad_token(tokenizer)
     return tokenizer
 
@@ -74,18 +78,18 @@ def load_pair_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBas
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Where pad is EOS or missing, take <unk> or a token named after padding or <|endoftext|>, if there is one.
+    """Where pad ends a response or is missing, take <unk>, a token named after padding, or <|endoftext|>, if it can be.
 
     Training does not need it (masks come from lengths), but an exported reward model does: transformers finds the
-    last token as the last that is not the pad token, and would step over an EOS that is also the pad token.
+    last token as the last that is not the pad token, and would step over an end token that is also the pad token.
     """
-    eos = tokenizer.eos_token_id
-    if tokenizer.pad_token_id not in (None, eos):
+    taken = (None, tokenizer.eos_token_id, end_of_turn(tokenizer))
+    if tokenizer.pad_token_id not in taken:
         return
     names = sorted(token.content for token in tokenizer.added_tokens_decoder.values())
     spare = [name for name in names if "pad" in name.lower() or "endoftext" in name]
     for name in (tokenizer.unk_token, *spare):
-        if name is not None and tokenizer.convert_tokens_to_ids(name) not in (None, eos):
+        if name is not None and tokenizer.convert_tokens_to_ids(name) not in taken:
             tokenizer.pad_token = name
             return
 
@@ -154,7 +158,7 @@ def load_sequence_classifier(
             torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
     model.score = Float32Head(model.score)
     pad = tokenizer.pad_token_id
-    model.config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
+    model.config.pad_token_id = None if pad in (tokenizer.eos_token_id, end_of_turn(tokenizer)) else pad
     return _prepared(model, config, key, tokenizer)
 
 

@@ -19,6 +19,7 @@ from rlhf_cli.data.texts import load_texts
 from rlhf_cli.data.tokens import EndTokens, Sequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.choose import frozen_engine, train_engine
+from rlhf_cli.models.export import export_ends
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load import (
     check_length,
@@ -75,7 +76,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     renderer = Renderer(tokenizer, config.data)
     prompts = load_once(lambda: load_prompts(config.data, renderer, config.run.seed))
     texts = [] if config.pretrain.path is None else load_texts(config.pretrain, tokenizer)
-    for note in prompts.notes:
+    for note in (*renderer.notes, *prompts.notes):
         report.say(note)
     if config.rollout.top_p < 1:
         top_p = config.rollout.top_p
@@ -89,10 +90,11 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         if model is not None:
             check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
-    ends = EndTokens(end_token_ids(tokenizer, policy.generation_config), pad_id(tokenizer))
+    ends = EndTokens(end_token_ids(tokenizer, policy.generation_config) | {renderer.end_id}, pad_id(tokenizer))
+    export_ends(policy, ends)
     sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer or value), scorer is not None)  # before they are sharded
     judging = Judging(config.sources, texts_of, outside=outside)
-    engines = _engines(config, tokenizer, ends, loaded, judging)
+    engines = _engines(config, renderer, ends, loaded, judging)
     judging.own = own_models(config)
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
@@ -105,7 +107,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         texts,
         modules,
         engines,
-        _gold(config, tokenizer, ends, longest),
+        _gold(config, renderer, ends, longest),
         sampler,
         ends,
         sizes,
@@ -114,17 +116,15 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     )
 
 
-def _gold(
-    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase, ends: EndTokens, longest: int
-) -> RewardModel | None:
+def _gold(config: TrainPPOConfig, renderer: Renderer, ends: EndTokens, longest: int) -> RewardModel | None:
     """Load the reward model that scores evaluations alone."""
     if not config.has_gold:
         return None
     key, options = "gold_reward_model", config.gold_reward_model
-    scorer = load_sequence_classifier(options, key, tokenizer, config.run.seed, new_head=False)
+    scorer = load_sequence_classifier(options, key, renderer.tokenizer, config.run.seed, new_head=False)
     check_length(scorer, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
     engine = frozen_engine(TokenScorer(scorer), torch_dtype(options), config.deepspeed_of_frozen)
-    return RewardModel(engine, tokenizer.eos_token_id, ends, distributed.device())
+    return RewardModel(engine, renderer.end_id, ends, distributed.device())
 
 
 def _lengths(prompts: Sides[Prompt], texts: list[Sequence], packing: bool) -> Lengths:
@@ -169,7 +169,7 @@ def _models(config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase) -> Loade
 
 def _engines(
     config: TrainPPOConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     ends: EndTokens,
     loaded: LoadedModels,
     judging: Judging,
@@ -183,12 +183,12 @@ def _engines(
     value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
     if scorer is not None:
         scoring = frozen_engine(TokenScorer(scorer), reward_dtype, config.deepspeed_of_frozen)
-        judging.reward_model = RewardModel(scoring, tokenizer.eos_token_id, ends, device)
+        judging.reward_model = RewardModel(scoring, renderer.end_id, ends, device)
     policy_engine = train_engine(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
     value_engine = train_engine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
+    reference = load_causal_lm(config.model, "model", renderer.tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
         reference=frozen_engine(ResponseLM(reference), policy_dtype, config.deepspeed_of_frozen),
@@ -205,7 +205,10 @@ def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTok
         ("chat template", policy.chat_template, reward.chat_template),
     ):
         if ours != theirs:
-            raise InputError(f"{key}: its tokenizer has another {what} than the policy's; wanted the same tokenizer")
+            hint = f" (or set model.chat_template and {key}.chat_template alike)" if what == "chat template" else ""
+            raise InputError(
+                f"{key}: its tokenizer has another {what} than the policy's; wanted the same tokenizer{hint}"
+            )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -302,14 +302,11 @@ def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: R
         or (len(sequence.response_ids) < longest and not trainer.ends.ended(sequence))
         for sequence in sequences
     )
-    tokenizer = renderer.tokenizer
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    turn_ends = [token for token in renderer.after_answer() if token in special][:1]
     return [
         Check("responses end at their first EOS", num_wrong, 0, "the sampler goes on after EOS, or stops without one"),
         Check(
             "the chat template's end of turn ends a response",
-            int(bool(turn_ends) and turn_ends[0] not in ends),
+            int(renderer.end_id not in ends),
             0,
             "add the template's end-of-turn token to the model's generation config as an eos_token_id",
             warns=True,
@@ -318,15 +315,17 @@ def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: R
 
 
 @torch.no_grad()
-def check_rm(trainer: RewardTrainer, tokenizer: PreTrainedTokenizerBase, bounds: Bounds) -> list[Check]:
-    """Check the model and the rows of a reward-model run that has made no update; all ranks together."""
+def check_rm(trainer: RewardTrainer, end_id: int, bounds: Bounds) -> list[Check]:
+    """Check the model and the rows of a reward-model run that has made no update; all ranks together.
+
+    end_id: the token that ends every answer.
+    """
     rows = spread(trainer.rows, [row.num_tokens for row in trainer.rows], trainer.config.check.num_prompts)
     parts = chunks(rows, max(2, trainer.config.train.eval_micro_batch_size))
     together, again = (torch.cat([trainer.scores(part) for part in parts]) for _ in range(2))
     alone = torch.cat([trainer.scores([_lone(row, place)]) for row in rows for place in range(len(row.answers))])
-    eos = tokenizer.eos_token_id
-    num_open = sum(answer.response_ids[-1] != eos for row in rows for answer in row.answers)
-    num_early = sum(eos in answer.response_ids[:-1] for row in rows for answer in row.answers)
+    num_open = sum(answer.response_ids[-1] != end_id for row in rows for answer in row.answers)
+    num_early = sum(end_id in answer.response_ids[:-1] for row in rows for answer in row.answers)
     checks = [
         Check(
             "scores do not change with padding and neighbours",
@@ -340,8 +339,8 @@ def check_rm(trainer: RewardTrainer, tokenizer: PreTrainedTokenizerBase, bounds:
             bounds.same,
             "the model has dropout, noise or a routing that changes; switch it off",
         ),
-        Check("every answer ends in EOS", num_open, 0, "the score is read there, in training and in PPO"),
-        Check("no answer holds another EOS", num_early, 0, "PPO's responses end at the first one", warns=True),
+        Check("every answer ends in its end token", num_open, 0, "the score is read there, in training and in PPO"),
+        Check("no answer holds another end token", num_early, 0, "PPO's responses end at the first one", warns=True),
         Check(
             "the loss does not start far above ln 2",
             trainer.mean_loss(parts[0]) - math.log(2),

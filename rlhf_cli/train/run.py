@@ -123,9 +123,10 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     """Train, evaluate, normalise and export a reward model."""
     resumed = start.checkpoint(config.run)
     tokenizer = load_tokenizer(config.model, "model")
-    data = load_once(lambda: load_preferences(config.data, Renderer(tokenizer, config.data), config.run.seed))
+    renderer = Renderer(tokenizer, config.data)
+    data = load_once(lambda: load_preferences(config.data, renderer, config.run.seed))
     steps, report = num_steps(config, len(data.train)), start.report
-    for note in data.notes:
+    for note in (*renderer.notes, *data.notes):
         report.say(note)
     planned = start.plan(config, _lengths(data, config.model.packing), steps)
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
@@ -141,7 +142,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
     trainer.size, trainer.packed = model_size, reads_packed(classifier)
     if config.check.num_prompts:
-        report_checks(lambda: check_rm(trainer, tokenizer, bounds_of(config.model)), config.check, report)
+        report_checks(lambda: check_rm(trainer, renderer.end_id, bounds_of(config.model)), config.check, report)
     if start.check_only:
         return
     folder = start.open(config, checkpoints, steps, RM_HEADLINE)
@@ -154,7 +155,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
         before = trainer.evaluate()
     with report.progress(trainer.step, start.signals):
         trainer.fit()
-    figures = _finish_rm(trainer, classifier, Renderer(tokenizer, config.data), folder / "final")
+    figures = _finish_rm(trainer, classifier, renderer, folder / "final")
     memory = planned.compared(report)
     report.say(f"reward model: {folder / 'final'}")
     start.finish(steps, {"before": before, **figures, "steps": steps, "memory": memory})

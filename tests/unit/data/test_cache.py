@@ -208,7 +208,13 @@ def _split_special_tokens():
     return tokenizer
 
 
-@pytest.mark.parametrize("other", [_longer_vocabulary, _other_template, _other_eos, _split_special_tokens])
+def test_another_eos_asks_for_another_file():
+    rows, plain = [{**ROWS[0], "chosen": "good<eos>"}], {"eval_fraction": 0.0, "apply_chat_template": False}
+    first = load(train=write(rows), **plain)
+    assert load(tokenizer=_other_eos(), **plain).train != first.train
+
+
+@pytest.mark.parametrize("other", [_longer_vocabulary, _other_template, _split_special_tokens])
 def test_another_tokenizer_asks_for_another_file(other):
     rows = [{**ROWS[0], "chosen": "good<eos>"}]
     first = load(train=write(rows), eval_fraction=0.0)

@@ -13,7 +13,7 @@ class Positions:
 
 def test_the_score_is_read_at_the_end_token_and_a_cut_off_response_gets_one():
     ends = EndTokens(frozenset({8, 9}), pad_id=9)
-    model = RewardModel(Positions(), eos_id=9, ends=ends, device=torch.device("cpu"))
+    model = RewardModel(Positions(), end_id=9, ends=ends, device=torch.device("cpu"))
     sequences = [
         Sequence((1, 2), (3, 9)),  # ends: read at position 3
         Sequence((1,), (3, 4, 8)),  # ends in another end token: EOS in its place, at position 3

@@ -251,8 +251,7 @@ def test_a_template_that_wants_a_system_prompt_passes(one_rank):
     asked = [Prompt(chat[0]["content"], renderer.prompt_ids(chat), json.dumps(chat)) for chat in chats]
     checks = check_ppo(sound(), asked, TextSide(strict, strict, data), FLOAT32)
     assert {found.status for found in checks} == {"ok"}
-    assert Renderer(strict, DATA).after_answer() == ()  # refused, and nothing to compare
-    assert Renderer(strict, replace(DATA, apply_chat_template=False)).after_answer() == ()
+    assert Renderer(strict, DATA).end_id == EOS
 
 
 def test_top_k_sampling_is_caught(one_rank, monkeypatch):
@@ -320,7 +319,7 @@ def reward_trainer(rows=None):
 
 
 def check_reward(trainer):
-    return failed(check_rm(trainer, TOKENIZER, FLOAT32))
+    return failed(check_rm(trainer, EOS, FLOAT32))
 
 
 def test_a_sound_reward_model_passes(one_rank):
@@ -344,7 +343,7 @@ def test_answers_without_eos_are_caught(one_rank):
         replace(row, answers=tuple(replace(one, response_ids=one.response_ids[:-1]) for one in row.answers))
         for row in rm_rows("pairs")
     ]
-    assert check_reward(reward_trainer(rows)) == {"every answer ends in EOS"}
+    assert check_reward(reward_trainer(rows)) == {"every answer ends in its end token"}
 
 
 def test_a_failed_check_stops_the_run_unless_told_otherwise(one_rank, capsys):
