@@ -20,6 +20,7 @@ from rlhf_cli.config.sections import (
     PreferenceDataConfig,
     PromptDataConfig,
     RolloutConfig,
+    RunConfig,
 )
 from rlhf_cli.report.run_dir import CONFIG
 
@@ -44,6 +45,18 @@ class Trained:
     rollout: RolloutConfig
     has_run: bool  # whether these are a run's
     base: ModelConfig | None = None  # what the run started from
+    seed: int = 0  # of random weights
+
+    @property
+    def name(self) -> str:
+        """The model, for people."""
+        return self.model.path or "random weights"
+
+    @property
+    def start(self) -> Trained:
+        """What the run started from, rendered and sampled as in the run."""
+        assert self.base is not None
+        return replace(self, model=self.base, base=None)
 
 
 def find(path: str, role: Role) -> Trained:
@@ -115,6 +128,7 @@ def _of_run(folder: Path, run: Path) -> Trained:
         rollout=_section(options, "rollout", RolloutConfig, where) if is_ppo else RolloutConfig(),
         has_run=True,
         base=base,
+        seed=_section(options, "run", RunConfig, where).seed,
     )
 
 
