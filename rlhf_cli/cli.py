@@ -37,6 +37,7 @@ examples:
   rlhf train-ppo conf=my/run.yaml launch.num_gpus=4 run.resume=true
   deepspeed --num_gpus 4 --module rlhf_cli train-ppo conf=my/run.yaml
 """
+AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n")
 
 
 def entry() -> NoReturn:
@@ -91,6 +92,10 @@ def _dispatch(args: list[str]) -> int:
     }
     if command in others:
         return others[command](rest)
+    if command in AFTER_TRAINING:
+        from rlhf_cli.use.commands import run as use
+
+        return use(command, rest)
     if command not in COMMANDS:
         raise InputError(_unknown_command(command))
     if "--help" in rest or "-h" in rest:

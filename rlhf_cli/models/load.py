@@ -45,6 +45,8 @@ from rlhf_cli.models.sound import (
 )
 from rlhf_cli.report.text import one_line
 
+_PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")  # their positions start behind the pad id
+
 
 def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model, with a pad token that is not its EOS where it has one to spare.
@@ -92,6 +94,12 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
         if name is not None and tokenizer.convert_tokens_to_ids(name) not in taken:
             tokenizer.pad_token = name
             return
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
+    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return token
 
 
 def load_config(config: ModelConfig, key: str) -> PreTrainedConfig:
@@ -187,6 +195,16 @@ def check_length(model: PreTrainedModel, longest: int, key: str, option: str) ->
     positions = getattr(model.config, "max_position_embeddings", None)  # absent where positions have no limit
     if positions is not None and longest > positions:
         raise InputError(f"{key} has {positions} positions, the longest sequence may have {longest}; lower {option}")
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """Return the tokens of the longest text that a model reads, None without a limit."""
+    config: Any = model.config
+    found = getattr(config, "max_position_embeddings", None)  # absent where positions have no limit
+    if found is None:
+        return None
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in _PADDED_POSITIONS else 0
+    return int(found) - offset
 
 
 def torch_dtype(config: ModelConfig) -> torch.dtype:

@@ -15,7 +15,7 @@ from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.tokens import EndTokens, Room, Sequence, Size, micro_batches
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.base import TrainEngine
+from rlhf_cli.engine.base import Engine
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.models.compiled import as_written
 from rlhf_cli.models.cpu_linear import laid_out
@@ -34,7 +34,7 @@ class EmbeddedSampler:
     Prompts of like length are answered together; each is read once, and rows that have ended leave the batch.
     """
 
-    def __init__(self, policy: TrainEngine, config: RolloutConfig, ends: EndTokens, device: torch.device) -> None:
+    def __init__(self, policy: Engine, config: RolloutConfig, ends: EndTokens, device: torch.device) -> None:
         self.policy = policy
         self.config = config
         self.ends = ends

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-from transformers import PreTrainedModel
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
@@ -24,6 +21,7 @@ from rlhf_cli.models.load import (
     load_pair_tokenizer,
     load_sequence_classifier,
     load_tokenizer,
+    positions,
     torch_dtype,
 )
 from rlhf_cli.rewards.function import FunctionSource
@@ -94,24 +92,11 @@ def _own_model(config: TrainPPOConfig, source: RewardSourceConfig, options: Mode
             raise InputError(f"{where}.whole_turn is true, and {options.path} is an encoder: set it to false")
         model = load_pair_classifier(options, key)
         engine = frozen_engine(PairScorer(model), torch_dtype(options), deepspeed)
-        read = EncoderReader(engine, load_pair_tokenizer(options, key), _positions(model), device)
+        read = EncoderReader(engine, load_pair_tokenizer(options, key), positions(model), device)
     else:
         tokenizer = load_tokenizer(options, key)
         model = load_sequence_classifier(options, key, tokenizer, config.run.seed, new_head=False)
         engine = frozen_engine(TokenScorer(model), torch_dtype(options), deepspeed)
         renderer = Renderer(tokenizer, replace(config.data, system_prompt=None))  # exchanges have it already
-        read = DecoderReader(engine, renderer, source.whole_turn, _positions(model), device)
+        read = DecoderReader(engine, renderer, source.whole_turn, positions(model), device)
     return OwnModel(read, engine, source.batch_size, config.rollout.gather)
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """Return the longest text that a model reads, None without a limit."""
-    config: Any = model.config
-    positions = getattr(config, "max_position_embeddings", None)  # absent where positions have no limit
-    if positions is None:
-        return None
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in _PADDED_POSITIONS else 0
-    return int(positions) - offset
-
-
-_PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")  # their positions start behind the pad id

@@ -1,0 +1,83 @@
+"""Several answers of a policy to every prompt, and what is written down of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.config.errors import DiskError
+from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.tokens import chunks
+from rlhf_cli.engine.files import write_durably
+from rlhf_cli.rewards.source import Exchange
+from rlhf_cli.use.policy import Answer, Policy
+from rlhf_cli.use.runs import Role, find, with_options
+from rlhf_cli.use.scorer import device_of
+from rlhf_cli.use.words import Loading, Sampling
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answer to one prompt."""
+
+    prompt: Prompt
+    place: int  # of the prompt among all
+    sample: int  # which one of its answers
+    answer: Answer
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The answer as a JSON object that `rlhf score` reads."""
+        messages = [dict(message) for message in self.prompt.messages]
+        is_plain = [message["role"] for message in messages] == ["user"]
+        return {
+            **self.prompt.columns,
+            "prompt": messages[0]["content"] if is_plain else messages,
+            "response": self.answer.text,
+            "sample": self.sample,
+            "num_tokens": self.answer.num_tokens,
+            "ended": self.answer.ended,
+        }
+
+
+def load_policy(path: str, loading: Loading, sampling: Sampling) -> Policy:
+    """Load a policy, with the sampling of its run but for what was given."""
+    found = find(path, Role.policy)
+    found = with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
+    return Policy(found, sampling.over(found.rollout), device_of(loading.device))
+
+
+def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling) -> list[Asked]:
+    """Return `num` answers to every prompt, those of one prompt together.
+
+    The draws of an answer depend on the seed, the prompt's place and the sample's number alone: two policies draw the
+    same numbers. Raises InputError, before any answer, where a prompt leaves no room for one.
+    """
+    ids = [policy.prompt_ids(prompt.messages) for prompt in prompts]
+    wanted = [(place, sample) for place in range(len(prompts)) for sample in range(num)]
+    answers: list[Answer] = []
+    for part in chunks(wanted, 16 * policy.rollout.micro_batch_size):  # prompts of like length find each other inside
+        keys = [f"{sampling.seed}/{place}/{sample}" for place, sample in part]
+        answers += policy.answer([ids[place] for place, _ in part], keys, sampling.greedy)
+    return [
+        Asked(prompts[place], place, sample, answer) for (place, sample), answer in zip(wanted, answers, strict=True)
+    ]
+
+
+def exchanges(policy: Policy, asked: Iterable[Asked]) -> list[Exchange]:
+    """Return answers as a reward is asked about them: with the system prompt that the policy saw, as in training."""
+    return [
+        Exchange(policy.renderer.with_system(list(one.prompt.messages)), one.answer.text, one.prompt.columns)
+        for one in asked
+    ]
+
+
+def write_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines, all or none."""
+    try:
+        write_durably(file, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    except OSError as error:
+        raise DiskError(f"{file}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,73 @@
+"""What scores answers: a trained model, a service or a function, tried before it is believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rlhf_cli.config.errors import InputError, RewardError
+from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.rewards.function import FunctionSource
+from rlhf_cli.rewards.http import HttpSource
+from rlhf_cli.rewards.source import Exchange, Source, checked_scores, shown
+from rlhf_cli.use.runs import Role, find, with_options
+from rlhf_cli.use.scorer import RewardScorer, device_of
+from rlhf_cli.use.words import Rewarding
+
+_NUM_TRIED = 8  # exchanges that are scored twice
+_RELATIVE = 1e-4  # by which a score may differ the next time: services batch as they like
+_ABSOLUTE = 1e-5
+
+
+class Judge:
+    """A source that has to give finite numbers, as many as it is asked for, and the same again."""
+
+    def __init__(self, source: Source, name: str, is_random: bool) -> None:
+        self.name = name
+        self._source = source
+        self._is_random = is_random
+        self._is_tried = False
+
+    @staticmethod
+    def of(rewarding: Rewarding, key: str) -> Judge:
+        """Open the source; raise InputError where it is not there. key: the option that names it, for messages."""
+        config = rewarding.config
+        return Judge(_opened(rewarding, key), config.function or config.url or str(config.model), config.random)
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """Return one score an exchange, in order.
+
+        The first time some are asked twice. Raises RewardError where the source fails, and InputError where it says
+        something else the second time and is not known to be random.
+        """
+        if not self._is_tried and exchanges:
+            self._try(exchanges[:_NUM_TRIED])
+        return checked_scores(self._source.score(exchanges), exchanges, f"reward {self.name}")
+
+    def close(self) -> None:
+        """Give back what the source holds."""
+        self._source.close()
+
+    def _try(self, exchanges: Sequence[Exchange]) -> None:
+        self._is_tried = True
+        who = f"reward {self.name}"
+        try:
+            first, second = (checked_scores(self._source.score(exchanges), exchanges, who) for _ in range(2))
+        except RewardError as error:  # nothing has been done yet that could be lost
+            raise InputError(str(error)) from error
+        for one, other, exchange in zip(first, second, exchanges, strict=True):
+            if not (self._is_random or math.isclose(one, other, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)):
+                what = f"{one:g} and then {other:g} for {shown(exchange)}"
+                raise InputError(f"{who}: said {what}, wanted the same twice; give --random if it is meant to differ")
+
+
+def _opened(rewarding: Rewarding, key: str) -> Source:
+    config: RewardSourceConfig = rewarding.config
+    if config.url is not None:
+        return HttpSource(config, key)
+    if config.function is not None:
+        return FunctionSource(config, key)
+    loading = rewarding.loading
+    found = find(str(config.model), Role.reward_model)
+    found = with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
+    return RewardScorer(found, device_of(loading.device), config.batch_size, whole_turn=config.whole_turn)

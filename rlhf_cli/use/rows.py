@@ -1,0 +1,91 @@
+"""Rows of files as texts, whichever tokenizer will read them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
+from rlhf_cli.data.conversation import Message, Renderer
+from rlhf_cli.data.preferences import Ranking, load_preferences
+from rlhf_cli.data.prompts import Prompt, load_prompts
+from rlhf_cli.models.byte_tokenizer import byte_tokenizer
+from rlhf_cli.use.words import Rows
+
+_NO_LIMIT = 2**31 - 1  # tokens
+_OPTION = re.compile(r"\bdata\.(\w+)")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One prompt with its answers, the best first."""
+
+    messages: list[Message]
+    answers: list[str]
+    pairs: list[tuple[int, int]]  # places (better, worse)
+    category: str | None
+
+
+def prompts(rows: Rows, option: str) -> list[Prompt]:
+    """Return the prompts of a file, with their conversations and columns; raise InputError where a row has none.
+
+    option: the one that names the file, for messages.
+    """
+    config = PromptDataConfig(
+        train=rows.path,
+        train_split=rows.split,
+        eval_fraction=0.0,
+        prompt_column=rows.prompt_column,
+        max_prompt_tokens=_NO_LIMIT,
+        too_long=RowPolicy.error,
+        empty=RowPolicy.error,
+        cache=False,
+    )
+    with _as_options(option):
+        return list(load_prompts(config, _renderer(), seed=0).train)[: rows.limit]
+
+
+def rankings(rows: Rows, columns: dict[str, Any], option: str) -> tuple[list[Ranked], list[str]]:
+    """Return the ranked answers of a file, and notes on what was left out; raise InputError where a row is not sound.
+
+    columns: options of PreferenceDataConfig, such as chosen_column.
+    """
+    config = PreferenceDataConfig(
+        train=rows.path,
+        train_split=rows.split,
+        eval_fraction=0.0,
+        prompt_column=rows.prompt_column,
+        max_tokens=_NO_LIMIT,
+        too_long=RowPolicy.error,
+        cache=False,
+        **columns,
+    )
+    renderer = _renderer()
+    with _as_options(option):
+        sides = load_preferences(config, renderer, seed=0)
+    return [_ranked(row, renderer) for row in list(sides.train)[: rows.limit]], sides.notes[:1]
+
+
+def _ranked(row: Ranking, renderer: Renderer) -> Ranked:
+    answers = [renderer.answer_text(answer.response_ids) for answer in row.answers]
+    return Ranked(json.loads(row.prompt_key), answers, row.pairs, row.category)
+
+
+def _renderer() -> Renderer:
+    """Text to bytes and back, nothing lost: who reads the texts has a tokenizer of its own."""
+    return Renderer(byte_tokenizer(), PromptDataConfig())
+
+
+@contextmanager
+def _as_options(option: str) -> Iterator[None]:
+    """Name options in messages as the command line spells them."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error).replace("data.train", option)
+        raise InputError(_OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}", text)) from error
