@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 
 @contextmanager
@@ -19,6 +22,9 @@ def _absent(name: str) -> Iterator[None]:
     finally:
         del sys.modules[name]
 
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
 
 with _absent("mlflow"):
     import deepspeed

@@ -16,10 +16,10 @@ from rlhf_cli.engine.watchdog import PROGRESS
 
 
 class PlainFrozen(FrozenEngine):
-    """A whole model on this rank's device, without gradients."""
+    """A whole model on this rank's device, or on another one, without gradients."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module.to(distributed.device()).requires_grad_(False).eval()
+    def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
+        self._module = module.to(device or distributed.device()).requires_grad_(False).eval()
 
     @property
     def module(self) -> nn.Module:

@@ -88,6 +88,12 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
             return
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
+    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return token
+
+
 def load_config(config: ModelConfig, key: str) -> PreTrainedConfig:
     """Return the transformers config of a model, without its weights; raise InputError where there is none."""
     if config.from_config is not None:

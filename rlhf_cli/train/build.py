@@ -25,6 +25,7 @@ from rlhf_cli.models.load import (
     load_causal_lm,
     load_sequence_classifier,
     load_tokenizer,
+    pad_id,
     torch_dtype,
 )
 from rlhf_cli.models.packed import reads_packed
@@ -206,9 +207,3 @@ def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTok
     ):
         if ours != theirs:
             raise InputError(f"{key}: its tokenizer has another {what} than the policy's; wanted the same tokenizer")
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
-    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return token

@@ -14,12 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader has a bar of its own
 
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,6 +37,7 @@ from rlhf_cli.models.load import (
     check_length,
     load_sequence_classifier,
     load_tokenizer,
+    pad_id,
     torch_dtype,
 )
 from rlhf_cli.models.packed import reads_packed
@@ -50,7 +47,7 @@ from rlhf_cli.report.logs import quieten_libraries
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import run_folder
 from rlhf_cli.train.answers import AnswerBook, HeldOut, Judges, compare
-from rlhf_cli.train.build import PPOParts, build_ppo, load_once, pad_id
+from rlhf_cli.train.build import PPOParts, build_ppo, load_once
 from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
 from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer

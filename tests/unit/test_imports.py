@@ -1,4 +1,4 @@
-"""Imports go one way: cli, train, plan, {rollout, rewards, engine, models, data, report}, algo; all may read config."""
+"""cli, {train, use}, plan, {rollout, rewards, engine, models, data, report}, algo; config for all."""
 
 import ast
 from pathlib import Path
@@ -14,6 +14,7 @@ ALLOWED = {
     **{room: MIDDLE | {"algo", "config"} for room in MIDDLE},
     "plan": MIDDLE | {"algo", "config", "plan"},
     "train": MIDDLE | {"algo", "config", "plan", "train"},
+    "use": MIDDLE | {"algo", "config", "use"},
 }
 
 

@@ -1,0 +1,1 @@
+"""After training: trained policies and reward models at work."""

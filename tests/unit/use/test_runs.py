@@ -1,0 +1,64 @@
+import pytest
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import DType
+from rlhf_cli.use.runs import Role, find, with_options
+from tests.unit.use.conftest import SYSTEM
+
+
+@pytest.mark.parametrize("inside", [".", "final"])
+def test_a_reward_model_run_is_found_with_its_rendering(rm_run, inside):
+    found = find(str(rm_run / inside), Role.reward_model)
+    assert found.model.path == str(rm_run / "final")
+    assert found.model.dtype is DType.float32  # of the run; the default is bfloat16
+    assert found.data.system_prompt == SYSTEM
+    assert found.has_run
+
+
+@pytest.mark.parametrize("inside", [".", "final", "final/policy"])
+def test_a_policy_is_found_with_its_sampling_and_its_base(ppo_run, inside):
+    found = find(str(ppo_run / inside), Role.policy)
+    assert found.model.path == str(ppo_run / "final/policy")
+    assert (found.rollout.max_new_tokens, found.rollout.temperature) == (12, 0.7)
+    assert found.data.system_prompt == SYSTEM
+    assert found.base is not None
+    assert found.base.path == str(ppo_run.parent / "base")
+
+
+def test_any_other_model_has_the_defaults(ppo_run):
+    found = find(str(ppo_run.parent / "base"), Role.policy)
+    assert not found.has_run
+    assert found.data.system_prompt is None
+    assert find("some/hub-id", Role.policy).model.path == "some/hub-id"
+
+
+def test_options_win_over_the_run(rm_run):
+    found = with_options(find(str(rm_run), Role.reward_model), "Other.", DType.bfloat16, trust_remote_code=True)
+    assert (found.data.system_prompt, found.model.dtype, found.model.trust_remote_code) == (
+        "Other.",
+        DType.bfloat16,
+        True,
+    )
+    assert with_options(found, "", None, trust_remote_code=False).data.system_prompt is None
+
+
+def test_what_is_no_such_model_is_named(rm_run, ppo_run, tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        find(str(tmp_path / "none"), Role.policy)
+    with pytest.raises(InputError, match="has trained a reward model, wanted a policy"):
+        find(str(rm_run), Role.policy)
+    with pytest.raises(InputError, match="has trained a policy, wanted a reward model"):
+        find(str(ppo_run), Role.reward_model)
+    (tmp_path / "config.yaml").write_text("ppo: {}")
+    with pytest.raises(InputError, match="no `final` folder yet"):
+        find(str(tmp_path), Role.policy)
+
+
+def test_a_damaged_config_is_named(rm_run, tmp_path):
+    run = tmp_path / "run"
+    (run / "final").mkdir(parents=True)
+    (run / "final/config.json").write_text("{}")
+    for text, message in (("a: [", "cannot be read"), ("- 1", "wanted the options"), ("model: {dtype: x}", "model: ")):
+        (run / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match=message):
+            find(str(run), Role.reward_model)
