@@ -52,7 +52,7 @@ def test_a_text_longer_than_the_model_is_refused(rm_run):
 
 
 def test_what_is_no_reward_model_and_no_device_is_refused(ppo_run, rm_run):
-    with pytest.raises(InputError, match="reward_model.path=.*: 1 tensors missing: score.weight"):
+    with pytest.raises(InputError, match=r"reward_model.path=.*: 1 tensors missing: score.weight"):
         RewardScorer.load(str(ppo_run.parent / "base"))
     with pytest.raises(InputError, match="device nowhere"):
         RewardScorer.load(str(rm_run), "nowhere")
