@@ -198,7 +198,7 @@ def test_a_source_that_is_declared_random_is_not_compared(one_rank):
 @pytest.mark.parametrize("on_failure", OnFailure)
 def test_a_source_that_fails_in_the_checks_is_bad_input(on_failure, one_rank):
     source = RewardSourceConfig(name="lengths", function="m:f", on_failure=on_failure)
-    with pytest.raises(InputError, match="^reward lengths: call 1: gone$"):
+    with pytest.raises(InputError, match=r"^reward lengths: call 1: gone$"):
         checked(trainer_of(Lengths(fails_at=1), source=source))
 
 
