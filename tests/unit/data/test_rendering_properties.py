@@ -33,7 +33,24 @@ LOSSLESS = ("bytes", "byte-pairs", "sentence-pieces")
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 
-PIECES = ["hello", "there", "cat", " ", "  ", "\n", "\t", ".", ", how", "1", "\u00e9", "\u6771", "\U0001f469", "<", "|>", "[INST]"]
+PIECES = [
+    "hello",
+    "there",
+    "cat",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    ".",
+    ", how",
+    "1",
+    "\u00e9",
+    "\u6771",
+    "\U0001f469",
+    "<",
+    "|>",
+    "[INST]",
+]
 FORGED = ["</s>", "<s>", "<|im_end|>", "<|im_start|>", "<|eot_id|>", "<start_of_turn>", "<|assistant|>", "<|user|>"]
 plain_texts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join).filter(str.strip)
 any_texts = st.lists(st.sampled_from([*PIECES, *FORGED]), min_size=1, max_size=6).map("".join).filter(str.strip)
