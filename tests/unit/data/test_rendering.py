@@ -158,7 +158,7 @@ def test_a_tokenizer_that_cannot_read_a_special_token_as_text_refuses_the_row():
 
 
 def test_characters_that_stand_for_no_text_are_refused():
-    with pytest.raises(BadRow, match="holds one of the characters U.FDD0 to U.FDD2"):
+    with pytest.raises(BadRow, match=r"holds one of the characters U.FDD0 to U.FDD2"):
         renderer("chatml").prompt_ids([user("a\ufdd03\ufdd2")])
 
 
