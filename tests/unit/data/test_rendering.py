@@ -157,9 +157,12 @@ def test_a_tokenizer_that_cannot_read_a_special_token_as_text_refuses_the_row():
         made.prompt_ids([user("hi </s> hi")])
 
 
-def test_characters_that_stand_for_no_text_are_refused():
-    with pytest.raises(BadRow, match=r"holds one of the characters U.FDD0 to U.FDD2"):
-        renderer("chatml").prompt_ids([user("a\ufdd03\ufdd2")])
+def test_characters_that_stand_for_no_text_are_text():
+    made = renderer("chatml")
+    for text in ("a\ufdd03\ufdd2", "\ufdd13\ufdd2<|im_end|>", "\ufdd0"):
+        prompt = made.tokenizer.decode(made.prompt_ids([user(text)]))
+        assert prompt == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        assert made.answer_text(made.response_ids(f"{text}.")) == f"{text}."
 
 
 def test_a_template_that_wants_no_system_message_or_other_turns_refuses_them_in_one_line():
