@@ -1,5 +1,7 @@
 """How conversations are rendered, in examples worked out by hand."""
 
+from pathlib import Path
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -289,6 +291,19 @@ def test_the_option_sets_the_template(tmp_path):
     tokenizer.save_pretrained(tmp_path / "saved")
     again = PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved")
     assert again.chat_template == tokenizer.chat_template
+
+
+def test_the_default_template_is_the_one_that_the_docs_show(tmp_path):
+    page = (Path(__file__).resolve().parents[3] / "docs/conversations.md").read_text("utf-8")
+    shown = page.partition("```jinja\n")[2].partition("```")[0]
+    for make, first in ((byte_by_byte, ""), (byte_pairs, "{{- bos_token }}")):
+        (tmp_path / "shown.jinja").write_text(first + shown)
+        one, other = make(), make()
+        set_template(one, str(tmp_path / "shown.jinja"), "model.chat_template")
+        set_template(other, "default", "model.chat_template")
+        made = [Renderer(tokenizer, PromptDataConfig(train="x")) for tokenizer in (one, other)]
+        assert made[0].whole_ids(TALK, "ok") == made[1].whole_ids(TALK, "ok")
+        assert made[0].sequence(TALK, "ok") == made[1].sequence(TALK, "ok")
 
 
 @pytest.mark.parametrize(
