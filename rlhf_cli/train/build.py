@@ -177,7 +177,7 @@ def _engines(
 ) -> Models:
     """Wrap the four models; the reference is loaded here, last."""
     policy, value, scorer = loaded
-    ppo, deepspeed, device = config.ppo, config.deepspeed, distributed.device()
+    ppo, deepspeed, device, tokenizer = config.ppo, config.deepspeed, distributed.device(), renderer.tokenizer
     updates = ppo.num_steps * ppo.updates_per_step
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
     policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
@@ -189,7 +189,7 @@ def _engines(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
     value_engine = train_engine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = load_causal_lm(config.model, "model", renderer.tokenizer, config.run.seed)
+    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
         reference=frozen_engine(ResponseLM(reference), policy_dtype, config.deepspeed_of_frozen),
