@@ -1,0 +1,84 @@
+"""The functions of examples/rewards.py, as a run would ask them."""
+
+import math
+
+import pytest
+
+from rlhf_cli.config.errors import RewardError
+from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.rewards.function import FunctionSource
+from rlhf_cli.rewards.source import Exchange
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """Score (prompt, response, columns) by a function of the examples, from the repository's folder."""
+    monkeypatch.chdir(REPOSITORY)
+    made = []
+
+    def score(name, *rows):
+        made.append(FunctionSource(RewardSourceConfig(name=name, function=f"examples/rewards.py:{name}"), "reward[0]"))
+        return made[-1].score(
+            [Exchange([{"role": "user", "content": prompt}], response, columns) for prompt, response, columns in rows]
+        )
+
+    yield score
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "score"),
+    [
+        ("2 + 2 = 4", 4, 1.0),
+        ("It is 4.", "4", 1.0),
+        ("It is 4.0", 4, 1.0),
+        ("It is 5, not 4? No: 5", 4, 0.0),
+        ("1,234,567 in all", "1234567", 1.0),
+        ("1234568", 1234567, 0.0),
+        ("-3 degrees", -3, 1.0),
+        ("3 degrees", -3, 0.0),
+        ("I do not know", 4, 0.0),
+        ("", 4, 0.0),
+        ("Let me think.\nParis.\n", "paris", 1.0),
+        ("Paris? No, London", "Paris", 0.0),
+        ("", "Paris", 0.0),
+        ("none", None, 0.0),
+    ],
+)
+def test_exact(ask, response, answer, score):
+    assert ask("exact", ("?", response, {"answer": answer})) == [score]
+
+
+def test_exact_wants_a_column_of_answers(ask):
+    with pytest.raises(RewardError, match="it takes 'answer', which no row of the prompts has; columns: right"):
+        ask("exact", ("?", "4", {"right": 4}))
+
+
+def test_matches(ask):
+    assert ask("matches", ("?", "Thank you!", {}), ("?", "No.", {}), ("?", "pleased", {})) == [1.0, 0.0, 0.0]
+    rows = [("?", "order 12-34", {"pattern": r"\d\d-\d\d"}), ("?", "order 1", {"pattern": r"\d\d"}), ("?", "sorry", {})]
+    assert ask("matches", *rows) == [1.0, 0.0, 1.0]
+
+
+def test_brevity(ask):
+    scores = ask("brevity", ("?", "", {}), ("?", "word " * 60, {}), ("?", "word " * 120, {}))
+    assert scores == pytest.approx([0.0, 0.0, -math.log(2)], abs=1e-12)
+
+
+def test_sentiment(ask):
+    assert ask(
+        "sentiment",
+        ("?", "Thank you, that is wonderful!", {}),
+        ("?", "This is horrible, go away.", {}),
+        ("?", "", {}),
+    ) == [0.7574, -0.5423, 0.0]  # of vaderSentiment 3.3.2
+
+
+def test_asked(ask):
+    assert ask("asked", ("my two words", "TWO", {}), ("a b", "b a", {}), ("", "x", {})) == [
+        pytest.approx(1 / 3),
+        1.0,
+        0.0,
+    ]
