@@ -21,7 +21,7 @@ _TOO_MANY_WORDS = 60
 
 
 def exact(responses: Sequence[str], answer: Sequence[Any]) -> list[float]:
-    """Return 1 where a response ends with its row's `answer`, else 0; it ends with its last number, or its last line."""
+    """Return 1 where a response ends with its row's `answer`, else 0: by its last number, or by its last line."""
     return [float(_is_right(response, right)) for response, right in zip(responses, answer, strict=True)]
 
 
