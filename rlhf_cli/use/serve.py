@@ -8,42 +8,26 @@ import re
 import signal
 import socket
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.sections import DType
 from rlhf_cli.report.text import printable
+from rlhf_cli.use.words import Loading, Parser, parser, whole
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-USAGE = """\
-usage: rlhf serve-reward RUN_DIR [--host HOST] [--port PORT] [--token-env VARIABLE] [--batch-size N] [--device DEVICE]
-                                 [--dtype DTYPE] [--max-exchanges N] [--max-mib N]
-
-Answer POST /score with the scores of a trained reward model, GET /info with what it is, GET /health with ok, until
-Ctrl-C or SIGTERM, which let requests under way end. A run asks it as a source: reward=[{name: far, url: http://...}];
-docs/rewards.md has the protocol, docs/reward_service.json describes it to machines.
-
-  RUN_DIR                a run of train-rm, or any folder or Hub id of a one-label classifier
-  --host 127.0.0.1       the address to listen at; 0.0.0.0: all of this machine
-  --port 8081            the port; 0: one that is free
-  --token-env VARIABLE   environment variable with a token that requests must carry as `Authorization: Bearer TOKEN`
-  --batch-size 16        texts a forward pass
-  --device, --dtype      as `cuda:1` and `bfloat16`; else a GPU if there is one, and what the model was trained in
-  --max-exchanges 1024   responses a request
-  --max-mib 16           MiB a request
-"""
 _DRAIN_S = 30  # for requests under way, after Ctrl-C
 _KEEP_ALIVE_S = 120  # a run asks once a step
 
 
 def serve(args: list[str]) -> int:
     """Serve until a signal; return 0. Raises InputError where that cannot be: no model, no such port, no package."""
+    words = _parser()
     if "--help" in args or "-h" in args:
-        print(USAGE, end="")
+        words.print_help()
         return 0
-    asked = _parsed(args)
+    asked = words.parse_args(args)
     for package in ("fastapi", "uvicorn"):
         if find_spec(package) is None:
             raise InputError(
@@ -87,47 +71,50 @@ def _serve(app: FastAPI, listener: socket.socket) -> None:
 
 
 def _app(asked: argparse.Namespace, token: str | None) -> FastAPI:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from rlhf_cli.report.logs import quieten_libraries
+    from rlhf_cli.rewards.own_model import DecoderReader
     from rlhf_cli.use.runs import Role, find, with_options
     from rlhf_cli.use.scorer import RewardScorer, device_of
     from rlhf_cli.use.service import Info, Limits, make_app
 
-    dtype = None if asked.dtype is None else DType[asked.dtype]
-    found = with_options(find(asked.run_dir, Role.reward_model), None, dtype, trust_remote_code=False)
-    device = device_of(asked.device)
-    scorer = RewardScorer(found, device, asked.batch_size)
+    quieten_libraries()
+    loading = Loading.of(asked)
+    found = find(asked.run_dir, Role.reward_model)
+    found = with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
+    device = device_of(loading.device)
+    scorer = RewardScorer(found, device, asked.batch_size, whole_turn=asked.whole_turn)
+    renderer = scorer.read.renderer if isinstance(scorer.read, DecoderReader) else None
     info = Info(
         model=scorer.name,
-        template="chat" if scorer.renderer.use_template else "plain",
-        system_prompt=scorer.renderer.system_prompt,
-        dtype=found.model.dtype.name,
+        template="pair" if renderer is None else "chat" if renderer.use_template else "plain",
+        system_prompt=None if renderer is None else renderer.system_prompt,
+        dtype=found.model.dtype.value,
         device=str(device),
     )
     return make_app(scorer.score, info, Limits(asked.max_exchanges, asked.max_mib * 2**20), token)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"serve-reward: {message}; see rlhf serve-reward --help")
-
-
-def _parsed(args: list[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8081)
-    parser.add_argument("--token-env")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device")
-    parser.add_argument("--dtype", choices=[each.name for each in DType])
-    parser.add_argument("--max-exchanges", type=int, default=1024)
-    parser.add_argument("--max-mib", type=int, default=16)
-    asked = parser.parse_args(args)
-    if not 0 <= asked.port < 65536:
-        raise InputError(f"--port must be between 0 and 65535, got {asked.port}")
-    for name in ("batch_size", "max_exchanges", "max_mib"):
-        if getattr(asked, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(asked, name)}")
-    return asked
+def _parser() -> Parser:
+    made = parser(
+        "serve-reward",
+        "Answer POST /score with the scores of a trained reward model, GET /info with what it is, GET /health with ok,\n"
+        "until Ctrl-C or SIGTERM, which let requests under way end.",
+        "A run asks it as a source: 'reward=[{name: far, url: \"http://127.0.0.1:8081\"}]'. docs/rewards.md has the\n"
+        "protocol, docs/reward_service.json describes it to machines.",
+    )
+    made.add_argument("run_dir", metavar="RUN_DIR", help="a reward-model run, a folder of such a model, or a Hub id")
+    group = made.add_argument_group("service")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1; 0.0.0.0: all")
+    group.add_argument("--port", type=whole(0, 65535), default=8081, metavar="N", help="default: 8081; 0: a free one")
+    group.add_argument("--token-env", metavar="NAME", help="environment variable with the token that is asked for")
+    group.add_argument("--max-exchanges", type=whole(1), default=1024, metavar="N", help="a request; default: 1024")
+    group.add_argument("--max-mib", type=whole(1, 1024), default=16, metavar="N", help="a request; default: 16")
+    group.add_argument("--batch-size", type=whole(1), default=16, metavar="N", help="texts a pass; default: 16")
+    Loading.add(made)
+    text = "the model reads what its template writes at the end of a turn, too"
+    made.add_argument("--whole-turn", action="store_true", help=text)
+    return made
 
 
 def _token(variable: str) -> str:

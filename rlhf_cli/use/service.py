@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
@@ -32,12 +32,21 @@ _FULL = 8  # requests of the largest size that may wait; the next ones are told 
 _MAX_SAID = 500  # characters
 
 
+def _writable(text: str) -> str:
+    """Return a text that UTF-8 can hold; JSON can name half a character, which no tokenizer reads."""
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+
+
 class Message(BaseModel):
     """A turn of a conversation."""
 
     model_config = ConfigDict(extra="forbid")
-    role: str = Field(description="system, user, assistant, or what else the model's template knows")
-    content: str
+    role: Text = Field(description="system, user, assistant, or what else the model's template knows")
+    content: Text
 
 
 class Exchange(BaseModel):
@@ -45,7 +54,7 @@ class Exchange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     messages: list[Message] = Field(min_length=1, description="the last one is what is answered")
-    response: str = Field(description="without end tokens")
+    response: Text = Field(description="without end tokens")
     columns: dict[str, Any] = Field(default={}, description="other columns of the prompt's row; a model ignores them")
 
 
@@ -72,7 +81,9 @@ class Info(BaseModel):
     """What scores here, and how it reads a conversation."""
 
     model: str
-    template: str = Field(description="chat: its tokenizer's template; plain: messages joined by empty lines")
+    template: str = Field(
+        description="chat: its tokenizer's template; plain: messages between empty lines; pair: those, response"
+    )
     system_prompt: str | None = Field(description="put before a conversation that has none")
     dtype: str
     device: str

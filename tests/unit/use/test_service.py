@@ -68,8 +68,8 @@ def test_it_answers_with_scores_and_says_what_it_is():
         (b'{"exchanges": [{"messages": "Hello?", "response": "a"}]}', r"exchanges\.0\.messages: .*list"),
         (b'{"exchanges": [{"response": 3}]}', r"messages: Field required, and 1 more"),
         (b'{"exchanges": [], "exchange": []}', "exchange: Extra inputs"),
-        (json.dumps(body("a\ud800")).encode(), r"exchanges\.0\.response: .*unicode"),
-        (b"\xff", "JSON|utf-8|valid"),
+        (json.dumps(body("a\ud800")).encode(), r"exchanges\.0\.response: .*surrogates not allowed"),
+        (b"\xff", "error parsing the body"),
         (b"[" * 100_000, "."),
     ],
 )
@@ -150,9 +150,8 @@ def test_requests_that_wait_together_are_scored_together_by_one_thread():
             while not calls:
                 await asyncio.sleep(0.01)
             others = [asyncio.create_task(client.post("/score", json=body("a" * n, "b"))) for n in range(1, 6)]
-            while len(threads) and sum(task.done() for task in others) == 0 and not go.is_set():
-                await asyncio.sleep(0.2)  # all five wait by now
-                go.set()
+            await asyncio.sleep(0.2)  # all five wait by now
+            go.set()
             return [(await task).json()["scores"] for task in [first, *others]]
 
     found = asyncio.run(all_of_them(make_app(score, INFO, Limits(exchanges=6))))
