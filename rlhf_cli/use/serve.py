@@ -103,7 +103,7 @@ def _parser() -> Parser:
         "A run asks it as a source: 'reward=[{name: far, url: \"http://127.0.0.1:8081\"}]'. docs/rewards.md has the\n"
         "protocol, docs/reward_service.json describes it to machines.",
     )
-    made.add_argument("run_dir", metavar="RUN_DIR", help="a reward-model run, a folder of such a model, or a Hub id")
+    made.add_argument("run_dir", metavar="RUN_DIR", help="a reward-model run, such a model's folder, or a Hub id")
     group = made.add_argument_group("service")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1; 0.0.0.0: all")
     group.add_argument("--port", type=whole(0, 65535), default=8081, metavar="N", help="default: 8081; 0: a free one")
