@@ -98,8 +98,8 @@ def _app(asked: argparse.Namespace, token: str | None) -> FastAPI:
 def _parser() -> Parser:
     made = parser(
         "serve-reward",
-        "Answer POST /score with the scores of a trained reward model, GET /info with what it is, GET /health with ok,\n"
-        "until Ctrl-C or SIGTERM, which let requests under way end.",
+        "Answer POST /score with the scores of a trained reward model, GET /info with what it is, GET /health, until\n"
+        "Ctrl-C or SIGTERM, which let requests under way end.",
         "A run asks it as a source: 'reward=[{name: far, url: \"http://127.0.0.1:8081\"}]'. docs/rewards.md has the\n"
         "protocol, docs/reward_service.json describes it to machines.",
     )
