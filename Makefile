@@ -55,10 +55,11 @@ chaos: $(INSTALLED) ## half an hour of random faults against runs that must end 
 mutate: $(INSTALLED) ## change one token of the mathematics at a time; every mutant must fail a test (about 3 minutes)
 	$(BIN)/python scripts/mutate.py
 
-docs: $(INSTALLED) ## regenerate docs/config.md from the schema, docs/presets.md by planning, docs/correctness.md from docs/statements.yaml
+docs: $(INSTALLED) ## regenerate docs/config.md from the schema, docs/presets.md by planning, docs/correctness.md from docs/statements.yaml, docs/reward_service.json from its types
 	$(BIN)/python scripts/make_config_docs.py
 	$(BIN)/python scripts/make_plan_docs.py
 	$(BIN)/python scripts/correctness.py
+	$(BIN)/python scripts/make_service_docs.py
 
 broken: $(INSTALLED) ## break the package once for every statement of docs/correctness.md; its tests must fail
 	$(BIN)/python scripts/correctness.py --break
@@ -68,5 +69,6 @@ check: lint type ## what CI runs: lint, type, demo data and docs fresh, changelo
 	$(BIN)/python scripts/make_config_docs.py --check
 	$(BIN)/python scripts/make_plan_docs.py --check
 	$(BIN)/python scripts/correctness.py --check
+	$(BIN)/python scripts/make_service_docs.py --check
 	$(BIN)/python scripts/check_changelog.py
 	$(MAKE) test

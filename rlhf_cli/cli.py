@@ -23,6 +23,7 @@ commands:
   report        what a run did, as one HTML file: rlhf report outputs/tiny
   compare       what runs differ in, and how they ended: rlhf compare outputs/a outputs/b
   checkpoints   the checkpoints of a run, and whether they are whole: rlhf checkpoints outputs/tiny --verify
+  serve-reward  a trained reward model as an HTTP service: rlhf serve-reward outputs/demo_rm
   show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
   list          the packaged experiments, each with its purpose
 
@@ -89,6 +90,7 @@ def _dispatch(args: list[str]) -> int:
         "plan": _plan,
         "report": _report,
         "compare": _compare,
+        "serve-reward": _serve_reward,
     }
     if command in others:
         return others[command](rest)
@@ -106,7 +108,8 @@ def _dispatch(args: list[str]) -> int:
 def _unknown_command(got: str) -> str:
     import difflib
 
-    known = ["train-rm", "train-ppo", "plan", "check", "report", "compare", "checkpoints", "show-config", "list"]
+    known = ["train-rm", "train-ppo", "plan", "check", "report", "compare", "checkpoints", "serve-reward"]
+    known += ["show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
     return f"unknown command '{got}'" + (
         f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
@@ -187,6 +190,12 @@ def _plan(args: list[str]) -> int:
     from rlhf_cli.plan.command import show
 
     return show(args)
+
+
+def _serve_reward(args: list[str]) -> int:
+    from rlhf_cli.use.serve import serve
+
+    return serve(args)
 
 
 def _train(command: str, args: list[str], check_only: bool = False) -> int:

@@ -19,6 +19,7 @@ import torch
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.text import one_line
 from rlhf_cli.rewards.source import Exchange, checked_scores, shown
 from rlhf_cli.rewards.worker import TimedOut, Worker
@@ -78,6 +79,7 @@ class FunctionSource:
         for start in range(0, len(exchanges), self._batch_size):
             batch = exchanges[start : start + self._batch_size]
             scores += checked_scores(self._answer(batch, columns), batch, self._who)
+            PROGRESS.tick()
         return scores
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.text import one_line
 from rlhf_cli.rewards.source import Exchange, checked_scores
 
@@ -114,7 +115,9 @@ class HttpSource:
         started = time.monotonic()
         try:
             async with room:
-                return checked_scores(await tries(self._ask, content, len(batch)), batch, self._who)
+                scores = checked_scores(await tries(self._ask, content, len(batch)), batch, self._who)
+            PROGRESS.tick()
+            return scores
         except _TryAgain as error:
             num, seconds = self._config.retries + 1, time.monotonic() - started
             raise RewardError(f"{self._who}: {error}, after {num} tries in {seconds:.0f} s") from error

@@ -1,14 +1,21 @@
 """The functions of examples/rewards.py, as a run would ask them."""
 
 import math
+import re
+import subprocess
+import sys
+import time
 
+import httpx
 import pytest
 
 from rlhf_cli.config.errors import RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.engine.ports import free_port
 from rlhf_cli.rewards.function import FunctionSource
+from rlhf_cli.rewards.http import HttpSource
 from rlhf_cli.rewards.source import Exchange
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, child_environment
 
 
 @pytest.fixture
@@ -82,3 +89,47 @@ def test_asked(ask):
         1.0,
         0.0,
     ]
+
+
+def block(name):
+    """A block of docs/rewards.md, by the file that it says it is."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/rewards.md").read_text("utf-8"), flags=re.DOTALL)
+    return next(text for text in blocks if text.startswith(f"# {name}"))
+
+
+SUM = Exchange([{"role": "user", "content": "What is 2 + 2?"}], "It is 4.", {"answer": 4})
+
+
+def test_the_function_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rewards.py").write_text(block("my_rewards.py"))
+    config = RewardSourceConfig(name="task", function="my_rewards.py:right_and_short")
+    source = FunctionSource(config, "reward[0]")
+    assert source.score([SUM, Exchange(SUM.messages, "No.", {"answer": 4})]) == pytest.approx([0.97, -0.01])
+    source.close()
+
+
+def test_the_service_of_the_page(tmp_path):
+    (tmp_path / "my_service.py").write_text(block("my_service.py"))
+    port = free_port()
+    words = [sys.executable, "-m", "uvicorn", "my_service:app", "--port", str(port)]
+    process = subprocess.Popen(words, cwd=tmp_path, env=child_environment(), stderr=subprocess.DEVNULL)
+    source = HttpSource(RewardSourceConfig(name="far", url=f"http://127.0.0.1:{port}", retries=0), "reward[0]")
+    try:
+        deadline = time.monotonic() + 60
+        while not listens(port):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert source.score([SUM, SUM]) == [-0.08, -0.08]
+    finally:
+        source.close()
+        process.terminate()
+        process.wait(20)
+
+
+def listens(port):
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 404
+    except httpx.TransportError:
+        return False

@@ -342,3 +342,9 @@ def test_the_caller_s_gradients_and_numbers_are_untouched(source):
         scores = found.score([exchange("a")])
     assert scores == [float(np.float32(0.1))]
     assert type(scores[0]) is float
+
+
+def test_every_batch_is_a_sign_of_progress(source):
+    code = "from rlhf_cli.engine.watchdog import PROGRESS\ndef f(responses): return [PROGRESS.ticked] * len(responses)"
+    first, second = source(code, batch_size=1).score([exchange("a"), exchange("b")])
+    assert second > first

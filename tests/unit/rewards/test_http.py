@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.rewards import http
 from rlhf_cli.rewards.http import HttpSource
 from rlhf_cli.rewards.source import Exchange
@@ -396,3 +397,9 @@ def test_closing_ends_the_thread_and_the_connections(serve, source):
     found.close()
     found.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reward far")]
+
+
+def test_every_answer_is_a_sign_of_progress(serve, source):
+    server = serve(lambda handler: answer({"scores": [PROGRESS.ticked]})(handler))
+    first, second = source(server.url, batch_size=1, concurrency=1).score(FIVE[:2])
+    assert second > first

@@ -1,0 +1,27 @@
+"""Write docs/reward_service.json: what `rlhf serve-reward` answers, as OpenAPI; any service may answer the same.
+
+usage: python scripts/make_service_docs.py [--check]   (--check: exit 1 when the file is stale, write nothing)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from fresh import DOCS, main
+
+from rlhf_cli.use.service import Info, make_app
+
+
+def render() -> str:
+    """Return the description."""
+    info = Info(model="", template="", system_prompt=None, dtype="", device="")
+    described = make_app(lambda exchanges: [0.0] * len(exchanges), info).openapi()
+    return json.dumps(described, indent=2, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__ or "", DOCS / "reward_service.json", render))

@@ -1,0 +1,191 @@
+"""`rlhf serve-reward` as a process: scores over HTTP, ports, tokens, signals."""
+
+import contextlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from rlhf_cli.cli import main
+from rlhf_cli.config.errors import RewardError
+from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.rewards.http import HttpSource
+from rlhf_cli.rewards.source import Exchange
+from rlhf_cli.use import serve
+from rlhf_cli.use.scorer import RewardScorer
+from tests.conftest import child_environment
+from tests.unit.use.conftest import SYSTEM
+
+EXCHANGES = [
+    Exchange([{"role": "user", "content": "Where is it?"}], "On its way."),
+    Exchange([{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes?"}], "What a day! " * 5),
+    Exchange([{"role": "user", "content": "é\u4e2d"}], ""),
+    Exchange([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "?"}], "No."),
+    Exchange([{"role": "user", "content": "Where is it?"}], "Nowhere."),
+]
+
+
+@contextlib.contextmanager
+def served(words, **environment):
+    """Start a command that says where it answers; yields the process and the address."""
+    process = subprocess.Popen(
+        words, env=child_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found is not None, line + process.stderr.read()
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def source():
+    made = []
+
+    def make(url, **options):
+        made.append(HttpSource(RewardSourceConfig(name="far", url=url, **options), "reward[0]"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_scores_over_http_are_those_of_the_model(rm_run, source, monkeypatch):
+    monkeypatch.setenv("TEST_TOKEN", "Bearer right")
+    expected = RewardScorer.load(str(rm_run), "cpu").score(EXCHANGES)
+    assert len(set(expected)) == 5
+    words = [sys.executable, "-m", "rlhf_cli", "serve-reward", str(rm_run), "--port", "0", "--token-env", "TEST_TOKEN"]
+    with served([*words, "--device", "cpu", "--batch-size", "2", "--max-exchanges", "5"]) as (process, url):
+        authorized = {"auth_env": "TEST_TOKEN", "retries": 0}
+        assert source(url, **authorized).score(EXCHANGES) == pytest.approx(expected, abs=1e-6)
+        assert source(url, batch_size=1, **authorized).score(EXCHANGES) == pytest.approx(expected, abs=1e-6)
+        with pytest.raises(RewardError, match=r"401 Unauthorized: .*wanted `Authorization: Bearer TOKEN`"):
+            source(url, retries=0).score(EXCHANGES)
+        with pytest.raises(RewardError, match=r"413 .*at most 5 exchanges"):
+            source(url, **authorized).score(EXCHANGES + EXCHANGES)
+        with pytest.raises(RewardError, match=r"422 .*wanted at most so many tokens"):
+            source(url, **authorized).score([Exchange(EXCHANGES[0].messages, "long " * 2000)])
+        headers = {"Authorization": "Bearer right"}
+        info = httpx.get(f"{url}/info", headers=headers, trust_env=False).json()
+        assert info["system_prompt"] == SYSTEM
+        assert (info["dtype"], info["device"], info["model"]) == ("float32", "cpu", str(rm_run / "final"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+        assert "right" not in process.stdout.read()
+
+
+SLOW = """
+import socket, sys, time
+from rlhf_cli.use.serve import _listening, _address, _serve
+from rlhf_cli.use.service import Info, make_app
+def score(exchanges):
+    print("asked", flush=True)
+    time.sleep(0.5)
+    return [1.0] * len(exchanges)
+with _listening("127.0.0.1", 0) as listener:
+    print(_address(listener), flush=True)
+    _serve(make_app(score, Info(model="", template="", system_prompt=None, dtype="", device="")), listener)
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_a_request_under_way_end(source, number):
+    with served([sys.executable, "-c", SLOW]) as (process, url):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(source(url, retries=0).score(EXCHANGES)))
+        thread.start()
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(number)
+        thread.join(20)
+        assert found == [[1.0] * 5]
+        assert process.wait(20) == 0
+        assert process.stdout.read() == "ended\n"
+        assert process.stderr.read() == ""
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health", trust_env=False)
+
+
+def failure(capsys, *words):
+    """What `rlhf serve-reward` says on standard error, with exit code 2 and before long."""
+    started = time.monotonic()
+    assert main(["serve-reward", *words]) == 2
+    assert time.monotonic() - started < 20
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    return said.err
+
+
+def test_a_port_that_is_taken(rm_run, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = failure(capsys, str(rm_run), "--port", str(port))
+    assert said == (
+        f"rlhf: error: cannot listen at port {port} of 127.0.0.1: Address already in use; "
+        "give another --port or --host\n"
+    )
+
+
+def test_a_host_that_is_none(rm_run, capsys):
+    assert "--host no.such.invalid: " in failure(capsys, str(rm_run), "--host", "no.such.invalid", "--port", "0")
+
+
+def test_what_is_no_reward_model(ppo_run, tmp_path, capsys):
+    assert "wanted a reward model" in failure(capsys, str(ppo_run), "--port", "0")
+    assert str(tmp_path / "missing") in failure(capsys, str(tmp_path / "missing"), "--port", "0")
+
+
+def test_a_reward_model_that_is_damaged(rm_run, tmp_path, capsys):
+    shutil.copytree(rm_run, tmp_path / "run")
+    weights = tmp_path / "run/final/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert str(tmp_path / "run") in failure(capsys, str(tmp_path / "run"), "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "rlhf serve-reward: the following arguments are required: RUN_DIR; see rlhf serve-reward --help"),
+        (["a", "b"], "unrecognized arguments: b"),
+        (["a", "--prot", "1"], "unrecognized arguments: --prot"),
+        (["a", "--port", "x"], "argument --port: wanted a whole number, between 0 and 65535, got 'x'"),
+        (["a", "--port", "65536"], "between 0 and 65535, got '65536'"),
+        (["a", "--batch-size", "0"], "argument --batch-size: wanted a whole number, 1 or more, got '0'"),
+        (["a", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (
+            ["a", "--token-env", "TEST_TOKEN"],
+            "wanted a token of printable ASCII in the environment variable TEST_TOKEN",
+        ),
+    ],
+)
+def test_words_that_are_wrong(words, message, capsys, monkeypatch):
+    monkeypatch.setenv("TEST_TOKEN", "Bearer  ")
+    assert message in failure(capsys, *words)
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_a_package_that_is_not_installed(package, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == package else object())
+    assert f"needs the package {package}, which is not installed: pip install 'rlhf[serve]'" in failure(capsys, "a")
+
+
+def test_help(capsys):
+    assert main(["serve-reward", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: rlhf serve-reward ")
+    assert "RUN_DIR" in shown
