@@ -45,7 +45,7 @@ def _generate_parser() -> Parser:
         "The same seed gives the same answers, however many are drawn at a time.",
     )
     made.add_argument("model", metavar="MODEL", help="a PPO run folder, a model folder, a Hub id or a .gguf file")
-    made.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be given again")
+    made.add_argument("--prompt", action="extend", nargs="+", default=[], metavar="TEXT", help="one prompt or more")
     made.add_argument("--num", type=whole(1), default=1, metavar="N", help="answers to every prompt; default: 1")
     add_out(made)
     Rows.add(made, "--file", required=False)
