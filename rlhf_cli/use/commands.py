@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 
 from rlhf_cli.config.errors import InputError, OutOfMemoryError
-from rlhf_cli.use.words import Loading, Parser, Rows, Sampling, add_out, out_of, parser, whole
+from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_out, out_of, parser, positive, whole
 
-NAMES = ("generate",)
+_REWARD = "a reward-model run or folder, a Hub id, http://..., module:function or file.py:function"
 
 
 def run(command: str, args: Sequence[str]) -> int:
@@ -74,6 +74,52 @@ def _generate(given: argparse.Namespace) -> Callable[[], None]:
     return begin
 
 
+def _score_parser() -> Parser:
+    made = parser(
+        "score",
+        "Score pairs (prompt, chosen, rejected) or single answers (prompt, response) with a reward.",
+        'Of pairs: how often the chosen answer scores higher, beside "the longer answer wins", and how far the\n'
+        "probabilities can be believed. Some rows are scored twice: a reward must say the same again.",
+    )
+    made.add_argument("reward", nargs="?", metavar="REWARD", help=_REWARD)
+    made.add_argument("--http", metavar="URL", help="a scoring service instead; without a path: URL/score")
+    made.add_argument("--function", metavar="SPEC", help="a Python function instead: module:name or file.py:name")
+    add_out(made)
+    Rows.add(made, "--file")
+    group = made.add_argument_group("columns")
+    group.add_argument("--chosen-column", default="chosen", metavar="NAME", help="default: chosen")
+    group.add_argument("--rejected-column", default="rejected", metavar="NAME", help="default: rejected")
+    group.add_argument("--ranking-column", metavar="NAME", help="a list of answers, the best first, instead")
+    group.add_argument("--category-column", metavar="NAME", help="show the accuracy of each kind of row")
+    group.add_argument("--response-column", metavar="NAME", help="rows have one answer, in this column")
+    group.add_argument("--scale", type=positive(1e6), metavar="X", help="log odds of a point of score, for calibration")
+    Rewarding.add(made)
+    Loading.add(made)
+    return made
+
+
+def _score(given: argparse.Namespace) -> Callable[[], None]:
+    specs = [one for one in (given.reward, given.http, given.function) if one is not None]
+    if len(specs) != 1:
+        raise InputError(f"score: wanted one of REWARD, --http and --function, got {len(specs)}")
+    rewarding = Rewarding.of(specs[0], given, "reward")
+    if given.function is not None and rewarding.config.function is None:
+        raise InputError(f"--function must be module:name or path/to/file.py:name, got {given.function}")
+    if given.http is not None and rewarding.config.url is None:
+        raise InputError(f"--http must be http://... or https://..., got {given.http}")
+    rows, out = Rows.of(given, "--file"), out_of(given)
+    columns = {
+        name: getattr(given, name) for name in ("chosen_column", "rejected_column", "ranking_column", "category_column")
+    }
+
+    def begin() -> None:
+        from rlhf_cli.use import score
+
+        score.run(score.Score(rewarding, rows, out, given.response_column, given.scale, columns))
+
+    return begin
+
+
 def check_model(path: str) -> None:
     """Raise InputError where there is no such policy."""
     from rlhf_cli.use.runs import Role, find
@@ -83,4 +129,5 @@ def check_model(path: str) -> None:
 
 _COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], Callable[[], None]]]] = {
     "generate": (_generate_parser, _generate),
+    "score": (_score_parser, _score),
 }

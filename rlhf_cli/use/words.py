@@ -208,7 +208,7 @@ class Rewarding:
             raise InputError(str(error).replace(f"{key}.", f"{key}: ")) from error
         if kind == "model":
             resolve_path(spec, key)
-        return Rewarding(config, replace(Loading.of(given), system_prompt=None))
+        return Rewarding(config, Loading.of(given))
 
 
 def _kind_of(spec: str) -> str:
