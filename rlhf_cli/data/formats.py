@@ -236,8 +236,9 @@ def _hh_pair(row: Row, config: PreferenceDataConfig) -> Case:
     prompt = (
         None if asking is None else _without_answer(_transcript(asking, config.prompt_column), config.prompt_column)
     )
-    if prompt is not None and not _is_hh(better):  # answers alone
-        return _case(prompt, better, worse, config)
+    if prompt is not None and isinstance(better, str) and not _is_hh(better):
+        case = _case(prompt, better, worse, config)
+        return Case(case.messages, [(field, text.strip()) for field, text in case.answers])
     left, right = _transcript(better, config.chosen_column), _transcript(worse, config.rejected_column)
     return _case(prompt, left, right, config)
 
@@ -411,7 +412,9 @@ def _rated(row: Row, config: PreferenceDataConfig) -> Case:
         raise BadRow("completions", "wanted a list of completions, each with a response and a rating")
     ratings: dict[str, list[float]] = {}
     for one in completions:
-        text, rating = column(one, config.response_column), _rating(one, config.score_column)
+        if config.response_column not in one:
+            raise BadRow(f"completions.{config.response_column}", "missing")
+        text, rating = one[config.response_column], _rating(one, config.score_column)
         if not isinstance(text, str | None):
             raise BadRow(f"completions.{config.response_column}", f"got {type(text).__name__}, wanted a string")
         if rating is not None:
