@@ -23,7 +23,7 @@ def test_command_help_lists_options_with_default_and_doc(capsys):
     out = capsys.readouterr().out
     assert "ppo.cliprange: float = 0.2\n      The surrogate sees" in out
     assert "optim.schedule: constant|linear|cosine = cosine" in out
-    assert "data.train: str = required" in out
+    assert "data.train: path or list of sources = required" in out
 
 
 def test_list_and_show_config(capsys):

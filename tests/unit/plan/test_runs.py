@@ -266,3 +266,36 @@ def test_a_file_of_a_checkpoint_stands_twice_in_host_memory_where_it_comes_from_
     for place, times in ((GPU, 2), (Place(1, 1, on_gpu=False), 1)):
         (written,) = [item for item in moment(planned(place=place), "save", "checkpoint").host if not item.model]
         assert written.bytes == times * 12 * (POLICY + SCORER)
+
+
+OWN = "{model_type: llama, hidden_size: 64, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 4}"
+
+
+def test_models_of_sources_stay_beside_the_others_and_are_asked_in_their_own_batches():
+    """259 x 64 embeddings, a layer of 128 + 4 x 64 x 64 + 3 x 64 x 64, a norm and a head of 64 each; 2 bytes each."""
+    own = 259 * 64 + 128 + 7 * 64 * 64 + 64 + 64
+    source = f"{{name: judge, model: {{from_config: {OWN}, tokenizer: bytes}}, batch_size: 3}}"
+    found = planned([f"reward=[{{name: rm}}, {source}]"])
+    asked = moment(found, "score", "reward judge")
+    assert sizes(asked.device, "reward judge")["weights"] == 2 * own
+    assert sizes(asked.device, "reward_model")["weights"] == 2 * SCORER
+    more = planned([f"reward=[{{name: rm}}, {source.replace('batch_size: 3', 'batch_size: 6')}]"])
+    read, twice = (
+        sizes(moment(one, "score", "reward judge").device, "reward judge")["activations"] for one in (found, more)
+    )
+    assert 1.8 * read < twice < 2.2 * read
+
+
+def test_without_the_reward_model_nothing_is_planned_for_it():
+    alone = ["reward=[{name: far, url: 'http://127.0.0.1:1'}]", "value_model.init=policy"]
+    found = planned([*alone, "reward_model.from_config=null"])
+    assert not any(item.model == "reward_model" for one in found.moments for item in one.device)
+    score = moment(found, "score", "value_model")
+    assert sizes(score.device, "value_model")["weights"] == 2 * SCORER
+
+
+def test_a_source_s_model_can_wait_in_host_memory():
+    source = f"{{name: judge, model: {{from_config: {OWN}, tokenizer: bytes}}, offload: true}}"
+    found = planned([f"reward=[{{name: rm}}, {source}]"])
+    assert "weights" not in sizes(moment(found, "update", "policy, optimizer").device, "reward judge")
+    assert "weights" in sizes(moment(found, "update", "policy, optimizer").host, "reward judge")
