@@ -100,6 +100,23 @@ def test_an_answer_that_brings_its_end_gets_no_second_one(shape):
     assert made.response_ids("ok</s>") == made.response_ids("ok")  # EOS, where the turn's end is another token, too
 
 
+def test_another_special_token_at_the_end_of_an_answer_is_text():
+    made = renderer("chatml")
+    assert texts(made, TALK, "ok<|im_start|>")[1] == "ok<|im_start|><|im_end|>"
+    assert made.answer_text(made.response_ids("ok<|im_start|>")) == "ok<|im_start|>"
+
+
+def test_a_turn_may_end_in_an_added_token_that_is_not_special():
+    tokenizer = byte_by_byte()
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
+    made = Renderer(tokenizer, PromptDataConfig(train="x"))
+    ids = made.response_ids("o<|end|>k")
+    assert ids[-1] == tokenizer.convert_tokens_to_ids("<|end|>") == made.end_id
+    assert ids.count(made.end_id) == 1
+    assert made.answer_text(ids) == "o<|end|>k"
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_end_of_a_turn_is_found(shape):
     assert end_of_turn(renderer(shape).tokenizer) == renderer(shape).end_id
