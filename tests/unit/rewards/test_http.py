@@ -141,15 +141,15 @@ def test_a_request_that_takes_too_long_is_asked_again_even_where_bytes_trickle_i
     server = serve(trickle, lengths)
     assert source(server.url, timeout_s=0.2).score(FIVE) == [3.0, 1.0, 4.0, 1.0, 5.0]
     go.set()
-    assert len(server.requests) == 2
+    assert len(server.requests) >= 2
 
 
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        (answer(b"all busy\nsecond line", 503), r"503 Service Unavailable: all busy, after 3 tries in 0 s$"),
-        (Handler.hang_up, r"(RemoteProtocol|Read)Error: .*, after 3 tries in 0 s$"),
-        (lambda handler: time.sleep(0.3), r"no answer within 0\.1 s, after 3 tries in [01] s$"),
+        (answer(b"all busy\nsecond line", 503), r"503 Service Unavailable: all busy, after 3 tries in \d s$"),
+        (Handler.hang_up, r"(RemoteProtocol|Read)Error: .*, after 3 tries in \d s$"),
+        (lambda handler: time.sleep(0.3), r"no answer within 0\.1 s, after 3 tries in \d s$"),
     ],
 )
 def test_trouble_that_stays_ends_in_an_error(serve, source, trouble, message):
