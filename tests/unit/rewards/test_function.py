@@ -269,6 +269,13 @@ def test_an_exception_of_an_async_function_has_its_line_too(source):
         source("async def f(responses):\n    return [1 / 0]").score([exchange("a")])
 
 
+def test_an_exception_of_an_iterator_has_its_line_too(source):
+    with pytest.raises(
+        RewardError, match=r"ZeroDivisionError: division by zero \(/.*/mine\.py:2\), for the response 'a'"
+    ):
+        source("def f(responses):\n    return (1 / 0 for _ in responses)").score([exchange("a")])
+
+
 def test_an_exception_inside_a_library_shows_the_line_of_the_user_s_file(source):
     with pytest.raises(RewardError, match=r"JSONDecodeError: .*/mine\.py:3\)"):
         source("import json\ndef f(responses):\n    return [json.loads(r) for r in responses]").score([exchange("{")])

@@ -110,6 +110,16 @@ def test_so_many_requests_are_under_way_at_a_time(serve, source, concurrency):
     assert len(server.open) == concurrency  # and connections are used again
 
 
+def test_the_time_of_a_try_is_not_spent_on_waiting_for_others(serve, source):
+    def slow(handler):
+        time.sleep(0.2)
+        lengths(handler)
+
+    server = serve(slow)
+    found = source(server.url, batch_size=1, concurrency=1, timeout_s=0.7, retries=0)  # five take a second
+    assert found.score(FIVE) == [3.0, 1.0, 4.0, 1.0, 5.0]
+
+
 TROUBLES = {
     "503": answer(b"", 503),
     "500": answer(b"Traceback...", 500),
