@@ -92,7 +92,8 @@ def _type_name(field: Field[object], hints: dict[str, object]) -> str:
         if is_dataclass(inner):
             return "list of sections"
         return f"list of {'|'.join(member.name for member in inner)}"
-    return str(field.type).replace(" | None", " or null").replace("dict[str, Any]", "mapping")
+    text = str(field.type).replace(" | None", " or null").replace("dict[str, Any]", "mapping")
+    return text.replace("Sources", "path or list of sources")
 
 
 def _default(value: object) -> str:
@@ -115,7 +116,7 @@ def _field_docs() -> dict[str, dict[str, str]]:
         if isinstance(node, ast.ClassDef):
             pairs = zip(node.body, node.body[1:], strict=False)
             docs[node.name] = {
-                field.target.id: text.value.value
+                field.target.id: " ".join(text.value.value.split())
                 for field, text in pairs
                 if isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)

@@ -25,7 +25,7 @@ from rlhf_cli.config.secrets import hidden, is_secret
 
 _ALONE = "defaults:\n- override /deepspeed: empty\n"  # no key of a preset joins those that are written down
 FROM_FILE = "from_file"  # reserved name: a file `conf=my/tiny.yaml` must not be shadowed by the packaged tiny
-_SHAPE = re.compile(r"\w+\.from_config=\{")
+_SHAPE = re.compile(r"(\w+\.from_config|data\.\w+_filter)=\{")
 Config = TrainRMConfig | TrainPPOConfig
 
 
@@ -58,13 +58,17 @@ def compose_yaml(command: str, args: list[str]) -> DictConfig:
 
 
 def _set_shape(cfg: DictConfig, shape: str) -> None:
-    """Apply an override with a mapping: Hydra 1.3.8 merges it into the node, and fails where that is null."""
+    """Apply an override with a mapping: Hydra 1.3.8 merges it into the node, and fails where that is null or empty.
+
+    A model's shape is merged, a filter replaced.
+    """
     try:
         override = OverridesParser.create().parse_override(shape)
     except HydraException as error:
         raise InputError(f"{shape}: no mapping, wanted {shape.partition('=')[0]}={{key: value, ...}}") from error
-    is_there = OmegaConf.select(cfg, override.key_or_group) is not None
-    OmegaConf.update(cfg, override.key_or_group, override.value(), merge=is_there)
+    key = override.key_or_group
+    merge = key.endswith(".from_config") and OmegaConf.select(cfg, key) is not None
+    OmegaConf.update(cfg, key, override.value(), merge=merge)
 
 
 def _without_targets(cfg: DictConfig) -> DictConfig:

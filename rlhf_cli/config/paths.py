@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from glob import glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import DEFAULT_TEMPLATE
 
 PACKAGE_SCHEME = "pkg://"
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_FILE_SUFFIXES = (".gguf", ".jsonl", ".json", ".csv", ".parquet", *COMPRESSIONS)
 
 
 def resolve_path(path: str, key: str) -> str:
@@ -24,22 +27,39 @@ def resolve_path(path: str, key: str) -> str:
     local = Path(path).expanduser()
     if local.exists():
         return str(local)
-    file_like = local.suffix in (".gguf", ".jsonl", ".json", ".csv", ".parquet")
+    file_like = local.suffix in _FILE_SUFFIXES
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or file_like:
         hint = "; train one first with `rlhf train-rm`" if key == "reward_model.path" else ""
         raise InputError(f"{key}={path}: no such file or folder{hint}")
     return path
 
 
+def resolve_pattern(path: str, key: str) -> list[str]:
+    """Return all that `path` names, as given: itself, or the files that a pattern with `*`, `?` or `[` fits, sorted.
+
+    Raises InputError for a path that does not exist, and for a pattern that fits nothing.
+    """
+    local = Path(path).expanduser()
+    if path.startswith(PACKAGE_SCHEME) or not has_magic(path) or local.exists():
+        resolve_path(path, key)
+        return [path]
+    found = sorted(name for name in glob(str(local), recursive=True) if Path(name).is_file())
+    if not found:
+        raise InputError(f"{key}={path}: no file fits this pattern")
+    return found
+
+
 def check_paths(config: TrainRMConfig | TrainPPOConfig) -> None:
     """Raise InputError for a path that does not exist, before anything slow is imported."""
-    for section in ("model", "reward_model", "gold_reward_model", "data"):
+    for section in ("model", "reward_model", "gold_reward_model"):
         options = getattr(config, section, None)
-        for name in ("path", "train", "eval"):
-            path = getattr(options, name, None)
-            if path is not None:
-                resolve_path(path, f"{section}.{name}")
+        path = getattr(options, "path", None)
+        if path is not None:
+            resolve_path(path, f"{section}.path")
         _check_template(getattr(options, "chat_template", None), f"{section}.chat_template")
+    for name, sources in (("train", config.data.train_sources()), ("eval", config.data.eval_sources())):
+        for source in sources:
+            resolve_pattern(source.path, f"data.{name}")
     if isinstance(config, TrainPPOConfig):
         _check_sources(config)
     text = config.pretrain.path if isinstance(config, TrainPPOConfig) else None

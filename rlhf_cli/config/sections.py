@@ -6,13 +6,14 @@ anywhere else. `rlhf COMMAND --help` and docs/config.md are made from these file
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import MISSING
 
 from rlhf_cli.config.errors import require, require_finite_range
+from rlhf_cli.config.sources import Format, Source, Sources, check_filter, sources_of
 
 DEFAULT_TEMPLATE = "default"  # the name of the chat template for tokenizers without one
 
@@ -114,20 +115,30 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train: str = MISSING
-    """Rows to train on: a .jsonl, .json, .csv or .parquet file, a save_to_disk folder, `pkg://...`, or a Hub id."""
+    train: Sources = MISSING
+    """Rows to train on: a file (.jsonl, .json, also .gz .bz2 .xz .zst; .csv, .parquet), a pattern (`rows/*.jsonl`), a
+    save_to_disk folder, `pkg://...` or a Hub id; or a list of these, each `{path, weight, split, filter, format}`."""
 
     train_split: str = "train"
     """Split of a Hub id or of a saved DatasetDict to train on."""
 
-    eval: str | None = None
-    """Held-out rows, like `train`; unset takes `eval_fraction` of the training rows."""
+    train_filter: dict[str, Any] = field(default_factory=dict)
+    """Take only rows of `train` with these values: `{split: train, kind: [a, b]}`; a row without the column is bad."""
+
+    eval: Sources | None = None
+    """Held-out rows, like `train`; unset takes what fits `eval_filter`, or else `eval_fraction`, of `train`."""
 
     eval_split: str = "test"
     """Split of `eval`, where it has splits."""
 
+    eval_filter: dict[str, Any] = field(default_factory=dict)
+    """Take only rows of `eval` with these values; without `eval`, rows of `train`, whatever its own filter."""
+
     eval_fraction: float = 0.05
     """Share of the distinct prompts of `train` to hold out, when `eval` is unset; a prompt is never on both sides."""
+
+    format: Format = Format.auto
+    """How rows are laid out, see docs/data.md; auto tells it from the first rows."""
 
     prompt_column: str = "prompt"
     """Column with the prompt: a string, or chat messages (`role`, `content`)."""
@@ -149,6 +160,32 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_finite_range("data.eval_fraction", self.eval_fraction, 0.0, 0.9)
+        check_filter(self.train_filter, "data.train_filter")
+        check_filter(self.eval_filter, "data.eval_filter")
+        if self.train != MISSING:
+            self.train_sources()
+        self.eval_sources()
+
+    def train_sources(self) -> list[Source]:
+        """Return where the rows to train on come from; raise InputError where `train` says nothing clear."""
+        return self._sources(self.train, "data.train", self.train_filter, self.train_split)
+
+    def eval_sources(self) -> list[Source]:
+        """Return where the held-out rows come from; none where they are a share of the rows to train on."""
+        if self.eval is not None:
+            return self._sources(self.eval, "data.eval", self.eval_filter, self.eval_split)
+        if not self.eval_filter or self.train == MISSING:
+            return []
+        return [replace(source, filter=self.eval_filter, weight=1.0) for source in self.train_sources()]
+
+    def of_source(self, source: Source) -> Self:
+        """Return the options that hold for the rows of one source."""
+        return replace(self, **source.options) if source.options else self
+
+    def _sources(self, value: Sources, key: str, own_filter: dict[str, Any], split: str) -> list[Source]:
+        overridable = frozenset(one.name for one in fields(self) if one.name.endswith("_column"))
+        found = sources_of(value, key, own_filter, overridable)
+        return [source if source.split is not None else replace(source, split=split) for source in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +205,15 @@ class PreferenceDataConfig(DataConfig):
     confidence_column: str | None = None
     """Column with the probability, in [0.5, 1], that the preference is the right way round; unset: 1."""
 
+    weight_column: str | None = None
+    """Column with the weight of a row in the loss, 0 or more; weights are divided by their mean. Unset: all equal."""
+
+    score_column: str | None = None
+    """Number that ranks answers: of `rated`, in each completion; of `rated_rows`, in each row. Unset: a usual name."""
+
+    response_column: str = "response"
+    """Column, or key of a completion, with the answer, for the formats `rated` and `rated_rows`."""
+
     category_column: str | None = None
     """Column with a word for the kind of row; the report then shows the accuracy of each kind."""
 
@@ -184,6 +230,8 @@ class PreferenceDataConfig(DataConfig):
             value = getattr(self, key)
             alone = self.ranking_column is None or value is None
             require(alone, f"data.{key}", value, "unset with data.ranking_column: it is a number of one pair")
+            rated = self.format in (Format.rated, Format.rated_rows) and value is not None
+            require(not rated, f"data.{key}", value, f"unset with data.format={self.format.name}: of one pair")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,11 @@
-"""Token ids of a source, kept from one start to the next.
+"""Token ids of a source, kept from one start to the next, and read from the disk one row at a time.
 
 They lie in `$XDG_CACHE_HOME/rlhf`, or `~/.cache/rlhf`. Not below HF_HOME: that is laid out, listed and emptied by the
 Hub's own tools, and often shared or read-only. Every file may be deleted at any time.
 
 A file is named after a SHA-256 over all that decides what is in it. It holds a SHA-256 over that name and what
-follows, and a safetensors file: the lists of ids of all examples, their lengths, and all else as JSON.
+follows; the records of all examples (store.py); int64 offsets of the records, one more than there are; what was left
+out, as JSON; int64 length of that JSON, and number of the offsets.
 """
 
 from __future__ import annotations
@@ -13,51 +14,47 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import version
-from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic
 
-import numpy as np
-from safetensors.numpy import load, save
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.store import Example, RowFile, Spool, Stored
 from rlhf_cli.engine.files import sync
 from rlhf_cli.report.text import one_line
 
-FORMAT = 1  # of the files; what decides the ids themselves is the code of this folder, which counts too
-Ids = tuple[int, ...]
+FORMAT = 2  # of the files; what decides the ids themselves is the code of this folder, which counts too
 _LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
-_CHANGES_NO_ROW = ("train", "train_split", "eval", "eval_split", "eval_fraction", "cache")  # of DataConfig
+_CHANGES_NO_ROW = (  # of DataConfig; a filter stands in the name beside the content
+    *("train", "train_split", "train_filter", "eval", "eval_split", "eval_filter", "eval_fraction", "cache"),
+)
 _DIGEST_BYTES = 32
+_BLOCK_BYTES = 1 << 20
 
 
-class Storable(Protocol):
-    """An example that can be written down and read back."""
+@dataclass(frozen=True)
+class Account:
+    """What became of the rows of one source."""
 
-    def parts(self) -> tuple[list[Ids], list[Any]]:
-        """Return its lists of ids, and the rest as JSON can hold it."""
-
-    @classmethod
-    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
-        """Return the example that has these parts."""
-
-
-Example = TypeVar("Example", bound=Storable)
+    dropped: dict[str, int]  # reason -> rows
+    others: int = 0  # rows that the filter leaves to others
+    format: str = "columns"
 
 
 @dataclass(frozen=True)
 class Loaded(Generic[Example]):
     """What one source gave."""
 
-    examples: list[Example]
-    dropped: dict[str, int]  # reason -> rows
+    examples: Sequence[Example]
+    account: Account
 
 
 class RowCache(Generic[Example]):
@@ -65,43 +62,134 @@ class RowCache(Generic[Example]):
 
     def __init__(self, config: DataConfig, renderer: Renderer, kind: type[Example]) -> None:
         self.notes: list[str] = []  # why nothing can be kept, one line
-        self._kind = kind
+        self.kind = kind
         self._decides: str | None = None
         if not config.cache:
             return
         try:
             self._folder = folder()
-            self._decides = json.dumps([FORMAT, kind.__name__, _code(), *_options(config), _rendering(renderer)])
+            self._decides = json.dumps([FORMAT, kind.__name__, _code(), *_rendering(renderer)])
         except _UnknowableError as error:
             self.notes = [f"data.cache: not used, {error}"]
 
-    def key(self, content: Callable[[], str | None]) -> str | None:
-        """Return the name of what a source gives; None where nothing is kept, or where it has no content."""
+    def key(self, options: DataConfig, wanted: Mapping[str, Any], content: Callable[[], str | None]) -> str | None:
+        """Return the name of what a source gives with some options and a filter; None where nothing is kept, or where
+        it has no content.
+        """
         found = None if self._decides is None else content()
-        return None if found is None else hashlib.sha256(f"{self._decides} {found}".encode()).hexdigest()
+        if found is None:
+            return None
+        decides = f"{self._decides} {json.dumps([*_options(options), dict(wanted)])} {found}"
+        return hashlib.sha256(decides.encode()).hexdigest()
 
     def read(self, key: str | None) -> Loaded[Example] | None:
         """Return what was kept under this name, if every byte of it is as it was written."""
         if key is None:
             return None
         try:
-            data = self._file(key).read_bytes()
+            file = RowFile.opened(self._file(key))
         except OSError:
             return None
-        content = data[_DIGEST_BYTES:]
-        return _unpacked(content, self._kind) if data[:_DIGEST_BYTES] == _digest(key, content) else None
+        return self._read(file, key)
 
-    def write(self, key: str, loaded: Loaded[Example]) -> None:
-        """Keep what a source gave, at once and on the disk; where that cannot be, a note and no error."""
-        content = _packed(loaded)
+    def _read(self, file: RowFile, key: str) -> Loaded[Example] | None:
         try:
-            _replace(self._file(key), [_digest(key, content), content])
+            if file.size < _DIGEST_BYTES + 16 or file.read(0, _DIGEST_BYTES) != _digest(key, file):
+                return None
+            length, number = array("q", file.read(file.size - 16, 16))
+            start = file.size - 16 - length
+            account = Account(**json.loads(file.read(start, length)))
+            offsets = array("q")
+            while len(offsets) < number:
+                missing = 8 * (number - len(offsets))
+                offsets.frombytes(file.read(start - missing, min(_BLOCK_BYTES, missing)))
+        except OSError:
+            return None
+        return Loaded(Stored(file, offsets, self.kind, self._file(key)), account)
+
+    def draft(self, key: str | None) -> Draft[Example]:
+        """Return where the examples of a source are to be written, to be kept under this name."""
+        if key is None:
+            return Draft(self.kind, None)
+        try:
+            return Draft(self.kind, self._file(key))
         except OSError as error:
-            reason = one_line(error.strerror or error, 200)
-            self.notes = [f"data.cache: cannot write {self._folder}: {reason}; rows are tokenised at every start"]
+            self._tell(error)
+            return Draft(self.kind, None)
+
+    def keep(self, draft: Draft[Example], key: str, account: Account) -> None:
+        """Keep what was written, at once and on the disk; where that cannot be, a note and no error."""
+        try:
+            draft.publish(key, account)
+        except OSError as error:
+            self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        reason = one_line(error.strerror or error, 200)
+        self.notes = [f"data.cache: cannot write {self._folder}: {reason}; rows are tokenised at every start"]
 
     def _file(self, key: str) -> Path:
         return self._folder / f"{key}.rows"
+
+
+class Draft(Generic[Example]):
+    """The examples of one source while they are written: to a file without a name, or to one that will get a name."""
+
+    def __init__(self, kind: type[Example], target: Path | None) -> None:
+        """Make the file; raise OSError where it is to have a name and cannot be made."""
+        self._target = target
+        self._aside: Path | None = None
+        self._kept: Path | None = None
+        self._file = _nameless() if target is None else self._begun(target)
+        self.spool = Spool(self._file, kind)
+
+    def _begun(self, target: Path) -> RowFile:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, aside = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
+        self._aside, file = Path(aside), RowFile(descriptor)
+        try:
+            file.append(bytes(_DIGEST_BYTES))
+        except OSError:
+            self.close()
+            raise
+        return file
+
+    def publish(self, key: str, account: Account) -> None:
+        """Give the file its name; raise OSError, and leave nothing, where that cannot be."""
+        try:
+            if self.spool.failed is not None:
+                raise self.spool.failed
+            if self._aside is None or self._file is None or self._target is None:
+                return  # why, has been told
+            rest = json.dumps(asdict(account)).encode()
+            offsets = self.spool.offsets
+            self._file.append(offsets.tobytes() + rest + array("q", [len(rest), len(offsets)]).tobytes())
+            self._file.settle(_digest(key, self._file))
+            self._aside.replace(self._target)
+            sync(self._target.parent)
+            self._aside, self._kept = None, self._target
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Take away the name that the file had meanwhile; what was written can still be read."""
+        if self._aside is not None:
+            self._aside.unlink(missing_ok=True)
+            self._aside = None
+
+    def loaded(self, account: Account) -> Loaded[Example]:
+        """Return what was written."""
+        return Loaded(self.spool.examples(self._kept), account)
+
+
+def _nameless() -> RowFile | None:
+    """Return a file that is gone when it is closed; None where there is room for none."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="rlhf-")
+    except OSError:
+        return None
+    Path(name).unlink()
+    return RowFile(descriptor)
 
 
 class _UnknowableError(Exception):
@@ -148,49 +236,11 @@ def _rendering(renderer: Renderer) -> list[Any]:
     ]
 
 
-def _digest(key: str, content: bytes) -> bytes:
+def _digest(key: str, file: RowFile) -> bytes:
+    """Return a SHA-256 over a name and all of a file behind its first bytes."""
     digest = hashlib.sha256(key.encode())
-    digest.update(content)
+    place = _DIGEST_BYTES
+    while block := file.read(place, _BLOCK_BYTES):
+        digest.update(block)
+        place += len(block)
     return digest.digest()
-
-
-def _packed(loaded: Loaded[Any]) -> bytes:
-    """Return a safetensors file: ids [number of all], lengths [number of lists], rest [bytes of JSON]."""
-    parts = [example.parts() for example in loaded.examples]
-    lists = [ids for several, _ in parts for ids in several]
-    rest = {"dropped": loaded.dropped, "examples": [[len(several), more] for several, more in parts]}
-    arrays: dict[str, Any] = {
-        "ids": np.fromiter(chain.from_iterable(lists), np.int32),
-        "lengths": np.fromiter(map(len, lists), np.int64),
-        "rest": np.frombuffer(json.dumps(rest).encode(), np.uint8),
-    }
-    return save(arrays)
-
-
-def _unpacked(content: bytes, kind: type[Example]) -> Loaded[Example]:
-    arrays = load(content)
-    rest = json.loads(arrays["rest"].tobytes())
-    lists = _cut(arrays["ids"].tolist(), arrays["lengths"].tolist())
-    examples = [kind.of_parts([next(lists) for _ in range(number)], more) for number, more in rest["examples"]]
-    return Loaded(examples, rest["dropped"])
-
-
-def _cut(ids: list[int], lengths: list[int]) -> Iterator[Ids]:
-    for start, end in pairwise(accumulate(lengths, initial=0)):
-        yield tuple(ids[start:end])
-
-
-def _replace(file: Path, parts: list[bytes]) -> None:
-    """Write a file at once, whoever else writes it; raise OSError, and leave nothing, where it cannot be written."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as open_file:
-            open_file.writelines(parts)
-            open_file.flush()
-            os.fsync(open_file.fileno())
-        Path(aside).replace(file)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-    sync(file.parent)

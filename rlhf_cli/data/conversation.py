@@ -36,8 +36,8 @@ class Renderer:
         self._turn = Turn("") if self._template is None else turn_of(self._template, self.system_prompt) or Turn("")
         self._special = SpecialTokens(tokenizer, self._turn.others)
         self.end_id: int = _end_of(self._turn, tokenizer) if self.use_template else tokenizer.eos_token_id
-        self._context = self._special.from_last(self._turn.asked) if self.use_template else ""
-        self._context_ids = self._special.ids(self._context)
+        context = self._special.from_last(self._turn.asked) if self.use_template else ""
+        self._contexts = [(text, self._special.ids(text)) for text in (context, "\n")]
         self._adds = _added_around(tokenizer)
 
     @property
@@ -104,7 +104,8 @@ class Renderer:
         if ids[-1:] == (self.end_id,):
             ids = ids[:-1]
         # some decoders write a first token without its space
-        before, text = self._shown(self._context_ids), self._shown((*self._context_ids, *ids))
+        context = self._contexts[0][1]
+        before, text = self._shown(context), self._shown((*context, *ids))
         text = text[len(before) :] if text.startswith(before) else self._shown(ids)
         return text.removeprefix(self._turn.lead)
 
@@ -168,13 +169,16 @@ class Renderer:
         return [{key: self._special.hide(text) for key, text in message.items()} for message in messages]
 
     def _answer_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids that a text has behind a prompt; those that it has alone, where its start melts into it.
+        """Return the ids that a text has behind a prompt; where its start melts into that, behind a line's end.
 
-        SentencePiece puts a space before a text that stands alone, and none before one behind a line's end.
+        Not those that it has alone: SentencePiece puts a space before such a text.
         """
         text = self._turn.lead + self._special.hide(text)
-        ids, context = self._special.ids(self._context + text), self._context_ids
-        return ids[len(context) :] if ids[: len(context)] == context else self._special.ids(text)
+        for context, before in self._contexts:
+            ids = self._special.ids(context + text)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self._special.ids(text)
 
     def _plain_ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text with the tokenizer's BOS, unless it brings its own, and without an EOS behind it."""

@@ -1,6 +1,10 @@
 """Which rows a step takes: a function of (seed, step) alone, so that a resumed run needs no data position."""
 
+from __future__ import annotations
+
 import random
+from array import array
+from functools import lru_cache
 
 
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -10,14 +14,16 @@ def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[
     no row is skipped or repeated when num_rows is not a multiple of batch_size.
     """
     first = step * batch_size
-    orders: dict[int, list[int]] = {}
     indices = []
     for position in range(first, first + batch_size):
         turn, place = divmod(position, num_rows)
-        if turn not in orders:
-            orders[turn] = shuffled(num_rows, f"{seed}/rows/{turn}")
-        indices.append(orders[turn][place])
+        indices.append(_order(num_rows, f"{seed}/rows/{turn}")[place])
     return indices
+
+
+@lru_cache(maxsize=2)  # a pass takes many steps, and a step reads of two passes at most but where rows are few
+def _order(size: int, key: str) -> array[int]:
+    return array("q", shuffled(size, key))
 
 
 def shuffled(size: int, key: str) -> list[int]:

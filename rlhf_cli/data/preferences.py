@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Self
 
+from rlhf_cli.config.errors import require
 from rlhf_cli.config.sections import PreferenceDataConfig
-from rlhf_cli.data.cache import Ids, RowCache
-from rlhf_cli.data.conversation import Message, Renderer, as_messages, is_empty, split_answers
+from rlhf_cli.config.sources import Format
+from rlhf_cli.data.cache import RowCache
+from rlhf_cli.data.conversation import Renderer, is_empty
+from rlhf_cli.data.formats import compared, empty
 from rlhf_cli.data.rows import BadRow, Row, column
-from rlhf_cli.data.sources import Sides, load_sides
+from rlhf_cli.data.sources import Prepare, Sides, load_sides
+from rlhf_cli.data.store import Ids
 from rlhf_cli.data.tokens import Sequence
 
 
@@ -25,16 +30,21 @@ class Ranking:
     margin: float = 0.0  # by which a better score should exceed a worse one
     confidence: float = 1.0  # the probability that the order is right
     category: str | None = None  # a word for the kind of row
+    weight: float = 1.0  # in the loss, before it is divided by the mean weight
+    ranks: tuple[int, ...] = ()  # of the answers, 0 the best, equal where tied; (): none is
 
     def parts(self) -> tuple[list[Ids], list[Any]]:
         """Return the ids of the prompt, then of every answer, and the other fields."""
         ids = [self.answers[0].prompt_ids, *(answer.response_ids for answer in self.answers)]
-        return ids, [self.longer_wins, self.prompt_key, self.margin, self.confidence, self.category]
+        numbers = [self.margin, self.confidence, self.category, self.weight]
+        return ids, [self.longer_wins, self.prompt_key, *numbers, self.ranks]
 
     @classmethod
     def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
         """Return the ranking that has these parts."""
-        return cls(tuple(Sequence(ids[0], response_ids) for response_ids in ids[1:]), *rest)
+        longer_wins, prompt_key, margin, confidence, category, weight, ranks = rest
+        answers = tuple(Sequence(ids[0], response_ids) for response_ids in ids[1:])
+        return cls(answers, longer_wins, prompt_key, margin, confidence, category, weight, tuple(ranks))
 
     @property
     def num_tokens(self) -> int:
@@ -43,78 +53,69 @@ class Ranking:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """The places (better, worse) of every pair of answers."""
-        return list(combinations(range(len(self.answers)), 2))
+        """The places (better, worse) of every pair of answers that are not tied."""
+        pairs = list(combinations(range(len(self.answers)), 2))
+        return [(a, b) for a, b in pairs if self.ranks[a] < self.ranks[b]] if self.ranks else pairs
 
 
 def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int) -> Sides[Ranking]:
     """Load, render, filter and split; raise InputError where no row is left to train on."""
-
-    def convert(row: Row) -> Ranking:
-        messages, answers = _answers(row, config)
-        empty = [field for field, text in answers if not text.strip()]
-        if empty or is_empty(messages):
-            raise _empty((empty or [config.prompt_column])[0], config)
-        texts = [text for _, text in answers]
-        if len(set(texts)) < len(texts):
-            what = "chosen == rejected" if config.ranking_column is None else "equal answers"
-            raise BadRow(answers[-1][0], what, config.equal, "data.equal")
-        prompt_ids = renderer.prompt_ids(messages)
-        ranking = Ranking(
-            answers=tuple(Sequence(prompt_ids, renderer.response_ids(text)) for text in texts),
-            longer_wins=_longer_wins(texts),
-            prompt_key=json.dumps(messages),
-            margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
-            confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
-            category=_word(row, config.category_column),
-        )
-        if ranking.num_tokens > config.max_tokens:
-            raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
-        return ranking
-
-    return load_sides(config, seed, _wanted_columns(config), convert, RowCache(config, renderer, Ranking))
+    return load_sides(config, seed, preparing(renderer), RowCache(config, renderer, Ranking))
 
 
-def _wanted_columns(config: PreferenceDataConfig) -> dict[str, str]:
+def preparing(renderer: Renderer) -> Prepare[Ranking]:
+    """Return what makes the converter of a source's rows."""
+
+    def prepare(config: PreferenceDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], Ranking]]:
+        if row_format in (Format.rated, Format.rated_rows):
+            for key in ("margin_column", "confidence_column"):
+                value = getattr(config, key)
+                require(value is None, f"data.{key}", value, f"unset: rows are read as {row_format.name}")
+        return _wanted_columns(config, row_format), lambda row: _ranking(row, config, row_format, renderer)
+
+    return prepare
+
+
+def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, renderer: Renderer) -> Ranking:
+    """Return the ranking of a row; raise BadRow."""
+    case = compared(row, config, row_format)
+    messages, answers = case.messages, case.answers
+    empty_fields = [field for field, text in answers if not text.strip()]
+    if empty_fields or is_empty(messages):
+        raise empty((empty_fields or [config.prompt_column])[0], config)
+    texts = [text for _, text in answers]
+    if len(set(texts)) < len(texts):
+        what = "chosen == rejected" if config.ranking_column is None else "equal answers"
+        raise BadRow(answers[-1][0], what, config.equal, "data.equal")
+    prompt_ids = renderer.prompt_ids(messages)
+    ranking = Ranking(
+        answers=tuple(Sequence(prompt_ids, renderer.response_ids(text)) for text in texts),
+        longer_wins=0.5,
+        prompt_key=json.dumps(messages),
+        margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
+        confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
+        category=_word(row, config.category_column),
+        weight=_number(row, config.weight_column, 1.0, (0.0, 1e4)),
+        ranks=case.ranks,
+    )
+    if ranking.num_tokens > config.max_tokens:
+        raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
+    return replace(ranking, longer_wins=_longer_wins(texts, ranking.pairs))
+
+
+def _wanted_columns(config: PreferenceDataConfig, row_format: Format) -> dict[str, str]:
     """Return the columns that rows must have, each with its option; the prompt may stand inside the answers."""
-    names = ("ranking_column", "prompt_column") if config.ranking_column else ("chosen_column", "rejected_column")
-    columns = {
-        name: getattr(config, name) for name in (*names, "margin_column", "confidence_column", "category_column")
-    }
+    names: tuple[str, ...] = ("margin_column", "confidence_column", "category_column", "weight_column")
+    if row_format is Format.columns:
+        answers = ("ranking_column", "prompt_column") if config.ranking_column else ("chosen_column", "rejected_column")
+        names = (*answers, *names)
+    columns = {name: getattr(config, name) for name in names}
     return {column: f"data.{name}" for name, column in columns.items() if column is not None}
 
 
-def _answers(row: Row, config: PreferenceDataConfig) -> tuple[list[Message], list[tuple[str, str]]]:
-    """Return prompt messages and (column, text) of every answer, the best first."""
-    if config.ranking_column is not None:
-        return _ranked(row, config, config.ranking_column)
-    fields = config.prompt_column, config.chosen_column, config.rejected_column
-    prompt, chosen, rejected = row.get(fields[0]), column(row, fields[1]), column(row, fields[2])
-    for field, value in zip(fields[1:], (chosen, rejected), strict=True):
-        if value in (None, "", []):
-            raise _empty(field, config)
-    if prompt is None and config.prompt_column in row and isinstance(chosen, str):
-        raise _empty(config.prompt_column, config)
-    messages, better, worse = split_answers(prompt, chosen, rejected, fields)
-    return messages, [(fields[1], better), (fields[2], worse)]
-
-
-def _ranked(row: Row, config: PreferenceDataConfig, ranking_column: str) -> tuple[list[Message], list[tuple[str, str]]]:
-    texts, prompt = column(row, ranking_column), column(row, config.prompt_column)
-    for field, value in ((ranking_column, texts), (config.prompt_column, prompt)):
-        if value in (None, []):
-            raise _empty(field, config)
-    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-        raise BadRow(ranking_column, "wanted a list of two or more strings, the best first")
-    return as_messages(prompt, config.prompt_column), [(ranking_column, text) for text in texts]
-
-
-def _empty(field: str, config: PreferenceDataConfig) -> BadRow:
-    return BadRow(field, "empty", config.empty, "data.empty")
-
-
-def _longer_wins(texts: list[str]) -> float:
-    wins = [0.5 if len(a) == len(b) else float(len(a) > len(b)) for a, b in combinations(texts, 2)]
+def _longer_wins(texts: list[str], pairs: list[tuple[int, int]]) -> float:
+    lengths = [len(text) for text in texts]
+    wins = [0.5 if lengths[a] == lengths[b] else float(lengths[a] > lengths[b]) for a, b in pairs]
     return sum(wins) / len(wins)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rlhf_cli.config.sections import PromptDataConfig
-from rlhf_cli.data.cache import Ids, RowCache
-from rlhf_cli.data.conversation import Message, Renderer, as_messages, is_empty
-from rlhf_cli.data.rows import BadRow, Row, column, json_value
-from rlhf_cli.data.sources import Sides, load_sides
+from rlhf_cli.config.sources import Format
+from rlhf_cli.data.cache import RowCache
+from rlhf_cli.data.conversation import Message, Renderer, is_empty
+from rlhf_cli.data.formats import asked, empty, question_columns
+from rlhf_cli.data.rows import BadRow, Row, json_value
+from rlhf_cli.data.sources import Prepare, Sides, load_sides
+from rlhf_cli.data.store import Ids
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,27 @@ class Prompt:
 
 def load_prompts(config: PromptDataConfig, renderer: Renderer, seed: int) -> Sides[Prompt]:
     """Load, render, filter and split; raise InputError where no prompt is left to train on."""
+    return load_sides(config, seed, preparing(renderer), RowCache(config, renderer, Prompt))
 
-    def convert(row: Row) -> Prompt:
-        value = column(row, config.prompt_column)
-        messages = [] if value is None else as_messages(value, config.prompt_column)
-        if is_empty(messages):
-            raise BadRow(config.prompt_column, "empty", config.empty, "data.empty")
-        ids = renderer.prompt_ids(messages)
-        if len(ids) > config.max_prompt_tokens:
-            raise BadRow(config.prompt_column, "too long", config.too_long, "data.too_long")
-        others = {name: json_value(content) for name, content in row.items() if name != config.prompt_column}
-        return Prompt(messages[-1]["content"], ids, json.dumps(messages), tuple(messages), others)
 
-    wanted = {config.prompt_column: "data.prompt_column"}
-    return load_sides(config, seed, wanted, convert, RowCache(config, renderer, Prompt))
+def preparing(renderer: Renderer) -> Prepare[Prompt]:
+    """Return what makes the converter of a source's rows."""
+
+    def prepare(config: PromptDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], Prompt]]:
+        is_named = row_format in (Format.columns, Format.rated_rows)
+        wanted = {config.prompt_column: "data.prompt_column"} if is_named else {}
+        questions = question_columns(config, row_format)
+
+        def convert(row: Row) -> Prompt:
+            messages = asked(row, config, row_format)
+            if is_empty(messages):
+                raise empty(config.prompt_column, config)
+            ids = renderer.prompt_ids(messages)
+            if len(ids) > config.max_prompt_tokens:
+                raise BadRow(config.prompt_column, "too long", config.too_long, "data.too_long")
+            others = {name: json_value(content) for name, content in row.items() if name not in questions}
+            return Prompt(messages[-1]["content"], ids, json.dumps(messages), tuple(messages), others)
+
+        return wanted, convert
+
+    return prepare

@@ -6,16 +6,17 @@ import json
 import re
 from collections.abc import Collection
 from functools import cached_property
+from secrets import token_hex
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.data.rows import BadRow
 
-# Characters that Unicode keeps for a program's own use and that no text should hold.
+# Characters that Unicode keeps for a program's own use. A text may hold them all the same; what is between them in our
+# marks it cannot know.
 _HIDDEN, _WRITTEN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
-_MARK = re.compile(f"{_HIDDEN}([0-9]+){_END}")
-_RESERVED = re.compile(f"[{_HIDDEN}{_WRITTEN}{_END}]")
+_SECRET_BYTES = 8
 
 
 class SpecialTokens:
@@ -27,7 +28,9 @@ class SpecialTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str = "") -> None:
-        """written: what a template writes; the added tokens in it are kept from messages, special or not."""
+        """Keep a tokenizer's special tokens from messages.
+
+        written: what a template writes; the added tokens in it are kept from messages, special or not."""
         added = tokenizer.added_tokens_decoder
         self._tokenizer = tokenizer
         self._tokens: list[tuple[int, AddedToken]] = [
@@ -40,28 +43,29 @@ class SpecialTokens:
         self._places = {token.content: place for place, (_, token) in enumerate(self._tokens)}
         # such a token is found in other spellings, too: those that the tokenizer's normaliser makes the same
         self._always = any(token.normalized for _, token in self._tokens)
+        secret = token_hex(_SECRET_BYTES)  # no id depends on it
+        self._hidden, self._written = f"{_HIDDEN}{secret}.", f"{_WRITTEN}{secret}."
+        self._mark = re.compile(f"{self._hidden}([0-9]+){_END}")
 
     def hide(self, text: str) -> str:
-        """Return a text with a mark in place of each special token that it spells. Raises BadRow for marks in it."""
-        if _RESERVED.search(text):
-            raise BadRow("text", "holds one of the characters U+FDD0 to U+FDD2, which stand for no text")
-        return self._pattern.sub(lambda found: f"{_HIDDEN}{self._places[found.group()]}{_END}", text)
+        """Return a text with a mark in place of each special token that it spells."""
+        return self._pattern.sub(lambda found: f"{self._hidden}{self._places[found.group()]}{_END}", text)
 
     def shown(self, text: str) -> str:
         """Return a text as it was before it was hidden."""
-        return _MARK.sub(lambda found: self._tokens[int(found.group(1))][1].content, text)
+        return self._mark.sub(lambda found: self._tokens[int(found.group(1))][1].content, text)
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a rendered text: special tokens where the template wrote them, text where it is hidden.
 
         Raises BadRow where the tokenizer cannot be kept from reading a special token in a message.
         """
-        if not self._always and _HIDDEN not in text:
+        if not self._always and self._hidden not in text:
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if self._apart is None:
             raise self._refused(text)
         tokenizer, own_ids = self._apart
-        marked = self._pattern.sub(lambda found: _written(self._places[found.group()]), text)
+        marked = self._pattern.sub(lambda found: self._name(self._places[found.group()]), text)
         ids = tokenizer.encode(self.shown(marked), add_special_tokens=False).ids
         forbidden = {token_id for token_id, _ in self._tokens} - {self._tokenizer.unk_token_id}
         if not forbidden.isdisjoint(ids):
@@ -86,7 +90,7 @@ class SpecialTokens:
         return text
 
     def _refused(self, text: str) -> BadRow:
-        found = _MARK.search(text)
+        found = self._mark.search(text)
         what = self._tokens[int(found.group(1))][1].content if found else "a special token"
         return BadRow("text", f"spells {what}, which this tokenizer can only read as the special token")
 
@@ -105,7 +109,7 @@ class SpecialTokens:
         tokenizer.encode_special_tokens = True  # as text
         own_ids = {}
         for place, (token_id, token) in enumerate(self._tokens):
-            name = _written(place)
+            name = self._name(place)
             strips = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
             tokenizer.add_tokens([AddedToken(name, normalized=False, special=False, **strips)])
             name_id = tokenizer.token_to_id(name)
@@ -113,6 +117,5 @@ class SpecialTokens:
             own_ids[name_id] = token_id
         return tokenizer, own_ids
 
-
-def _written(place: int) -> str:
-    return f"{_WRITTEN}{place}{_END}"
+    def _name(self, place: int) -> str:
+        return f"{self._written}{place}{_END}"

@@ -80,7 +80,7 @@ def load_pair_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBas
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Where pad ends a response or is missing, take <unk>, a token named after padding, or <|endoftext|>, if it can be.
+    """Where pad ends a response or is missing, take <unk>, or a token named after padding or <|endoftext|>.
 
     Training does not need it (masks come from lengths), but an exported reward model does: transformers finds the
     last token as the last that is not the pad token, and would step over an end token that is also the pad token.

@@ -63,7 +63,7 @@ class AnswerBook:
 
     def __init__(
         self,
-        prompts: list[Prompt],
+        prompts: Sequence[Prompt],
         sampler: RolloutEngine,
         ends: EndTokens,
         judges: Judges,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,7 +87,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     try_outside(outside, texts_of, prompts.train[0])
     planned = plan_launch(config, _lengths(prompts, texts, config.model.packing), report)
     loaded = policy, value, scorer = _models(config, tokenizer)
-    longest = max(len(prompt.ids) for prompt in (*prompts.train, *prompts.eval)) + config.rollout.max_new_tokens + 1
+    longest = max(len(prompt.ids) for prompt in chain(prompts.train, prompts.eval)) + config.rollout.max_new_tokens + 1
     for model, key in ((policy, "model"), (scorer, "reward_model")):
         if model is not None:
             check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
@@ -130,9 +131,12 @@ def _gold(config: TrainPPOConfig, renderer: Renderer, ends: EndTokens, longest: 
 
 def _lengths(prompts: Sides[Prompt], texts: list[Sequence], packing: bool) -> Lengths:
     """Measure the prompts; what all of them begin with is read once in a packed pass."""
-    ids = [prompt.ids for prompt in (*prompts.train, *prompts.eval)]
-    shared = num_common(min(ids), max(ids)) if packing else 0
-    shortest, longest = min(map(len, ids)), max(map(len, ids))
+    low = high = next(iter(chain(prompts.train, prompts.eval))).ids
+    shortest, longest = len(low), len(low)
+    for prompt in chain(prompts.train, prompts.eval):
+        low, high = min(low, prompt.ids), max(high, prompt.ids)
+        shortest, longest = min(shortest, len(prompt.ids)), max(longest, len(prompt.ids))
+    shared = num_common(low, high) if packing else 0
     return Lengths(max(1, shortest - shared), longest, max((len(block) for block in texts), default=0))
 
 
@@ -177,7 +181,7 @@ def _engines(
 ) -> Models:
     """Wrap the four models; the reference is loaded here, last."""
     policy, value, scorer = loaded
-    ppo, deepspeed, device = config.ppo, config.deepspeed, distributed.device()
+    ppo, deepspeed, device, tokenizer = config.ppo, config.deepspeed, distributed.device(), renderer.tokenizer
     updates = ppo.num_steps * ppo.updates_per_step
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
     policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
@@ -189,7 +193,7 @@ def _engines(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
     value_engine = train_engine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = load_causal_lm(config.model, "model", renderer.tokenizer, config.run.seed)
+    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
     return Models(
         policy=policy_engine,
         reference=frozen_engine(ResponseLM(reference), policy_dtype, config.deepspeed_of_frozen),

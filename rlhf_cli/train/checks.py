@@ -94,7 +94,7 @@ def report_checks(check: Callable[[], list[Check]], config: CheckConfig, report:
 
 
 @torch.no_grad()
-def check_ppo(trainer: PPOTrainer, prompts: list[Prompt], texts: TextSide, bounds: Bounds) -> list[Check]:
+def check_ppo(trainer: PPOTrainer, prompts: Sequence[Prompt], texts: TextSide, bounds: Bounds) -> list[Check]:
     """Check the four models, the sampler and the texts of a run that has made no update; all ranks together."""
     probes = spread(prompts, [len(prompt.ids) for prompt in prompts], trainer.config.check.num_prompts)
     keys = [f"{trainer.config.run.seed}/check/{place}" for place in range(len(probes))]

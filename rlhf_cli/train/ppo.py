@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -64,7 +65,7 @@ class PPOState:
 class PPOData:
     """What a PPO run reads."""
 
-    prompts: list[Prompt]
+    prompts: Items[Prompt]
     texts: list[Sequence]  # blocks for the language-modelling loss; empty: none
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from rlhf_cli.algo.losses import centering_loss, preference_correct, preference_loss
 from rlhf_cli.algo.normalise import normalised_head
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainRMConfig
 from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.preferences import Ranking
+from rlhf_cli.data.store import ordered
 from rlhf_cli.data.tokens import Sequence, chunks, collate, flatten, micro_batches, rooms
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
@@ -36,32 +39,35 @@ class Pairs:
 
     better: Tensor  # [P] the place of the better answer among all answers
     worse: Tensor  # [P] that of the worse one
-    weight: Tensor  # [P] 1 / C(K, 2)
+    weight: Tensor  # [P] 1 over the pairs of its ranking, C(K, 2) without ties
     margin: Tensor  # [P]
     confidence: Tensor  # [P]
+    importance: Tensor  # [P] the weight of its row in the loss, 1 on average over all rows
 
     @staticmethod
-    def of(rankings: list[Ranking], label_smoothing: float, device: torch.device) -> Pairs:
-        """List the pairs of rankings whose answers stand one after the other."""
-        rows: list[tuple[int, int, float, float, float]] = []
+    def of(rankings: Items[Ranking], label_smoothing: float, device: torch.device, mean_weight: float = 1.0) -> Pairs:
+        """List the pairs of rankings whose answers stand one after the other; mean_weight: of all rows."""
+        rows: list[tuple[int, int, float, float, float, float]] = []
         first = 0
         for ranking in rankings:
             confidence = min(ranking.confidence, 1 - label_smoothing)
             weight = 1 / len(ranking.pairs)
-            rows += [(first + a, first + b, weight, ranking.margin, confidence) for a, b in ranking.pairs]
+            numbers = (weight, ranking.margin, confidence, ranking.weight / mean_weight)
+            rows += [(first + a, first + b, *numbers) for a, b in ranking.pairs]
             first += len(ranking.answers)
-        better, worse, *numbers = zip(*rows, strict=True)
+        better, worse, *columns = zip(*rows, strict=True)
         places = (torch.tensor(column, device=device) for column in (better, worse))
-        return Pairs(*places, *(torch.tensor(column, dtype=torch.float32, device=device) for column in numbers))
+        return Pairs(*places, *(torch.tensor(column, dtype=torch.float32, device=device) for column in columns))
 
     def loss(self, scores: Tensor) -> Tensor:
-        """Preference loss, the sum over rankings of the mean over their pairs; scores: [N]."""
-        better, worse = scores[self.better], scores[self.worse]
-        return (self.weight * preference_loss(better, worse, self.margin, self.confidence)).sum()
+        """Preference loss, the weighted sum over rankings of the mean over their pairs; scores: [N]."""
+        losses = preference_loss(scores[self.better], scores[self.worse], self.margin, self.confidence)
+        return (self.weight * self.importance * losses).sum()
 
     def centering(self, scores: Tensor) -> Tensor:
         """Centering term, summed in the same way."""
-        return (self.weight * centering_loss(scores[self.better], scores[self.worse])).sum()
+        losses = centering_loss(scores[self.better], scores[self.worse])
+        return (self.weight * self.importance * losses).sum()
 
     def correct(self, scores: Tensor) -> Tensor:
         """Share of pairs in the right order, summed over rankings."""
@@ -72,6 +78,14 @@ class Pairs:
         return scores[self.better] - scores[self.worse]
 
 
+def mean_weight(rows: Items[Ranking]) -> float:
+    """Return the mean weight of rows, 1 for none; raise InputError where none has any."""
+    mean = math.fsum(row.weight for row in rows) / len(rows) if rows else 1.0
+    if mean == 0:
+        raise InputError("data.weight_column: every row has the weight 0; wanted one above it")
+    return mean
+
+
 class RewardTrainer:
     """One reward-model run: batch -> loss -> update, evaluation on held-out rows in between."""
 
@@ -79,8 +93,8 @@ class RewardTrainer:
         self,
         config: TrainRMConfig,
         model: TrainEngine,
-        rows: list[Ranking],
-        eval_rows: list[Ranking],
+        rows: Items[Ranking],
+        eval_rows: Items[Ranking],
         pad_id: int,
         boundary: Boundary,
         report: Reporter,
@@ -88,7 +102,8 @@ class RewardTrainer:
         self.config = config
         self.model = model
         self.rows = rows
-        self.eval_rows = sorted(eval_rows, key=lambda row: row.num_tokens)  # less padding
+        self.eval_rows = ordered(eval_rows, key=lambda row: row.num_tokens)  # less padding
+        self.mean_weight = mean_weight(rows)
         self.pad_id = pad_id
         self.boundary = boundary
         self.report = report
@@ -192,7 +207,9 @@ class RewardTrainer:
             else:
                 found = self._over_all(self.eval_rows, self._hidden) @ head.float().cpu().T
         self.eval_scores, scores = found, found[:, 0]
-        pairs, size = self._pairs(self.eval_rows, torch.device("cpu")), len(self.eval_rows)
+        own_mean = mean_weight(self.eval_rows)
+        pairs = Pairs.of(self.eval_rows, self.config.train.label_smoothing, torch.device("cpu"), own_mean)
+        size = len(self.eval_rows)
         metrics = {
             "eval/accuracy": float(pairs.correct(scores)) / size,
             "eval/longer_wins_accuracy": sum(row.longer_wins for row in self.eval_rows) / size,
@@ -236,7 +253,7 @@ class RewardTrainer:
         return float(self._pairs(rows).loss(self._scores(rows))) / len(rows)
 
     def _pairs(self, rows: list[Ranking], device: torch.device | None = None) -> Pairs:
-        return Pairs.of(rows, self.config.train.label_smoothing, device or distributed.device())
+        return Pairs.of(rows, self.config.train.label_smoothing, device or distributed.device(), self.mean_weight)
 
     def _scores(self, rows: list[Ranking]) -> Tensor:
         """Scores of all answers of some rows [N]."""
@@ -254,15 +271,16 @@ class RewardTrainer:
         return batch.at_last_token(scores), batch.at_last_token(hidden).float()
 
     @torch.no_grad()
-    def _over_all(self, rows: list[Ranking], function: Callable[[list[Ranking]], Tensor]) -> Tensor:
+    def _over_all(self, rows: Items[Ranking], function: Callable[[list[Ranking]], Tensor]) -> Tensor:
         """Apply a function of rows to this rank's part; join what all ranks got, [N, ...], on the CPU, in order."""
-        padded = distributed.pad_to_ranks(rows)  # every rank makes the same number of forward passes
+        padded = distributed.pad_to_ranks(list(range(len(rows))))  # every rank makes as many forward passes
         parts = chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)
-        joined = flatten(distributed.gather_all([function(part).cpu() for part in parts]))
+        found = [function([rows[place] for place in part]).cpu() for part in parts]
+        joined = flatten(distributed.gather_all(found))
         return torch.cat(joined)[: sum(len(row.answers) for row in rows)]
 
 
-def pair_records(rows: list[Ranking], scores: Tensor, text: Callable[[tuple[int, ...]], str]) -> list[dict[str, Any]]:
+def pair_records(rows: Items[Ranking], scores: Tensor, text: Callable[[tuple[int, ...]], str]) -> list[dict[str, Any]]:
     """Return every pair of some rankings as lines of pairs.jsonl.
 
     scores: [N, 2] of all answers in order, by the exported head and by the trained one, whose differences are the log

@@ -7,7 +7,9 @@ import faulthandler
 import os
 import random
 import signal
+from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import Ranking, load_preferences
 from rlhf_cli.data.sources import Sides
+from rlhf_cli.data.store import Ids
 from rlhf_cli.data.tokens import PackedSize, fingerprint_of
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
@@ -127,13 +130,13 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
         report.say(note)
     planned = start.plan(config, _lengths(data, config.model.packing), steps)
     classifier = load_sequence_classifier(config.model, "model", tokenizer, config.run.seed, new_head=True)
-    check_length(classifier, max(row.num_tokens for row in (*data.train, *data.eval)), "model", "data.max_tokens")
+    check_length(classifier, max(row.num_tokens for row in chain(data.train, data.eval)), "model", "data.max_tokens")
     model_size = ModelSize.of(classifier)  # before it is sharded
     engine = train_engine(TokenScorer(classifier), torch_dtype(config.model), config.optim, steps, config.deepspeed)
     checkpoints = Checkpoints(
         run_folder(config.run) / "checkpoints", {"model": engine}, config.checkpoint.keep_last, start.text
     )
-    answers = (answer for row in (*data.train, *data.eval) for answer in row.answers)
+    answers = (answer for row in chain(data.train, data.eval) for answer in row.answers)
     inputs = {"data": fingerprint_of((answer.prompt_ids, answer.response_ids) for answer in answers)}
     boundary = start.boundary(config, checkpoints, inputs)
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
@@ -175,12 +178,12 @@ def _finish_rm(trainer: RewardTrainer, classifier: PreTrainedModel, renderer: Re
 
 def _lengths(data: Sides[Ranking], packing: bool) -> Lengths:
     """Measure preference data: the longest answer; packed, the most tokens of a row, shared out to its answers."""
-    rows = (*data.train, *data.eval)
-    answers = max(len(row.answers) for row in rows)
-    longest = max(len(answer) for row in rows for answer in row.answers)
-    if packing:
-        longest = -(-max(PackedSize.of(*row.answers).num_tokens for row in rows) // answers)
-    return Lengths(1, 1, longest, answers)
+    answers = longest = most_packed = 0
+    for row in chain(data.train, data.eval):
+        answers, longest = max(answers, len(row.answers)), max(longest, row.num_tokens)
+        if packing:
+            most_packed = max(most_packed, PackedSize.of(*row.answers).num_tokens)
+    return Lengths(1, 1, -(-most_packed // answers) if packing else longest, answers)
 
 
 def train_ppo(config: TrainPPOConfig, start: Start) -> None:
@@ -243,9 +246,10 @@ def _answer_book(config: TrainPPOConfig, built: PPOParts, trainer: PPOTrainer) -
 
 def _fingerprints(built: PPOParts) -> dict[str, str]:
     """Tell what a PPO run reads and does not change from what another one reads."""
-    rows = [(prompt.ids, ()) for prompt in (*built.prompts.train, *built.prompts.eval)]
+    rows: Iterator[tuple[Ids, Ids]] = ((prompt.ids, ()) for prompt in chain(built.prompts.train, built.prompts.eval))
+    texts = ((block.prompt_ids, block.response_ids) for block in built.texts)
     return {
-        "data": fingerprint_of([*rows, *((block.prompt_ids, block.response_ids) for block in built.texts)]),
+        "data": fingerprint_of(chain(rows, texts)),
         "model": built.engines.reference.fingerprint(),
         **{key: engine.fingerprint() for key, engine in built.engines.judging.engines.items()},
         **({} if built.gold is None else {"gold_reward_model": built.gold.engine.fingerprint()}),

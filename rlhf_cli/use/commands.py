@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 
 from rlhf_cli.config.errors import InputError, OutOfMemoryError
-from rlhf_cli.use.words import Loading, Parser, Rows, Sampling, add_out, out_of, parser, whole
+from rlhf_cli.use.runs import Role, Trained, find
+from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_out, out_of, parser, positive, whole
 
-NAMES = ("generate",)
+_REWARD = "a reward-model run or folder, a Hub id, http://..., module:function or file.py:function"
 
 
 def run(command: str, args: Sequence[str]) -> int:
@@ -45,7 +46,7 @@ def _generate_parser() -> Parser:
         "The same seed gives the same answers, however many are drawn at a time.",
     )
     made.add_argument("model", metavar="MODEL", help="a PPO run folder, a model folder, a Hub id or a .gguf file")
-    made.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be given again")
+    made.add_argument("--prompt", action="extend", nargs="+", default=[], metavar="TEXT", help="one prompt or more")
     made.add_argument("--num", type=whole(1), default=1, metavar="N", help="answers to every prompt; default: 1")
     add_out(made)
     Rows.add(made, "--file", required=False)
@@ -60,8 +61,7 @@ def _generate(given: argparse.Namespace) -> Callable[[], None]:
         raise InputError("generate: no prompt; give --prompt TEXT or --file FILE")
     if any(not text.strip() for text in given.prompt):
         raise InputError("generate: --prompt is empty, wanted a text")
-    if sampling.greedy and given.num > 1:
-        raise InputError(f"generate: --num {given.num} with --greedy gives the same answer again; leave one out")
+    _refuse_equal_answers(sampling, given.num)
     rows = None if given.rows is None else Rows.of(given, "--file")
     out, loading = out_of(given), Loading.of(given)
     check_model(given.model)
@@ -74,13 +74,143 @@ def _generate(given: argparse.Namespace) -> Callable[[], None]:
     return begin
 
 
-def check_model(path: str) -> None:
-    """Raise InputError where there is no such policy."""
-    from rlhf_cli.use.runs import Role, find
+def _score_parser() -> Parser:
+    made = parser(
+        "score",
+        "Score pairs (prompt, chosen, rejected) or single answers (prompt, response) with a reward.",
+        'Of pairs: how often the chosen answer scores higher, beside "the longer answer wins", and how far the\n'
+        "probabilities can be believed. Some rows are scored twice: a reward must say the same again.",
+    )
+    made.add_argument("reward", nargs="?", metavar="REWARD", help=_REWARD)
+    made.add_argument("--http", metavar="URL", help="a scoring service instead; without a path: URL/score")
+    made.add_argument("--function", metavar="SPEC", help="a Python function instead: module:name or file.py:name")
+    add_out(made)
+    Rows.add(made, "--file")
+    group = made.add_argument_group("columns")
+    group.add_argument("--chosen-column", default="chosen", metavar="NAME", help="default: chosen")
+    group.add_argument("--rejected-column", default="rejected", metavar="NAME", help="default: rejected")
+    group.add_argument("--ranking-column", metavar="NAME", help="a list of answers, the best first, instead")
+    group.add_argument("--category-column", metavar="NAME", help="show the accuracy of each kind of row")
+    group.add_argument("--response-column", metavar="NAME", help="rows have one answer, in this column")
+    group.add_argument("--scale", type=positive(1e6), metavar="X", help="log odds of a point of score, for calibration")
+    Rewarding.add(made)
+    Loading.add(made)
+    return made
 
-    find(path, Role.policy)
+
+def _score(given: argparse.Namespace) -> Callable[[], None]:
+    specs = [one for one in (given.reward, given.http, given.function) if one is not None]
+    if len(specs) != 1:
+        raise InputError(f"score: wanted one of REWARD, --http and --function, got {len(specs)}")
+    rewarding = Rewarding.of(specs[0], given, "reward", with_system=True)
+    if given.function is not None and rewarding.config.function is None:
+        raise InputError(f"--function must be module:name or path/to/file.py:name, got {given.function}")
+    if given.http is not None and rewarding.config.url is None:
+        raise InputError(f"--http must be http://... or https://..., got {given.http}")
+    rows, out = Rows.of(given, "--file"), out_of(given)
+    columns = {
+        name: getattr(given, name) for name in ("chosen_column", "rejected_column", "ranking_column", "category_column")
+    }
+
+    def begin() -> None:
+        from rlhf_cli.use import score
+
+        score.run(score.Score(rewarding, rows, out, given.response_column, given.scale, columns))
+
+    return begin
+
+
+def _evaluate_parser() -> Parser:
+    made = parser(
+        "evaluate",
+        "Answer prompts with a policy and with a reference, score all answers, and compare.",
+        "Both draw the same random numbers. Intervals are over prompts.",
+    )
+    made.add_argument("policy", metavar="POLICY", help="a PPO run folder, or any causal language model")
+    made.add_argument("--against", metavar="MODEL", help="the reference; default: what the policy's run started from")
+    made.add_argument("--reward", required=True, metavar="REWARD", help=_REWARD)
+    made.add_argument("--num", type=whole(1), default=1, metavar="N", help="answers to every prompt; default: 1")
+    add_out(made)
+    Rows.add(made, "--prompts")
+    Sampling.add(made)
+    Rewarding.add(made)
+    Loading.add(made)
+    return made
+
+
+def _evaluate(given: argparse.Namespace) -> Callable[[], None]:
+    rewarding, sampling = Rewarding.of(given.reward, given, "--reward"), Sampling.of(given)
+    _refuse_equal_answers(sampling, given.num)
+    if given.against is not None:
+        check_model(given.against)
+    elif not check_model(given.policy).has_run:
+        raise InputError(f"evaluate: {given.policy} comes from no run of ours; give --against MODEL")
+    rows, out, loading = Rows.of(given, "--prompts"), out_of(given), Loading.of(given)
+
+    def begin() -> None:
+        from rlhf_cli.use import evaluate
+
+        evaluate.run(evaluate.Evaluate(given.policy, given.against, rows, rewarding, given.num, out, loading, sampling))
+
+    return begin
+
+
+def _best_of_n_parser() -> Parser:
+    made = parser(
+        "best-of-n",
+        "What the best of n answers of a model would score, by a reward that picks it, and at which KL.",
+        "Expected scores are estimated without bias from all choices of n of the answers drawn (arXiv:2210.10760).",
+    )
+    made.add_argument("model", metavar="MODEL", help="the policy before PPO: a model folder, a Hub id or a .gguf file")
+    made.add_argument("--reward", required=True, metavar="REWARD", help=_REWARD)
+    made.add_argument("--n", default="1,2,4,8", metavar="N,N,...", help="sizes of the choice; default: 1,2,4,8")
+    made.add_argument(
+        "--samples", type=whole(1), metavar="N", help="answers to every prompt; default: twice the largest n"
+    )
+    made.add_argument("--policy", metavar="DIR", help="a trained policy to show beside, at its measured KL to MODEL")
+    add_out(made)
+    Rows.add(made, "--prompts")
+    Sampling.add(made, greedy=False)
+    Rewarding.add(made)
+    Loading.add(made)
+    return made
+
+
+def _best_of_n(given: argparse.Namespace) -> Callable[[], None]:
+    try:
+        sizes = sorted({whole(1)(word) for word in given.n.split(",")})
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"best-of-n: --n {given.n}: {error}") from error
+    num = given.samples or 2 * sizes[-1]
+    if num < sizes[-1]:
+        raise InputError(f"best-of-n: --samples must be at least the largest n, {sizes[-1]}, got {num}")
+    rewarding, sampling = Rewarding.of(given.reward, given, "--reward"), Sampling.of(given)
+    for path in (given.model, given.policy):
+        if path is not None:
+            check_model(path)
+    rows, out, loading = Rows.of(given, "--prompts"), out_of(given), Loading.of(given)
+
+    def begin() -> None:
+        from rlhf_cli.use import best_of_n
+
+        best_of_n.run(best_of_n.BestOfN(given.model, given.policy, rows, rewarding, sizes, num, out, loading, sampling))
+
+    return begin
+
+
+def _refuse_equal_answers(sampling: Sampling, num: int) -> None:
+    if sampling.greedy and num > 1:
+        raise InputError(f"--num {num} with --greedy gives the same answer again; leave one out")
+
+
+def check_model(path: str) -> Trained:
+    """Return the policy that `path` names; raise InputError where there is none."""
+    return find(path, Role.policy)
 
 
 _COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], Callable[[], None]]]] = {
     "generate": (_generate_parser, _generate),
+    "score": (_score_parser, _score),
+    "evaluate": (_evaluate_parser, _evaluate),
+    "best-of-n": (_best_of_n_parser, _best_of_n),
 }

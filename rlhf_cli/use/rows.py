@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_cli.config.errors import InputError
@@ -17,6 +17,7 @@ from rlhf_cli.data.prompts import Prompt, load_prompts
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.use.words import Rows
 
+RESPONSE = "response"  # the usual column of an answer
 _NO_LIMIT = 2**31 - 1  # tokens
 _OPTION = re.compile(r"\bdata\.(\w+)")
 
@@ -48,6 +49,28 @@ def prompts(rows: Rows, option: str) -> list[Prompt]:
     )
     with _as_options(option):
         return list(load_prompts(config, _renderer(), seed=0).train)[: rows.limit]
+
+
+def singles(rows: Rows, column: str | None, option: str) -> list[Prompt] | None:
+    """Return rows of one answer each, with the column that holds it; None where rows rank answers.
+
+    column: what holds the answer; None: rows have one if the first has a column `response` and none named `chosen`.
+    Raises InputError for a row without an answer.
+    """
+    if column is None:
+        try:
+            first = prompts(replace(rows, limit=1), option)[0].columns
+        except InputError:
+            return None  # who reads ranked rows says what is wrong
+        if RESPONSE not in first or "chosen" in first:
+            return None
+    name = column or RESPONSE
+    found = prompts(rows, option)
+    for number, row in enumerate(found, 1):
+        if not isinstance(row.columns.get(name), str):
+            got = type(row.columns[name]).__name__ if name in row.columns else "no such column"
+            raise InputError(f"{option}={rows.path}: row {number}: {name}: wanted a string, got {got}")
+    return found
 
 
 def rankings(rows: Rows, columns: dict[str, Any], option: str) -> tuple[list[Ranked], list[str]]:

@@ -70,10 +70,17 @@ def find(path: str, role: Role) -> Trained:
     if folder is None:
         resolve_path(path, role.value)
         return Trained(ModelConfig(path=path), PromptDataConfig(), RolloutConfig(), has_run=False)
-    run = next((one for one in (folder.parent, folder.parent.parent) if (one / CONFIG).is_file()), None)
+    run = _run_above(folder)
     if run is None:
         return Trained(ModelConfig(path=str(folder)), PromptDataConfig(), RolloutConfig(), has_run=False)
     return _of_run(folder, run)
+
+
+def run_of(path: str, role: Role) -> Path | None:
+    """Return the folder of the run that a model comes from, None where it comes from none."""
+    local = Path(path).expanduser()
+    folder = _exported(local, role) if local.is_dir() else None
+    return None if folder is None else _run_above(folder)
 
 
 def with_options(found: Trained, system_prompt: str | None, dtype: DType | None, trust_remote_code: bool) -> Trained:
@@ -102,6 +109,10 @@ def _exported(local: Path, role: Role) -> Path | None:
         other = "a reward model" if role is Role.policy else "a policy"
         raise InputError(f"{local}: that run has trained {other}, wanted a {role.value}")
     raise InputError(f"{local}: that run has no `{_FINAL}` folder yet, wanted a finished one")
+
+
+def _run_above(folder: Path) -> Path | None:
+    return next((one for one in (folder.parent, folder.parent.parent) if (one / CONFIG).is_file()), None)
 
 
 def _of_run(folder: Path, run: Path) -> Trained:

@@ -186,10 +186,11 @@ class Rewarding:
         )
 
     @staticmethod
-    def of(spec: str, given: argparse.Namespace, key: str) -> Rewarding:
+    def of(spec: str, given: argparse.Namespace, key: str, *, with_system: bool = False) -> Rewarding:
         """Return what `spec` names: a URL, module:function or file.py:function, or a trained reward model.
 
-        key: the option or argument, for messages. Raises InputError where it does not exist.
+        key: the option or argument, for messages; with_system: whether the system prompt given is the reward model's
+        (otherwise it is the policy's, and stands in what is scored). Raises InputError where it does not exist.
         """
         kind = _kind_of(spec)
         options: dict[str, Any] = {kind: spec}
@@ -208,7 +209,8 @@ class Rewarding:
             raise InputError(str(error).replace(f"{key}.", f"{key}: ")) from error
         if kind == "model":
             resolve_path(spec, key)
-        return Rewarding(config, replace(Loading.of(given), system_prompt=None))
+        loading = Loading.of(given)
+        return Rewarding(config, loading if with_system else replace(loading, system_prompt=None))
 
 
 def _kind_of(spec: str) -> str:

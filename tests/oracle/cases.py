@@ -311,6 +311,8 @@ RM_CASES: dict[str, dict[str, Any]] = {
     "margins": {},
     "confidences": {},
     "rankings": {"centering_coef": 0.1},
+    "ties": {},
+    "weights": {"centering_coef": 0.3},
     "by-layers": {"gather": False},
 }
 
@@ -319,13 +321,15 @@ def rm_rows(name: str) -> list[Ranking]:
     rows = []
     for n in range(6):
         prompt = tuple(range(50, 52 + n))
-        sizes = [3 + n, 2, 4, 6][: 2 + n % 3] if name == "rankings" else [2 + n, 5]
+        sizes = [3 + n, 2, 4, 6][: 2 + n % 3] if name in ("rankings", "ties") else [2 + n, 5]
         answers = tuple(
             Sequence(prompt, (*range(60 + 10 * k, 60 + 10 * k + size), EOS)) for k, size in enumerate(sizes)
         )
         margin = 0.3 * n if name == "margins" else 0.0
         confidence = 1 - 0.05 * n if name == "confidences" else 1.0
-        rows.append(Ranking(answers, 0.5, str(n), margin, confidence))
+        weight = 0.5 * n if name == "weights" else 1.0
+        ranks = (0, 1, 1, 2)[: len(sizes)] if name == "ties" else ()
+        rows.append(Ranking(answers, 0.5, str(n), margin, confidence, None, weight, ranks))
     return rows
 
 
@@ -350,7 +354,7 @@ def check_rm_case(name: str, kind: str, architecture: str = "gpt2") -> None:
     adam = Adam(oracle, config.optim, 3)
     for step in range(3):
         batch = [rows[index] for index in batch_indices(len(rows), 4, step, 5)]
-        expected = rm_update(oracle, adam, batch, config.train, step)
+        expected = rm_update(oracle, adam, batch, config.train, step, 1.25 if name == "weights" else 1.0)
         for key, value in expected.items():
             got = record.metrics[step][key]
             assert_close(got, value, rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
@@ -359,8 +363,13 @@ def check_rm_case(name: str, kind: str, architecture: str = "gpt2") -> None:
         _check_weights(state, model, list(oracle.parameters()))
 
 
-def rm_update(model: nn.Module, adam: Adam, batch: list[Ranking], train: RewardConfig, step: int) -> dict[str, float]:
-    """Bradley-Terry (arXiv:2203.02155, eq. 1) over every pair of a prompt; -log sigmoid(x) = log(1 + e^-x)."""
+def rm_update(
+    model: nn.Module, adam: Adam, batch: list[Ranking], train: RewardConfig, step: int, mean_weight: float
+) -> dict[str, float]:
+    """Bradley-Terry (arXiv:2203.02155, eq. 1) over every pair of a prompt; -log sigmoid(x) = log(1 + e^-x).
+
+    mean_weight: of all rows; of weights 0, 0.5, ... 2.5 it is 1.25.
+    """
     loss = centering = difference = torch.zeros((), dtype=torch.float64)
     correct = 0.0
     for row in batch:
@@ -369,12 +378,14 @@ def rm_update(model: nn.Module, adam: Adam, batch: list[Ranking], train: RewardC
             ids = torch.tensor([[*answer.prompt_ids, *answer.response_ids]])
             scores.append(model.base_model(ids).last_hidden_state[0, -1] @ model.score.weight[0])  # type: ignore
         pairs = [(a, b) for a in range(len(scores)) for b in range(a + 1, len(scores))]
+        pairs = [(a, b) for a, b in pairs if not row.ranks or row.ranks[a] != row.ranks[b]]
+        weight = row.weight / mean_weight
         sure = (1 - train.label_smoothing) if train.label_smoothing else row.confidence
         for a, b in pairs:
             x = scores[a] - scores[b] - row.margin
             one = sure * torch.log1p(torch.exp(-x)) + (1 - sure) * torch.log1p(torch.exp(x))
-            loss = loss + one / len(pairs) / len(batch)
-            centering = centering + (scores[a] + scores[b]) ** 2 / len(pairs) / len(batch)
+            loss = loss + weight * one / len(pairs) / len(batch)
+            centering = centering + weight * (scores[a] + scores[b]) ** 2 / len(pairs) / len(batch)
             correct += float(scores[a] > scores[b]) / len(pairs) / len(batch)
             difference = difference + (scores[a] - scores[b]) / len(pairs) / len(batch)
     total = loss + train.centering_coef * centering

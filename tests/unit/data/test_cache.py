@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -13,6 +14,7 @@ import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
+from rlhf_cli.config.sources import Format
 from rlhf_cli.data import cache, sources
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
@@ -150,8 +152,13 @@ OTHER_OPTIONS = {
     "max_tokens": 99,
     "equal": RowPolicy.error,
     "max_prompt_tokens": 99,
+    "format": Format.columns,
+    "weight_column": "gap",
+    "score_column": "gap",
+    "response_column": "other",
+    "train_filter": {"other": [f"another {i}" for i in range(10)]},
 }
-SAME_ROWS = {"eval": "b.jsonl", "eval_split": "dev", "eval_fraction": 0.5}
+SAME_ROWS = {"eval": "b.jsonl", "eval_split": "dev", "eval_fraction": 0.5, "eval_filter": {"gap": 0.0}}
 
 
 def test_every_option_is_known_to_matter_or_not_to():
@@ -181,7 +188,50 @@ def test_an_option_that_does_not_matter_asks_for_the_same_file(option, tokenised
     write(ROWS[:2], "b.jsonl")
     tokenised.clear()
     load(**{option: SAME_ROWS[option]})
-    assert len(tokenised) == (2 if option == "eval" else 0)
+    assert len(tokenised) == {"eval": 2, "eval_filter": 1}.get(option, 0)  # of another file, or of other rows
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_told(folder):
+    rows = load(train=write(ROWS)).train
+    (file,) = folder.iterdir()
+    with file.open("r+b") as open_file:
+        open_file.seek(40)
+        open_file.write(bytes(9))
+    with pytest.raises(InputError, match=r"data\.cache: a file was changed while the run reads it"):
+        list(rows)
+
+
+def test_a_file_that_is_deleted_while_it_is_read_does_no_harm(folder):
+    rows = load(train=write(ROWS)).train
+    before = list(rows)
+    shutil.rmtree(folder)
+    assert list(rows) == before
+
+
+def test_other_ranks_open_the_file_and_not_another_one_in_its_place(folder):
+    rows = load(train=write(ROWS)).train
+    sent = pickle.dumps(rows)
+    assert pickle.loads(sent) == rows
+    assert len(sent) < 1000  # no ids
+    (file,) = folder.iterdir()
+    file.rename(folder / "away")
+    shutil.copy(folder / "away", file)
+    with pytest.raises(InputError, match="was replaced while the run started; start it again"):
+        pickle.loads(sent)
+    file.unlink()
+    with pytest.raises(InputError, match="went away while the run started; start it again"):
+        pickle.loads(sent)
+
+
+def test_ranks_of_other_machines_and_without_a_cache_get_the_rows(monkeypatch):
+    plain = load(train=write(ROWS), cache=False).train
+    assert pickle.loads(pickle.dumps(plain)) == plain
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    rows = load().train
+    sent = pickle.dumps(rows)
+    monkeypatch.setattr(os, "open", None)
+    assert pickle.loads(sent) == plain
 
 
 def _longer_vocabulary():
@@ -282,11 +332,13 @@ def test_a_damaged_file_is_made_anew(how, folder, tokenised):
     load("prompts", write(ROWS))
     (other,) = folder.iterdir()
     first = load(train=write(ROWS))
+    train, held_out = list(first.train), list(first.eval)
     (file,) = (path for path in folder.iterdir() if path != other)
     content = file.read_bytes()
     file.write_bytes(damaged(content, other.read_bytes())[how])
     tokenised.clear()
-    assert load() == first
+    again = load()
+    assert (again.train, again.eval, again.notes) == (train, held_out, first.notes)
     assert len(tokenised) == 10
     assert file.read_bytes() == content
 
@@ -357,7 +409,7 @@ def test_rows_that_are_refused_are_refused_again_and_never_cached(folder):
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert messages[0].splitlines()[1].startswith("  a.jsonl:2: ")
-    assert not folder.exists()
+    assert not keys(folder)
 
 
 def test_nothing_left_to_train_on_is_the_same_error_from_the_cache():
@@ -384,13 +436,13 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(folder, monkeypatch):
     load_rows = sources.load_rows
 
     def slowly(*args):
-        rows = load_rows(*args)
+        rows = list(load_rows(*args))
         write(ROWS[:5])
         return rows
 
     monkeypatch.setattr(sources, "load_rows", slowly)
     assert len(load(train=write(ROWS), eval_fraction=0.0).train) == 10
-    assert not folder.exists()
+    assert not keys(folder)
 
 
 def test_a_template_that_tells_the_date_is_rendered_at_every_start(folder):

@@ -8,8 +8,9 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType, ModelConfig
+from rlhf_cli.data.tokens import EndTokens
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.models.export import export
+from rlhf_cli.models.export import export, export_ends
 from rlhf_cli.models.load import (
     check_length,
     load_causal_lm,
@@ -131,6 +132,48 @@ def test_a_tokenizer_whose_pad_is_its_eos_gets_another_pad_if_it_has_a_token_to_
     tokenizer.pad_token = tokenizer.eos_token
     set_pad_token(tokenizer)
     assert tokenizer.pad_token == "<unk>"
+
+
+def test_a_tokenizer_whose_pad_ends_a_turn_gets_another_pad():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("<eos>", "<pad>")
+    tokenizer.add_special_tokens({"unk_token": "<unk>"})
+    set_pad_token(tokenizer)
+    assert tokenizer.pad_token == "<unk>"
+
+
+def test_a_classifier_names_no_pad_token_that_ends_a_turn():
+    tokenizer = byte_tokenizer()
+    model = load_sequence_classifier(tiny_config("llama"), "model", tokenizer, 0, new_head=True)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    tokenizer.chat_template = tokenizer.chat_template.replace("<eos>", "<pad>")
+    model = load_sequence_classifier(tiny_config("llama"), "model", tokenizer, 0, new_head=True)
+    assert model.config.pad_token_id is None
+
+
+def test_a_tokenizer_gets_the_template_that_is_asked_for_and_is_saved_with_it(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }}")
+    config = replace(tiny_config("llama"), chat_template=str(tmp_path / "mine.jinja"))
+    tokenizer = load_tokenizer(config, "model")
+    model = load_causal_lm(config, "model", tokenizer, 0)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    export(model, state, tokenizer, tmp_path / "out")
+    again = load_tokenizer(ModelConfig(path=str(tmp_path / "out")), "reward_model")
+    assert again.chat_template == "{{ messages[0]['content'] }}"
+    (tmp_path / "mine.jinja").write_text("{% if %}")
+    with pytest.raises(InputError, match=r"^model.chat_template=.*mine.jinja: renders no conversation: line 1: "):
+        load_tokenizer(config, "model")
+
+
+@pytest.mark.parametrize(
+    ("listed", "ends", "saved"),
+    [([1, 2], {1, 2}, [1, 2]), (2, {2}, 2), (2, {1, 2}, [1, 2]), (None, {2, 7}, [2, 7])],
+)
+def test_an_export_stops_where_the_policy_was_sampled_to_stop(listed, ends, saved):
+    model = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
+    model.generation_config.eos_token_id = listed
+    export_ends(model, EndTokens(frozenset(ends), 0))
+    assert model.generation_config.eos_token_id == saved
 
 
 def test_the_exported_config_keeps_the_dropout_it_came_with(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig
 from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
@@ -653,6 +654,35 @@ def test_an_update_of_the_reward_model_by_hand(centering_coef, one_rank):
     assert metrics == pytest.approx(expected, rel=1e-6)
     slope = sum(-w * x / (1 + math.exp(x)) for w, x in ((1, 2), (1 / 3, -3), (1 / 3, 3))) / 2
     assert trainer.model.scale.grad.item() == pytest.approx(slope + centering_coef * 54, rel=1e-5)
+
+
+def test_weights_of_rows_are_divided_by_their_mean(one_rank):
+    """Weights 3 and 1 count as 1.5 and 0.5 in loss and centering term; accuracy and margin are of all rows alike."""
+    rows = [replace(PAIR, weight=3.0), TRIPLE]
+    trainer, _ = reward_trainer(rows, rows, centering_coef=0.25)
+    metrics, _ = trainer.update()
+    triple = (softplus(3) + LOG2 + softplus(-3)) / 3
+    assert metrics["loss"] == pytest.approx((1.5 * softplus(-2) + 0.5 * triple) / 2, rel=1e-6)
+    assert metrics["centering"] == pytest.approx((1.5 * 16 + 0.5 * 38) / 2, rel=1e-6)
+    assert (metrics["accuracy"], metrics["margin"]) == (0.75, 1.0)
+    heavy, _ = reward_trainer([replace(row, weight=9.0) for row in rows], rows)
+    assert heavy.update()[0]["loss"] == pytest.approx((softplus(-2) + triple) / 2, rel=1e-6)
+    found = heavy.evaluate()
+    assert found["eval/loss"] == pytest.approx((1.5 * softplus(-2) + 0.5 * triple) / 2, rel=1e-6)
+    assert found["eval/accuracy"] == pytest.approx(0.75)
+
+
+def test_rows_without_any_weight_are_refused():
+    with pytest.raises(InputError) as caught:
+        reward_trainer([replace(PAIR, weight=0.0)] * 2)
+    assert str(caught.value) == "data.weight_column: every row has the weight 0; wanted one above it"
+
+
+def test_tied_answers_make_no_pair():
+    """Ranks 0, 1, 1 of answers with scores 2, 5, 2: differences -3 and 0, which weigh a half each."""
+    pairs, scores = Pairs.of([replace(TRIPLE, ranks=(0, 1, 1))], 0.0, CPU), torch.tensor([2.0, 5.0, 2.0])
+    assert pairs.margins(scores).tolist() == [-3.0, 0.0]
+    assert pairs.loss(scores).item() == pytest.approx((softplus(3) + LOG2) / 2, rel=1e-6)
 
 
 def test_every_micro_batch_of_the_reward_model_counts(one_rank):

@@ -1,0 +1,128 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf_cli.cli import main
+from rlhf_cli.use.evaluate import by_prompt, figures
+
+PROMPTS = [{"prompt": "Hello?"}, {"prompt": "Is it far from here to the station?"}, {"prompt": "Why?"}]
+LENGTHS = "def length(responses): return [len(one) for one in responses]\n"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    (tmp_path / "rewards.py").write_text(LENGTHS)
+    return tmp_path
+
+
+def cells(out):
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def records(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_answers_to_one_prompt_count_as_one():
+    """Two prompts, two answers each. Differences 1, 0, -3, -1: by prompt 1/2 and -2, in the mean -3/4.
+
+    Wins 1, 1/2, 0, 0: by prompt 3/4 and 0, so 3/8 of 2. Wilson 1927, z^2 = 3.8415: the middle is
+    (0.375 + 0.9604) / 2.9207 = 0.4572, the half 1.96 / 2.9207 * sqrt(0.1172 + 0.2401) = 0.4011. KL by prompt: 2 and 3.
+    """
+    found = figures([1, 2, 3, 4], [0, 2, 6, 5], [1.0, 3.0, 2.0, 4.0], num=2)
+    assert (found.score, found.reference_score) == (2.5, 3.25)
+    assert (found.difference.mean, found.difference.low, found.difference.high) == (-0.75, -2, 0.5)
+    assert found.win_rate.mean == 0.375
+    assert (found.win_rate.low, found.win_rate.high) == pytest.approx((0.0561, 0.8583), abs=1e-4)
+    assert (found.kl.mean, found.kl.low, found.kl.high) == (2.5, 2, 3)
+    assert figures([1], [0], None, num=1).kl is None
+    assert by_prompt([1, 2, 6, 3, 4, 5], 3) == [3, 4]
+
+
+def test_a_policy_beside_what_its_run_started_from(ppo_run, rm_run, here, capsys):
+    words = ["--prompts", "prompts.jsonl", "--reward", str(rm_run), "--num", "2", "--out", "out.jsonl"]
+    assert main(["evaluate", str(ppo_run), *words]) == 0
+    shown = cells(capsys.readouterr().out)
+    found = records(here / "out.jsonl")
+    assert [one["sample"] for one in found] == [0, 1, 0, 1, 0, 1]
+    difference = sum(one["policy"]["score"] - one["reference"]["score"] for one in found) / 6
+    assert shown["mean score"][2].startswith(f"{difference:+.3f} (")
+    assert shown["KL to the reference, nats an answer"][0] == f"{sum(one['policy']['kl'] for one in found) / 6:.3f}"
+    length = sum(one["reference"]["num_tokens"] for one in found) / 6
+    assert shown["tokens an answer"][1] == f"{length:.1f}"
+    ended = sum(one["policy"]["ended"] for one in found) / 6
+    assert shown["answers that end by themselves"][0] == f"{ended:.1%}"
+
+
+def test_the_kl_of_an_answer_is_that_of_transformers(ppo_run, here):
+    """On the text of the run: its system prompt, the byte template; logits are divided by the temperature, 0.7."""
+    words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--limit", "1", "--out", "out.jsonl"]
+    assert main(["evaluate", str(ppo_run), *words, "--max-new-tokens", "6"]) == 0
+    main(["generate", str(ppo_run), "--prompt", "Hello?", "--max-new-tokens", "6", "--out", "tokens.jsonl"])
+    kl = records(here / "out.jsonl")[0]["policy"]["kl"]
+    from rlhf_cli.use.policy import Policy
+    from rlhf_cli.use.runs import Role, find
+
+    found = find(str(ppo_run), Role.policy)
+    policy = Policy(found, found.rollout, torch.device("cpu"))
+    prompt = policy.prompt_ids([{"role": "user", "content": "Hello?"}])
+    response = list(policy.stream(prompt, "0/0/0"))[:6]
+    total = 0.0
+    for folder, sign in ((policy.name, 1), (ppo_run.parent / "base", -1)):
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([[*prompt, *response]])).logits[0] / 0.7
+        for place, token in enumerate(response, len(prompt) - 1):
+            total += sign * torch.log_softmax(logits[place], dim=0)[token].item()
+    assert kl == pytest.approx(total, abs=1e-4)
+
+
+def test_a_policy_against_itself_differs_in_nothing(ppo_run, here, capsys):
+    same = str(ppo_run / "final/policy")
+    words = ["--against", same, "--prompts", "prompts.jsonl", "--reward", "rewards.py:length"]
+    assert main(["evaluate", str(ppo_run), *words]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert shown["mean score"][2] == "+0.000 (+0.000 to +0.000)"
+    assert shown["win rate"][0] == "50.0%"
+    assert shown["KL to the reference, nats an answer"][0] == "0.000"
+
+
+def test_greedy_answers_have_no_kl(ppo_run, here, capsys):
+    words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--greedy", "--out", "out.jsonl"]
+    assert main(["evaluate", str(ppo_run), *words]) == 0
+    assert cells(capsys.readouterr().out)["KL to the reference, nats an answer"] == [
+        "-",
+        "",
+        "greedy answers estimate none",
+    ]
+    assert "kl" not in records(here / "out.jsonl")[0]["policy"]
+
+
+def test_a_cut_distribution_is_said_to_bias_the_kl(ppo_run, here, capsys):
+    words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--top-p", "0.5"]
+    assert main(["evaluate", str(ppo_run), *words]) == 0
+    assert "biased: --top-p" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{base}"], "comes from no run of ours; give --against MODEL"),
+        (["{run}", "--against", "none/at/all"], "policy=none/at/all: no such"),
+        (["{run}", "--reward", "none/at/all"], "--reward=none/at/all: no such"),
+        (["{rm}", "--against", "{base}", "--reward", "r.py:f"], "no file"),
+        (["{run}", "--num", "2", "--greedy"], "gives the same answer again"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, rm_run, here, capsys):
+    places = {"run": ppo_run, "rm": rm_run, "base": ppo_run.parent / "base"}
+    more = [] if "--reward" in words else ["--reward", "rewards.py:length"]
+    words = ["evaluate", *(word.format(**places) for word in words), *more, "--prompts", "prompts.jsonl"]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from rlhf_cli.cli import main
+
+
+def records(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    chat = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Go."},
+    ]
+    rows = [{"prompt": "Hello?", "kind": "short"}, {"prompt": "Is it far from here to the station?"}, {"prompt": chat}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_answers_are_the_same_whatever_the_batch(ppo_run, prompt_file, tmp_path, capsys):
+    for size in ("1", "4"):
+        words = ["generate", str(ppo_run), "--file", str(prompt_file), "--num", "2", "--batch-size", size]
+        assert main([*words, "--out", str(tmp_path / f"{size}.jsonl")]) == 0
+    one, four = records(tmp_path / "1.jsonl"), records(tmp_path / "4.jsonl")
+    assert one == four
+    assert [(row["sample"], row["prompt"]) for row in one][:3] == [
+        (0, "Hello?"),
+        (1, "Hello?"),
+        (0, "Is it far from here to the station?"),
+    ]
+    assert one[4]["prompt"][1] == {"role": "assistant", "content": "Yes?"}
+    assert one[0]["kind"] == "short"
+    assert one[0]["response"] != one[1]["response"]
+    assert all(row["num_tokens"] == 12 or row["ended"] for row in one)
+    assert f"6 answers: {tmp_path / '1.jsonl'}" in capsys.readouterr().out
+
+
+def test_seed_and_temperature_change_answers_and_greedy_has_no_seed(ppo_run, tmp_path):
+    def answer(*words):
+        out = tmp_path / "out.jsonl"
+        assert main(["generate", str(ppo_run), "--prompt", "Hello?", "--out", str(out), *words]) == 0
+        return records(out)[0]["response"]
+
+    first = answer()
+    assert answer("--seed", "0") == first
+    assert answer("--seed", "1") != first
+    assert answer("--temperature", "5") != first
+    assert answer("--system", "Another one.") != first
+    assert answer("--greedy", "--seed", "1") == answer("--greedy")
+    assert len(answer("--max-new-tokens", "3")) <= 3
+
+
+def test_answers_are_shown_without_control_characters(ppo_run, capsys):
+    assert main(["generate", str(ppo_run), "--prompt", "One \x1b[31m", "Two", "--num", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("answer 2 of 2]") == 2
+    assert out.index("> One") < out.index("> Two")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none/at/all", "--prompt", "x"], "policy=none/at/all: no such file or folder"),
+        (["{run}"], "no prompt; give --prompt TEXT or --file FILE"),
+        (["{run}", "--prompt", " "], "--prompt is empty"),
+        (["{run}", "--prompt", "x", "--temperature", "0"], "--temperature: wanted a number in (0, 10], got '0'"),
+        (["{run}", "--prompt", "x", "--num", "0"], "--num: wanted a whole number, 1 or more, got '0'"),
+        (["{run}", "--prompt", "x", "--num", "2", "--greedy"], "gives the same answer again"),
+        (["{run}", "--prompt", "x", "--out", "a.txt"], "--out must be a file that ends in .jsonl"),
+        (["{run}", "--prompt", "x", "--out", "nowhere/a.jsonl"], "its folder does not exist"),
+        (["{run}", "--file", "none.jsonl"], "--file=none.jsonl: no such file or folder"),
+        (["{run}", "--file", "{rows}", "--out", "{rows}"], "is the file of the rows, which would be lost"),
+        (["{run}", "--file", "{rows}", "--prompt-column", "question"], "set --prompt-column"),
+        (["{run}", "--promt", "x"], "unrecognized arguments: --promt x; see rlhf generate --help"),
+        (["{run}", "--prompt", "x", "--device", "abacus"], "device abacus"),
+        ([], "the following arguments are required: MODEL"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, prompt_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(run=ppo_run, rows=prompt_file) for word in words]
+    assert main(["generate", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_bad_row_is_named(ppo_run, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n')
+    assert main(["generate", str(ppo_run), "--file", str(tmp_path / "rows.jsonl")]) == 2
+    err = capsys.readouterr().err
+    assert f"--file={tmp_path / 'rows.jsonl'}: 1 bad row of 2" in err
+    assert "rows.jsonl:2: prompt: empty" in err

@@ -1,0 +1,154 @@
+import json
+
+import pytest
+
+from rlhf_cli.cli import main
+from rlhf_cli.report.run_dir import PAIRS
+from rlhf_cli.rewards.source import Exchange
+from rlhf_cli.use.score import scale_of_run
+from rlhf_cli.use.scorer import RewardScorer
+from tests.unit.rewards.services import Server, lengths
+
+LENGTH = """
+import itertools
+calls = itertools.count()
+def length(responses): return [len(one) for one in responses]
+def columns(responses, bonus): return [len(one) + extra for one, extra in zip(responses, bonus)]
+def drifting(responses): return [next(calls) for _ in responses]
+def nothing(responses): return [float("nan") for _ in responses]
+def too_few(responses): return [1.0]
+"""
+# By length, 2 of these 4 pairs are right and one is a tie: (2 + 0.5) / 4.
+PAIR_ROWS = [
+    {"prompt": "a", "chosen": "long one", "rejected": "short", "kind": "x"},
+    {"prompt": "b", "chosen": "x", "rejected": "longer", "kind": "x"},
+    {"prompt": "c", "chosen": "same", "rejected": "size", "kind": "y"},
+    {"prompt": "d", "chosen": "two words", "rejected": "one", "kind": "y"},
+]
+
+
+def write(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with functions and rows, which the commands are run in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text(LENGTH)
+    write(tmp_path / "pairs.jsonl", PAIR_ROWS)
+    return tmp_path
+
+
+def test_pairs_by_a_function_with_figures_worked_out(here, capsys):
+    """At a scale of ln(3) / 3 margins of 3, -5, 0 and 6 are probabilities of 3/4, 1/(1 + 3^(5/3)) = 0.1381, 1/2, 9/10.
+
+    Brier: (1/16 + 0.8619^2 + 1/4 + 1/100) / 4 = 0.2663. Confidences 0.75, 0.8619, 0.5, 0.9 stand in the bins from
+    0.75, 0.85, 0.5 and 0.9, with accuracies 1, 0, 1/2 and 1: ECE (0.25 + 0.8619 + 0 + 0.1) / 4 = 0.3030.
+    """
+    words = ["score", "--function", "rewards.py:length", "--file", "pairs.jsonl", "--category-column", "kind"]
+    assert main([*words, "--scale", str(1.0986122886681098 / 3), "--out", "out.jsonl"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
+    assert rows["accuracy"] == "62.5%"
+    assert rows['baseline: "the longer answer wins"'] == "62.5%"
+    assert rows["mean of score(chosen) - score(rejected)"] == "1.000"
+    assert rows["calibration error (ECE), at 0.366 log odds a point"] == "0.303"
+    assert rows["Brier score"] == "0.266"
+    assert rows["accuracy, x (2)"] == "50.0%"
+    assert rows["accuracy, y (2)"] == "75.0%"
+    records = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
+    assert [(one["score_chosen"], one["score_rejected"]) for one in records] == [(8, 5), (1, 6), (4, 4), (9, 3)]
+    assert records[0]["chosen"] == "long one"
+    assert "4 pairs: out.jsonl" in out
+
+
+def test_a_reward_model_reads_what_it_was_trained_to_read(rm_run, here):
+    assert main(["score", str(rm_run), "--file", "pairs.jsonl", "--out", "out.jsonl"]) == 0
+    scorer = RewardScorer.load(str(rm_run))
+    records = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
+    for record, row in zip(records, PAIR_ROWS, strict=True):
+        messages = [{"role": "user", "content": row["prompt"]}]
+        expected = scorer.score([Exchange(messages, row["chosen"]), Exchange(messages, row["rejected"])])
+        assert [record["score_chosen"], record["score_rejected"]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_single_answers_with_their_columns(here, capsys):
+    write(
+        here / "rows.jsonl",
+        [{"prompt": "a", "response": "four", "bonus": 10}, {"prompt": "b", "response": "", "bonus": 1}],
+    )
+    assert main(["score", "rewards.py:columns", "--file", "rows.jsonl", "--out", "out.jsonl"]) == 0
+    records = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
+    assert records == [
+        {"prompt": "a", "response": "four", "bonus": 10, "score": 14.0},
+        {"prompt": "b", "response": "", "bonus": 1, "score": 1.0},
+    ]
+    out = capsys.readouterr().out
+    assert "7.500" in out  # the mean
+    assert "1.000, 14.000" in out
+    write(here / "rows.jsonl", [{"prompt": "a", "text": "four"}])
+    assert main(["score", "rewards.py:length", "--file", "rows.jsonl", "--response-column", "text"]) == 0
+    assert "4.000" in capsys.readouterr().out
+
+
+def test_a_ranking_counts_as_one_row(here, capsys):
+    """By length the pairs of the first row are right, wrong, wrong and weigh 1/3: (1/3 + 1) / 2 = 66.7 %."""
+    write(here / "rows.jsonl", [{"prompt": "a", "best": ["22", "1", "333"]}, {"prompt": "b", "best": ["22", "1"]}])
+    assert main(["score", "rewards.py:length", "--file", "rows.jsonl", "--ranking-column", "best"]) == 0
+    assert "66.7%" in capsys.readouterr().out
+
+
+def test_a_service_is_asked_at_score(here, capsys):
+    server = Server([lengths])
+    try:
+        assert main(["score", "--http", server.url, "--file", "pairs.jsonl"]) == 0
+    finally:
+        server.stop()
+    assert "62.5%" in capsys.readouterr().out
+    assert {path for path, _, _ in server.requests} == {"/score"}
+
+
+def test_the_scale_of_a_run_is_that_of_its_own_pairs(rm_run, tmp_path):
+    """Slope through the origin of (2, 1) and (-1, -0.5) is 0.5."""
+    assert scale_of_run(str(rm_run)) is None
+    lines = [
+        {"score_chosen": 2.0, "score_rejected": 0.0, "log_odds": 1.0},
+        {"score_chosen": 0.0, "score_rejected": 1.0, "log_odds": -0.5},
+    ]
+    try:
+        write(rm_run / PAIRS, lines)
+        assert scale_of_run(str(rm_run)) == pytest.approx(0.5)
+        assert scale_of_run(str(rm_run / "final")) == pytest.approx(0.5)
+    finally:
+        (rm_run / PAIRS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "wanted one of REWARD, --http and --function, got 0"),
+        (["rewards.py:length", "--http", "http://127.0.0.1:1"], "got 2"),
+        (["--http", "127.0.0.1:1"], "--http must be http://... or https://..., got 127.0.0.1:1"),
+        (["--function", "rewards.py"], "--function must be module:name"),
+        (["none/at/all"], "reward=none/at/all: no such file or folder"),
+        (["rewards.py:width"], "has no 'width'; its functions are: length, columns, drifting, nothing, too_few"),
+        (["rewards.py:drifting"], "wanted the same twice; give --random"),
+        (["rewards.py:nothing"], "wanted a finite number, got nan"),
+        (["rewards.py:too_few"], "wanted 8 numbers, one a response, got 1"),
+        (["rewards.py:length", "--chosen-column", "better"], "no column 'better'"),
+        (["rewards.py:length", "--response-column", "answer"], "row 1: answer: wanted a string, got no such column"),
+        (["rewards.py:length", "--whole-turn"], "whole_turn must be false"),
+        (["rewards.py:length", "--scale", "-1"], "--scale: wanted a number in (0, 1e+06], got '-1'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(words, message, here, capsys):
+    assert main(["score", *words, "--file", "pairs.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_random_function_is_taken_at_its_word(here):
+    assert main(["score", "rewards.py:drifting", "--random", "--file", "pairs.jsonl"]) == 0
