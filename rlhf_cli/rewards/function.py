@@ -38,7 +38,7 @@ def load_function(spec: str, key: str) -> Callable[..., Any]:
     is found cannot be called; key: the option, for messages.
     """
     place, _, name = spec.rpartition(":")
-    file = Path(place).resolve() if place.endswith(".py") else None
+    file = Path(place).expanduser().resolve() if place.endswith(".py") else None
     try:
         module = _module(place, key) if file is None else _module_of(file, key)
     except InputError:

@@ -48,6 +48,7 @@ class Worker:
         self._calls.put(None)
 
     def _work(self) -> None:
+        torch.set_grad_enabled(False)  # in this thread; no gradient goes through a score
         if self._device is not None:  # which CUDA keeps a thread; a new one would work on the first GPU
             torch.cuda.set_device(self._device)
         with asyncio.Runner() as runner:

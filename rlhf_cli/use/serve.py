@@ -7,18 +7,23 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.report.text import printable
 from rlhf_cli.use.words import Loading, Parser, parser, whole
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from rlhf_cli.rewards.source import Exchange
+    from rlhf_cli.use.service import Score
+
 _DRAIN_S = 30  # for requests under way, after Ctrl-C
 _KEEP_ALIVE_S = 120  # a run asks once a step
+_CONNECTIONS = 1024  # 256 ranks that ask four things at a time; more are told that it is busy
 
 
 def serve(args: list[str]) -> int:
@@ -57,6 +62,7 @@ def _serve(app: FastAPI, listener: socket.socket) -> None:
             access_log=False,
             server_header=False,
             ws="none",
+            limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_DRAIN_S,
         )
@@ -92,7 +98,7 @@ def _app(asked: argparse.Namespace, token: str | None) -> FastAPI:
         dtype=found.model.dtype.value,
         device=str(device),
     )
-    return make_app(scorer.score, info, Limits(asked.max_exchanges, asked.max_mib * 2**20), token)
+    return make_app(_told(scorer.score), info, Limits(asked.max_exchanges, asked.max_mib * 2**20), token)
 
 
 def _parser() -> Parser:
@@ -115,6 +121,20 @@ def _parser() -> Parser:
     text = "the model reads what its template writes at the end of a turn, too"
     made.add_argument("--whole-turn", action="store_true", help=text)
     return made
+
+
+def _told(score: Score) -> Score:
+    """Let a scorer that is out of memory say so to who asked."""
+    from torch import OutOfMemoryError
+
+    def tell(exchanges: Sequence[Exchange]) -> list[float]:
+        try:
+            return score(exchanges)
+        except OutOfMemoryError as error:
+            first = str(error).splitlines()[0]
+            raise RewardError(f"the GPU's memory does not hold it ({first}); lower --batch-size") from error
+
+    return tell
 
 
 def _token(variable: str) -> str:

@@ -110,6 +110,16 @@ def test_so_many_requests_are_under_way_at_a_time(serve, source, concurrency):
     assert len(server.open) == concurrency  # and connections are used again
 
 
+def test_the_time_of_a_try_is_not_spent_on_waiting_for_others(serve, source):
+    def slow(handler):
+        time.sleep(0.2)
+        lengths(handler)
+
+    server = serve(slow)
+    found = source(server.url, batch_size=1, concurrency=1, timeout_s=0.7, retries=0)  # five take a second
+    assert found.score(FIVE) == [3.0, 1.0, 4.0, 1.0, 5.0]
+
+
 TROUBLES = {
     "503": answer(b"", 503),
     "500": answer(b"Traceback...", 500),
@@ -141,15 +151,15 @@ def test_a_request_that_takes_too_long_is_asked_again_even_where_bytes_trickle_i
     server = serve(trickle, lengths)
     assert source(server.url, timeout_s=0.2).score(FIVE) == [3.0, 1.0, 4.0, 1.0, 5.0]
     go.set()
-    assert len(server.requests) == 2
+    assert len(server.requests) >= 2
 
 
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        (answer(b"all busy\nsecond line", 503), r"503 Service Unavailable: all busy, after 3 tries in 0 s$"),
-        (Handler.hang_up, r"(RemoteProtocol|Read)Error: .*, after 3 tries in 0 s$"),
-        (lambda handler: time.sleep(0.3), r"no answer within 0\.1 s, after 3 tries in [01] s$"),
+        (answer(b"all busy\nsecond line", 503), r"503 Service Unavailable: all busy, after 3 tries in \d s$"),
+        (Handler.hang_up, r"(RemoteProtocol|Read)Error: .*, after 3 tries in \d s$"),
+        (lambda handler: time.sleep(0.3), r"no answer within 0\.1 s, after 3 tries in \d s$"),
     ],
 )
 def test_trouble_that_stays_ends_in_an_error(serve, source, trouble, message):

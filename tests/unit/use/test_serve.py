@@ -12,6 +12,7 @@ import time
 
 import httpx
 import pytest
+import torch
 
 from rlhf_cli.cli import main
 from rlhf_cli.config.errors import RewardError
@@ -176,6 +177,14 @@ def test_a_reward_model_that_is_damaged(rm_run, tmp_path, capsys):
 def test_words_that_are_wrong(words, message, capsys, monkeypatch):
     monkeypatch.setenv("TEST_TOKEN", "Bearer  ")
     assert message in failure(capsys, *words)
+
+
+def test_a_model_that_is_out_of_memory_says_so():
+    def score(exchanges):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    with pytest.raises(RewardError, match=r"does not hold it \(CUDA .* 2\.00 GiB\.\); lower --batch-size$"):
+        serve._told(score)(EXCHANGES)
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
