@@ -198,6 +198,29 @@ def _best_of_n(given: argparse.Namespace) -> Callable[[], None]:
     return begin
 
 
+def _chat_parser() -> Parser:
+    made = parser("chat", "Talk with a policy in the terminal.", "In the chat, /help lists its commands.")
+    made.add_argument("model", metavar="MODEL", help="a PPO run folder, a model folder, a Hub id or a .gguf file")
+    made.add_argument("--reward", metavar="REWARD", help=f"show the score of each answer: {_REWARD}")
+    Sampling.add(made, batches=False)
+    Rewarding.add(made)
+    Loading.add(made)
+    return made
+
+
+def _chat(given: argparse.Namespace) -> Callable[[], None]:
+    rewarding = None if given.reward is None else Rewarding.of(given.reward, given, "--reward")
+    loading, sampling = Loading.of(given), Sampling.of(given)
+    check_model(given.model)
+
+    def begin() -> None:
+        from rlhf_cli.use import chat
+
+        chat.run(chat.Chat(given.model, rewarding, loading, sampling))
+
+    return begin
+
+
 def _refuse_equal_answers(sampling: Sampling, num: int) -> None:
     if sampling.greedy and num > 1:
         raise InputError(f"--num {num} with --greedy gives the same answer again; leave one out")
@@ -212,5 +235,6 @@ _COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], 
     "generate": (_generate_parser, _generate),
     "score": (_score_parser, _score),
     "evaluate": (_evaluate_parser, _evaluate),
+    "chat": (_chat_parser, _chat),
     "best-of-n": (_best_of_n_parser, _best_of_n),
 }

@@ -105,8 +105,8 @@ class Sampling:
     greedy: bool
 
     @staticmethod
-    def add(to: Parser, greedy: bool = True) -> None:
-        """Add the options; greedy: whether the likeliest token may be taken instead."""
+    def add(to: Parser, greedy: bool = True, batches: bool = True) -> None:
+        """Add the options; greedy: whether the likeliest token may be taken instead; batches: whether there are any."""
         group = to.add_argument_group("sampling (defaults: those of the run that trained the policy)")
         group.add_argument("--temperature", type=positive(10), metavar="T", help="divides the logits")
         group.add_argument("--top-p", type=positive(1), metavar="P", help="draw from the likeliest tokens up to P")
@@ -114,7 +114,10 @@ class Sampling:
         group.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the draws; default: 0")
         if greedy:
             group.add_argument("--greedy", action="store_true", help="take the likeliest token, draw nothing")
-        group.add_argument("--batch-size", type=whole(1), metavar="N", help="answers at a time; changes none of them")
+        if batches:
+            group.add_argument(
+                "--batch-size", type=whole(1), metavar="N", help="answers at a time; changes none of them"
+            )
 
     @staticmethod
     def of(given: argparse.Namespace) -> Sampling:
@@ -123,7 +126,7 @@ class Sampling:
             given.temperature,
             given.top_p,
             given.max_new_tokens,
-            given.batch_size,
+            vars(given).get("batch_size"),
             given.seed,
             vars(given).get("greedy", False),
         )
