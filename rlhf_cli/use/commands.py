@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from rlhf_cli.config.errors import InputError, OutOfMemoryError
+from rlhf_cli.config.sources import Format
 from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_out, out_of, parser, positive, whole
 
@@ -91,7 +92,7 @@ def _score_parser() -> Parser:
     group.add_argument("--rejected-column", default="rejected", metavar="NAME", help="default: rejected")
     group.add_argument("--ranking-column", metavar="NAME", help="a list of answers, the best first, instead")
     group.add_argument("--category-column", metavar="NAME", help="show the accuracy of each kind of row")
-    group.add_argument("--response-column", metavar="NAME", help="rows have one answer, in this column")
+    group.add_argument("--response-column", metavar="NAME", help="rows have one answer, in this column (or as --format rated says)")
     group.add_argument("--scale", type=positive(1e6), metavar="X", help="log odds of a point of score, for calibration")
     Rewarding.add(made)
     Loading.add(made)
@@ -112,10 +113,14 @@ def _score(given: argparse.Namespace) -> Callable[[], None]:
         name: getattr(given, name) for name in ("chosen_column", "rejected_column", "ranking_column", "category_column")
     }
 
+    column = given.response_column
+    if rows.format in (Format.rated, Format.rated_rows) and column is not None:
+        columns["response_column"], column = column, None
+
     def begin() -> None:
         from rlhf_cli.use import score
 
-        score.run(score.Score(rewarding, rows, out, given.response_column, given.scale, columns))
+        score.run(score.Score(rewarding, rows, out, column, given.scale, columns))
 
     return begin
 

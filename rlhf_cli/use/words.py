@@ -13,6 +13,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import PACKAGE_SCHEME, resolve_path
 from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.sections import DType, RolloutConfig
+from rlhf_cli.config.sources import Format
 
 _WIDTH = 110  # columns of help
 
@@ -149,6 +150,7 @@ class Rows:
 
     path: str
     split: str
+    format: Format
     prompt_column: str
     limit: int | None
 
@@ -159,6 +161,8 @@ class Rows:
         what = "a .jsonl, .json, .csv or .parquet file, a save_to_disk folder, pkg://... or a Hub id"
         group.add_argument(option, dest="rows", required=required, metavar="FILE", help=what)
         group.add_argument("--split", default="train", metavar="NAME", help="of a Hub id or folder; default: train")
+        layouts = [one.value for one in Format]
+        group.add_argument("--format", choices=layouts, default="auto", help="how rows are laid out; default: auto")
         group.add_argument("--prompt-column", default="prompt", metavar="NAME", help="default: prompt")
         group.add_argument("--limit", type=whole(1), metavar="N", help="take the first N rows")
 
@@ -166,7 +170,7 @@ class Rows:
     def of(given: argparse.Namespace, option: str) -> Rows:
         """Return what was given; raise InputError for a file that is not there."""
         resolve_path(given.rows, option)
-        return Rows(given.rows, given.split, given.prompt_column, given.limit)
+        return Rows(given.rows, given.split, Format(given.format), given.prompt_column, given.limit)
 
 
 @dataclass(frozen=True)
