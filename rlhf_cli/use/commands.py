@@ -92,7 +92,9 @@ def _score_parser() -> Parser:
     group.add_argument("--rejected-column", default="rejected", metavar="NAME", help="default: rejected")
     group.add_argument("--ranking-column", metavar="NAME", help="a list of answers, the best first, instead")
     group.add_argument("--category-column", metavar="NAME", help="show the accuracy of each kind of row")
-    group.add_argument("--response-column", metavar="NAME", help="rows have one answer, in this column (or as --format rated says)")
+    group.add_argument(
+        "--response-column", metavar="NAME", help="rows have one answer, in this column (or as --format rated says)"
+    )
     group.add_argument("--scale", type=positive(1e6), metavar="X", help="log odds of a point of score, for calibration")
     Rewarding.add(made)
     Loading.add(made)
@@ -146,9 +148,10 @@ def _evaluate_parser() -> Parser:
 def _evaluate(given: argparse.Namespace) -> Callable[[], None]:
     rewarding, sampling = Rewarding.of(given.reward, given, "--reward"), Sampling.of(given)
     _refuse_equal_answers(sampling, given.num)
+    policy = check_model(given.policy)
     if given.against is not None:
         check_model(given.against)
-    elif not check_model(given.policy).has_run:
+    elif not policy.has_run:
         raise InputError(f"evaluate: {given.policy} comes from no run of ours; give --against MODEL")
     rows, out, loading = Rows.of(given, "--prompts"), out_of(given), Loading.of(given)
 
