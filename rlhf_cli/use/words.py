@@ -16,6 +16,7 @@ from rlhf_cli.config.sections import DType, RolloutConfig
 from rlhf_cli.config.sources import Format
 
 _WIDTH = 110  # columns of help
+_RETRIES = 2  # of a service: somebody is waiting
 
 
 class Parser(argparse.ArgumentParser):
@@ -208,6 +209,7 @@ class Rewarding:
             timeout_s=given.timeout,
             auth_env=given.auth_env,
             whole_turn=given.whole_turn,
+            retries=_RETRIES,
             **options,
         )
         try:
