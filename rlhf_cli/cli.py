@@ -23,6 +23,11 @@ commands:
   report        what a run did, as one HTML file: rlhf report outputs/tiny
   compare       what runs differ in, and how they ended: rlhf compare outputs/a outputs/b
   checkpoints   the checkpoints of a run, and whether they are whole: rlhf checkpoints outputs/tiny --verify
+  generate      answers of a trained policy: rlhf generate outputs/tiny --prompt "Where is my order?"
+  chat          talk with it: rlhf chat outputs/tiny --reward outputs/tiny_rm
+  score         what a reward says of pairs or answers: rlhf score outputs/tiny_rm --file pairs.jsonl
+  evaluate      a policy beside a reference: rlhf evaluate outputs/tiny --prompts prompts.jsonl --reward outputs/tiny_rm
+  best-of-n     what the best of n answers would score: rlhf best-of-n MODEL --prompts FILE --reward outputs/tiny_rm
   serve-reward  a trained reward model as an HTTP service: rlhf serve-reward outputs/demo_rm
   show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
   list          the packaged experiments, each with its purpose
@@ -109,7 +114,7 @@ def _unknown_command(got: str) -> str:
     import difflib
 
     known = ["train-rm", "train-ppo", "plan", "check", "report", "compare", "checkpoints", "serve-reward"]
-    known += ["show-config", "list"]
+    known += [*AFTER_TRAINING, "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
     return f"unknown command '{got}'" + (
         f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"

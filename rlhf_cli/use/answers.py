@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import track
 
 from rlhf_cli.config.errors import DiskError
 from rlhf_cli.data.prompts import Prompt
@@ -17,6 +21,8 @@ from rlhf_cli.use.policy import Answer, Policy
 from rlhf_cli.use.runs import Role, find, with_options
 from rlhf_cli.use.scorer import device_of
 from rlhf_cli.use.words import Loading, Sampling
+
+_AT_A_TIME = 8  # batches, among which prompts of like length find each other
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,10 @@ def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling)
     ids = [policy.prompt_ids(prompt.messages) for prompt in prompts]
     wanted = [(place, sample) for place in range(len(prompts)) for sample in range(num)]
     answers: list[Answer] = []
-    for part in chunks(wanted, 16 * policy.rollout.micro_batch_size):  # prompts of like length find each other inside
+    parts = chunks(wanted, _AT_A_TIME * policy.rollout.micro_batch_size)
+    for part in track(
+        parts, f"{policy.name}: answers", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ):
         keys = [f"{sampling.seed}/{place}/{sample}" for place, sample in part]
         answers += policy.answer([ids[place] for place, _ in part], keys, sampling.greedy)
     return [

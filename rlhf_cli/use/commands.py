@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from rlhf_cli.config.errors import InputError, OutOfMemoryError
+from rlhf_cli.config.sources import Format
 from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_out, out_of, parser, positive, whole
 
@@ -91,7 +92,9 @@ def _score_parser() -> Parser:
     group.add_argument("--rejected-column", default="rejected", metavar="NAME", help="default: rejected")
     group.add_argument("--ranking-column", metavar="NAME", help="a list of answers, the best first, instead")
     group.add_argument("--category-column", metavar="NAME", help="show the accuracy of each kind of row")
-    group.add_argument("--response-column", metavar="NAME", help="rows have one answer, in this column")
+    group.add_argument(
+        "--response-column", metavar="NAME", help="rows have one answer, in this column (or as --format rated says)"
+    )
     group.add_argument("--scale", type=positive(1e6), metavar="X", help="log odds of a point of score, for calibration")
     Rewarding.add(made)
     Loading.add(made)
@@ -112,10 +115,14 @@ def _score(given: argparse.Namespace) -> Callable[[], None]:
         name: getattr(given, name) for name in ("chosen_column", "rejected_column", "ranking_column", "category_column")
     }
 
+    column = given.response_column
+    if rows.format in (Format.rated, Format.rated_rows) and column is not None:
+        columns["response_column"], column = column, None
+
     def begin() -> None:
         from rlhf_cli.use import score
 
-        score.run(score.Score(rewarding, rows, out, given.response_column, given.scale, columns))
+        score.run(score.Score(rewarding, rows, out, column, given.scale, columns))
 
     return begin
 
@@ -141,9 +148,10 @@ def _evaluate_parser() -> Parser:
 def _evaluate(given: argparse.Namespace) -> Callable[[], None]:
     rewarding, sampling = Rewarding.of(given.reward, given, "--reward"), Sampling.of(given)
     _refuse_equal_answers(sampling, given.num)
+    policy = check_model(given.policy)
     if given.against is not None:
         check_model(given.against)
-    elif not check_model(given.policy).has_run:
+    elif not policy.has_run:
         raise InputError(f"evaluate: {given.policy} comes from no run of ours; give --against MODEL")
     rows, out, loading = Rows.of(given, "--prompts"), out_of(given), Loading.of(given)
 
@@ -198,6 +206,29 @@ def _best_of_n(given: argparse.Namespace) -> Callable[[], None]:
     return begin
 
 
+def _chat_parser() -> Parser:
+    made = parser("chat", "Talk with a policy in the terminal.", "In the chat, /help lists its commands.")
+    made.add_argument("model", metavar="MODEL", help="a PPO run folder, a model folder, a Hub id or a .gguf file")
+    made.add_argument("--reward", metavar="REWARD", help=f"show the score of each answer: {_REWARD}")
+    Sampling.add(made, batches=False)
+    Rewarding.add(made)
+    Loading.add(made)
+    return made
+
+
+def _chat(given: argparse.Namespace) -> Callable[[], None]:
+    rewarding = None if given.reward is None else Rewarding.of(given.reward, given, "--reward")
+    loading, sampling = Loading.of(given), Sampling.of(given)
+    check_model(given.model)
+
+    def begin() -> None:
+        from rlhf_cli.use import chat
+
+        chat.run(chat.Chat(given.model, rewarding, loading, sampling))
+
+    return begin
+
+
 def _refuse_equal_answers(sampling: Sampling, num: int) -> None:
     if sampling.greedy and num > 1:
         raise InputError(f"--num {num} with --greedy gives the same answer again; leave one out")
@@ -212,5 +243,6 @@ _COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], 
     "generate": (_generate_parser, _generate),
     "score": (_score_parser, _score),
     "evaluate": (_evaluate_parser, _evaluate),
+    "chat": (_chat_parser, _chat),
     "best-of-n": (_best_of_n_parser, _best_of_n),
 }

@@ -50,7 +50,8 @@ class Policy:
         self.rollout = rollout
         self.device = device
         self.renderer = Renderer(tokenizer, found.data)
-        self.ends = EndTokens(end_token_ids(tokenizer, model.generation_config), pad_id(tokenizer))
+        ends = end_token_ids(tokenizer, model.generation_config) | {self.renderer.end_id}
+        self.ends = EndTokens(ends, pad_id(tokenizer))
         self._longest = positions(model)
         self._packed = reads_packed(model)
         self._engine = PlainFrozen(ResponseLM(model), device)

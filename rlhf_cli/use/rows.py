@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
+from rlhf_cli.config.sources import Format
 from rlhf_cli.data.conversation import Message, Renderer
 from rlhf_cli.data.preferences import Ranking, load_preferences
 from rlhf_cli.data.prompts import Prompt, load_prompts
@@ -41,6 +42,7 @@ def prompts(rows: Rows, option: str) -> list[Prompt]:
         train=rows.path,
         train_split=rows.split,
         eval_fraction=0.0,
+        format=rows.format,
         prompt_column=rows.prompt_column,
         max_prompt_tokens=_NO_LIMIT,
         too_long=RowPolicy.error,
@@ -54,10 +56,13 @@ def prompts(rows: Rows, option: str) -> list[Prompt]:
 def singles(rows: Rows, column: str | None, option: str) -> list[Prompt] | None:
     """Return rows of one answer each, with the column that holds it; None where rows rank answers.
 
-    column: what holds the answer; None: rows have one if the first has a column `response` and none named `chosen`.
+    column: what holds the answer; None: rows have one if the first has a column `response` and none named `chosen`,
+    and no layout was asked for.
     Raises InputError for a row without an answer.
     """
     if column is None:
+        if rows.format is not Format.auto:
+            return None
         try:
             first = prompts(replace(rows, limit=1), option)[0].columns
         except InputError:
@@ -82,6 +87,7 @@ def rankings(rows: Rows, columns: dict[str, Any], option: str) -> tuple[list[Ran
         train=rows.path,
         train_split=rows.split,
         eval_fraction=0.0,
+        format=rows.format,
         prompt_column=rows.prompt_column,
         max_tokens=_NO_LIMIT,
         too_long=RowPolicy.error,

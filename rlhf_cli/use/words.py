@@ -13,8 +13,10 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import PACKAGE_SCHEME, resolve_path
 from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.sections import DType, RolloutConfig
+from rlhf_cli.config.sources import Format
 
 _WIDTH = 110  # columns of help
+_RETRIES = 2  # of a service: somebody is waiting
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,8 +107,8 @@ class Sampling:
     greedy: bool
 
     @staticmethod
-    def add(to: Parser, greedy: bool = True) -> None:
-        """Add the options; greedy: whether the likeliest token may be taken instead."""
+    def add(to: Parser, greedy: bool = True, batches: bool = True) -> None:
+        """Add the options; greedy: whether the likeliest token may be taken instead; batches: whether there are any."""
         group = to.add_argument_group("sampling (defaults: those of the run that trained the policy)")
         group.add_argument("--temperature", type=positive(10), metavar="T", help="divides the logits")
         group.add_argument("--top-p", type=positive(1), metavar="P", help="draw from the likeliest tokens up to P")
@@ -114,7 +116,10 @@ class Sampling:
         group.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the draws; default: 0")
         if greedy:
             group.add_argument("--greedy", action="store_true", help="take the likeliest token, draw nothing")
-        group.add_argument("--batch-size", type=whole(1), metavar="N", help="answers at a time; changes none of them")
+        if batches:
+            group.add_argument(
+                "--batch-size", type=whole(1), metavar="N", help="answers at a time; changes none of them"
+            )
 
     @staticmethod
     def of(given: argparse.Namespace) -> Sampling:
@@ -123,7 +128,7 @@ class Sampling:
             given.temperature,
             given.top_p,
             given.max_new_tokens,
-            given.batch_size,
+            vars(given).get("batch_size"),
             given.seed,
             vars(given).get("greedy", False),
         )
@@ -146,6 +151,7 @@ class Rows:
 
     path: str
     split: str
+    format: Format
     prompt_column: str
     limit: int | None
 
@@ -156,6 +162,8 @@ class Rows:
         what = "a .jsonl, .json, .csv or .parquet file, a save_to_disk folder, pkg://... or a Hub id"
         group.add_argument(option, dest="rows", required=required, metavar="FILE", help=what)
         group.add_argument("--split", default="train", metavar="NAME", help="of a Hub id or folder; default: train")
+        layouts = [one.value for one in Format]
+        group.add_argument("--format", choices=layouts, default="auto", help="how rows are laid out; default: auto")
         group.add_argument("--prompt-column", default="prompt", metavar="NAME", help="default: prompt")
         group.add_argument("--limit", type=whole(1), metavar="N", help="take the first N rows")
 
@@ -163,7 +171,7 @@ class Rows:
     def of(given: argparse.Namespace, option: str) -> Rows:
         """Return what was given; raise InputError for a file that is not there."""
         resolve_path(given.rows, option)
-        return Rows(given.rows, given.split, given.prompt_column, given.limit)
+        return Rows(given.rows, given.split, Format(given.format), given.prompt_column, given.limit)
 
 
 @dataclass(frozen=True)
@@ -201,6 +209,7 @@ class Rewarding:
             timeout_s=given.timeout,
             auth_env=given.auth_env,
             whole_turn=given.whole_turn,
+            retries=_RETRIES,
             **options,
         )
         try:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -97,7 +98,46 @@ def check_reward_model(run: Path) -> None:
     )
 
 
-def test_reward_model_then_ppo_with_it(run_rlhf, tmp_path):
+def texts_of(pair: dict[str, Any]) -> tuple[str, str, str]:
+    return pair["prompt"], pair["chosen"], pair["rejected"]
+
+
+def check_use(run_all, folder: Path) -> None:
+    """What is done with trained models says what training said: of pairs, of greedy answers, of their scores."""
+    data, limit = "pkg://rlhf_cli.demo", ["--limit", "2"]
+    prompts = f"{data}/prompts_eval.jsonl"
+    run_all(
+        ["score", "outputs/tiny_rm", "--file", f"{data}/preferences_eval.jsonl", "--out", "pairs.jsonl"],
+        ["generate", "outputs/mine", "--file", prompts, *limit, "--greedy", "--out", "answers.jsonl"],
+        ["score", "outputs/tiny_rm", "--file", "answers.jsonl", "--out", "scores.jsonl"],
+        [
+            "evaluate",
+            "outputs/mine",
+            "--prompts",
+            prompts,
+            *limit,
+            "--reward",
+            "outputs/tiny_rm",
+            "--out",
+            "both.jsonl",
+        ],
+    )
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+    logged = {texts_of(one): one for one in lines("outputs/tiny_rm/pairs.jsonl")}
+    for one in lines("pairs.jsonl"):
+        for name, close in (("score_chosen", 1e-4), ("score_rejected", 1e-4), ("log_odds", 0.01)):  # odds: a slope
+            assert one[name] == pytest.approx(logged[texts_of(one)][name], abs=close)
+    samples = lines("outputs/mine/samples.jsonl")
+    after = [one for one in samples if (one["stage"], one["mode"]) == ("after", "greedy")]
+    assert [one["response"] for one in lines("answers.jsonl")] == [one["response"] for one in after]
+    assert [one["score"] for one in lines("scores.jsonl")] == pytest.approx([one["score"] for one in after], abs=1e-4)
+    assert [set(one) >= {"policy", "reference"} for one in lines("both.jsonl")] == [True, True]
+
+
+def test_reward_model_then_ppo_with_it(run_rlhf, run_all, tmp_path):
     """Both commands in a row: the exported reward model is what PPO scores with."""
     done = run_rlhf("train-rm", "conf=tiny")
     assert done.returncode == 0, done.stderr
@@ -123,6 +163,7 @@ def test_reward_model_then_ppo_with_it(run_rlhf, tmp_path):
     assert first["kl"] == 0
     assert first["approx_kl"] == pytest.approx(0, abs=1e-9)
     assert first["clipfrac/policy"] == 0
+    check_use(run_all, tmp_path)
 
 
 def test_ppo_on_one_rank_on_two_and_under_the_deepspeed_launcher(run_rlhf, tmp_path):

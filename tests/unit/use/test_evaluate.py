@@ -114,7 +114,8 @@ def test_a_cut_distribution_is_said_to_bias_the_kl(ppo_run, here, capsys):
         (["{base}"], "comes from no run of ours; give --against MODEL"),
         (["{run}", "--against", "none/at/all"], "policy=none/at/all: no such"),
         (["{run}", "--reward", "none/at/all"], "--reward=none/at/all: no such"),
-        (["{rm}", "--against", "{base}", "--reward", "r.py:f"], "no file"),
+        (["{rm}", "--against", "{base}"], "has trained a reward model, wanted a policy"),
+        (["{run}", "--reward", "r.py:f"], "no file"),
         (["{run}", "--num", "2", "--greedy"], "gives the same answer again"),
     ],
 )

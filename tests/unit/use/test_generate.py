@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
 from rlhf_cli.cli import main
+from rlhf_cli.use.policy import Policy
 
 
 def records(file):
@@ -88,6 +90,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, prompt
     assert main(["generate", *words]) == 2
     err = capsys.readouterr().err
     assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_full_gpu_is_told_with_what_to_lower(ppo_run, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    monkeypatch.setattr(Policy, "answer", full)
+    assert main(["generate", str(ppo_run), "--prompt", "x"]) == 7
+    err = capsys.readouterr().err
+    assert "Tried to allocate 2 GiB.); lower --batch-size" in err
     assert err.count("\n") == 1
 
 

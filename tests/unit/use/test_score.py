@@ -100,6 +100,17 @@ def test_a_ranking_counts_as_one_row(here, capsys):
     assert "66.7%" in capsys.readouterr().out
 
 
+def test_rated_rows_are_ranked_by_their_scores(here, capsys):
+    """By length "22" beats "1", which has the better score, and "333" both others: right in 1 of 3 pairs."""
+    rows = [{"prompt": "a", "text": text, "score": score} for text, score in [("1", 5), ("22", 4), ("333", 4.5)]]
+    write(here / "rows.jsonl", rows)
+    words = ["--file", "rows.jsonl", "--format", "rated_rows", "--response-column", "text", "--out", "out.jsonl"]
+    assert main(["score", "rewards.py:length", *words]) == 0
+    assert "33.3%" in capsys.readouterr().out
+    records = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
+    assert [(one["chosen"], one["rejected"]) for one in records] == [("1", "333"), ("1", "22"), ("333", "22")]
+
+
 def test_a_service_is_asked_at_score(here, capsys):
     server = Server([lengths])
     try:

@@ -1,8 +1,10 @@
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import DType
+from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.use.scorer import RewardScorer
 from tests.unit.use.conftest import SYSTEM
@@ -43,6 +45,25 @@ def test_the_system_prompt_of_the_run_counts_and_can_be_changed(rm_run):
     assert RewardScorer.load(str(rm_run)).score(EXCHANGES) != pytest.approx(
         RewardScorer.load(str(rm_run), system_prompt="").score(EXCHANGES), abs=1e-5
     )
+
+
+def test_an_encoder_reads_prompt_and_response_as_a_pair(tmp_path):
+    tokenizer = byte_tokenizer()
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=64, pad_token_id=256, **shape)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = []
+    for exchange in EXCHANGES:
+        inputs = tokenizer(exchange.prompt, exchange.response, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(model(**inputs).logits.item())
+    scorer = RewardScorer.load(str(tmp_path), "cpu", DType.float32)
+    assert scorer.score(EXCHANGES) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(InputError, match="has 64 positions"):
+        scorer.score([Exchange([{"role": "user", "content": "x" * 60}], "abcdef")])
 
 
 def test_a_text_longer_than_the_model_is_refused(rm_run):
