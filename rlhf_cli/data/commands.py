@@ -15,9 +15,8 @@ from rlhf_cli.config.schema import COMMANDS
 from rlhf_cli.config.sections import DataConfig, ModelConfig, PreferenceDataConfig, RowPolicy
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.convert import write
-from rlhf_cli.data.formats import NUM_DETECTED, mapping
+from rlhf_cli.data.formats import NUM_DETECTED, compared, mapping
 from rlhf_cli.data.look import Look, as_the_model_sees_it, histogram, look_at, quantile, shared_prompts
-from rlhf_cli.data.preferences import judged
 from rlhf_cli.data.rows import NUM_SHOWN, BadRow
 from rlhf_cli.data.sources import Filtered, load_rows, recognised
 from rlhf_cli.models.load import load_tokenizer
@@ -124,7 +123,7 @@ def _has_answers(config: PreferenceDataConfig) -> bool:
     for _, row in islice(places, NUM_DETECTED):
         try:
             if not isinstance(row, BadRow):
-                judged(row, options, row_format)
+                compared(row, options, row_format)
                 return True
         except BadRow as bad:
             if bad.policy is RowPolicy.drop:

@@ -57,22 +57,27 @@ def _umask() -> int:
 
 def _write_rows(config: DataConfig, file: Path) -> list[str]:
     notes = []
+    kinds: set[bool] = set()
     with file.open("w", encoding="utf-8") as lines:
         for source in config.train_sources():
             options = config.of_source(source)
             for path in resolve_pattern(source.path, "data.train"):
                 rows = Filtered(load_rows(path, source.split or "", "data.train"), source.filter)
-                notes.append(_write_file(rows, path, options, lines))
+                notes.append(_write_file(rows, path, options, lines, kinds))
     return notes
 
 
-def _write_file(rows: Filtered, path: str, options: DataConfig, lines: TextIO) -> str:
+def _write_file(rows: Filtered, path: str, options: DataConfig, lines: TextIO, kinds: set[bool]) -> str:
+    """Write the rows of one file; kinds: whether the lines so far are rankings."""
     label, rejected, written = f"data.train={path}", Rejected(), 0
     conversion: Conversion[Row] = Conversion(rows, label, options, _prepared)
     for place, found in conversion:
         if isinstance(found, BadRow):
             rejected.add(place, found)
         else:
+            kinds.add("completions" in found)
+            if len(kinds) > 1 and isinstance(options, PreferenceDataConfig):
+                raise InputError(f"data convert: {path}: pairs and rankings in one file; convert them apart")
             lines.write(json.dumps(found, ensure_ascii=False) + "\n")
             written += 1
     conversion.check()
@@ -89,12 +94,18 @@ def _prepared(options: DataConfig, row_format: Format) -> tuple[dict[str, str], 
     return wanted, lambda row: _prompt(row, options, row_format)
 
 
+def _is_ranking(row: Row, options: PreferenceDataConfig, row_format: Format) -> bool:
+    """Say whether a row is one of rankings of any number of answers, or else a pair."""
+    is_rated = row_format in (Format.rated, Format.rated_rows) or options.ranking_column is not None
+    return is_rated or (row_format is Format.alpaca and isinstance(row.get("output"), list))
+
+
 def _pair(row: Row, options: PreferenceDataConfig, row_format: Format) -> Row:
     """Return a pair with its answers as texts, or a ranking as rated completions, which may be tied."""
     said = judged(row, options, row_format)
     texts = [text for _, text in said.case.answers]
     line: Row = {"prompt": said.case.messages}
-    if len(texts) == 2 and not said.case.ranks:
+    if not _is_ranking(row, options, row_format):
         line |= {"chosen": texts[0], "rejected": texts[1]}
     else:
         ranks = said.case.ranks or tuple(range(len(texts)))
