@@ -20,6 +20,7 @@ commands:
   train-ppo     tune a policy with PPO against a reward model
   plan          the memory, disk and batches that a run will take, before it is started: rlhf plan train-ppo conf=demo
   check         what a run would prove of its models and data before it trains: rlhf check train-ppo conf=tiny
+  data          look at rows as a run would read them, or write them in one format: rlhf data inspect pairs.jsonl
   report        what a run did, as one HTML file: rlhf report outputs/tiny
   compare       what runs differ in, and how they ended: rlhf compare outputs/a outputs/b
   checkpoints   the checkpoints of a run, and whether they are whole: rlhf checkpoints outputs/tiny --verify
@@ -96,6 +97,7 @@ def _dispatch(args: list[str]) -> int:
         "report": _report,
         "compare": _compare,
         "serve-reward": _serve_reward,
+        "data": _data,
     }
     if command in others:
         return others[command](rest)
@@ -113,7 +115,7 @@ def _dispatch(args: list[str]) -> int:
 def _unknown_command(got: str) -> str:
     import difflib
 
-    known = ["train-rm", "train-ppo", "plan", "check", "report", "compare", "checkpoints", "serve-reward"]
+    known = ["train-rm", "train-ppo", "plan", "check", "report", "compare", "checkpoints", "data", "serve-reward"]
     known += [*AFTER_TRAINING, "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
     return f"unknown command '{got}'" + (
@@ -189,6 +191,12 @@ def _compare(args: list[str]) -> int:
     from rlhf_cli.report.commands import compare_runs
 
     return compare_runs(args)
+
+
+def _data(args: list[str]) -> int:
+    from rlhf_cli.data.commands import run
+
+    return run(args)
 
 
 def _plan(args: list[str]) -> int:

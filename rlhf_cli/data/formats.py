@@ -466,3 +466,28 @@ def number_or_none(value: Any, field: str) -> float | None:
     if not math.isfinite(number):
         raise BadRow(field, f"wanted a number, got {value!r}")
     return number
+
+
+def mapping(config: DataConfig, row_format: Format) -> str:
+    """Say which columns of a row are read as what."""
+    better = worse = ""
+    if isinstance(config, PreferenceDataConfig):
+        better, worse = config.chosen_column, config.rejected_column
+        if config.ranking_column is not None:
+            return f"prompt from {config.prompt_column}, answers from {config.ranking_column}, the best first"
+    pair = f", answers from {better} over {worse}" if better else ""
+    prompt, scores = config.prompt_column, " or ".join(SCORES)
+    response = "response"
+    if isinstance(config, PreferenceDataConfig):
+        response, scores = config.response_column, config.score_column or scores
+    return {
+        Format.hh: f"transcripts, the prompt from {prompt} or the turns that {better or 'chosen'} begins with{pair}",
+        Format.messages: f"the prompt from messages, {prompt} or input, or what the answers begin with alike{pair}",
+        Format.sharegpt: f"the prompt from conversations, or what the answers begin with alike{pair}",
+        Format.alpaca: "prompt from system, history, instruction and input"
+        + (f"{pair}, or output, or output_1 and output_2" if pair else ""),
+        Format.rated: f"prompt from {prompt} or instruction"
+        + (f", answers from completions: {response}, ranked by {scores}" if pair else ""),
+        Format.rated_rows: f"prompt from {prompt}, rows with the same one together"
+        + (f", answers from {response}, ranked by {scores}" if pair else ""),
+    }.get(row_format, f"prompt from {prompt}{pair}")

@@ -13,7 +13,7 @@ from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.config.sources import Format
 from rlhf_cli.data.cache import RowCache
 from rlhf_cli.data.conversation import Renderer, is_empty
-from rlhf_cli.data.formats import compared, empty
+from rlhf_cli.data.formats import Case, compared, empty
 from rlhf_cli.data.rows import BadRow, Row, column
 from rlhf_cli.data.sources import Prepare, Sides, load_sides
 from rlhf_cli.data.store import Ids
@@ -67,44 +67,70 @@ def preparing(renderer: Renderer) -> Prepare[Ranking]:
     """Return what makes the converter of a source's rows."""
 
     def prepare(config: PreferenceDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], Ranking]]:
-        if row_format in (Format.rated, Format.rated_rows):
-            for key in ("margin_column", "confidence_column"):
-                value = getattr(config, key)
-                require(value is None, f"data.{key}", value, f"unset: rows are read as {row_format.name}")
-        return _wanted_columns(config, row_format), lambda row: _ranking(row, config, row_format, renderer)
+        return wanted_columns(config, row_format), lambda row: _ranking(row, config, row_format, renderer)
 
     return prepare
 
 
-def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, renderer: Renderer) -> Ranking:
-    """Return the ranking of a row; raise BadRow."""
+@dataclass(frozen=True)
+class Judged:
+    """What a row of preferences says, and the numbers that go with it."""
+
+    case: Case
+    margin: float
+    confidence: float
+    category: str | None
+    weight: float
+
+
+def judged(row: Row, config: PreferenceDataConfig, row_format: Format) -> Judged:
+    """Return what a row says; raise BadRow, for empty and equal answers too."""
     case = compared(row, config, row_format)
-    messages, answers = case.messages, case.answers
-    empty_fields = [field for field, text in answers if not text.strip()]
-    if empty_fields or is_empty(messages):
+    empty_fields = [field for field, text in case.answers if not text.strip()]
+    if empty_fields or is_empty(case.messages):
         raise empty((empty_fields or [config.prompt_column])[0], config)
-    texts = [text for _, text in answers]
+    texts = [text for _, text in case.answers]
     if len(set(texts)) < len(texts):
         what = "chosen == rejected" if config.ranking_column is None else "equal answers"
-        raise BadRow(answers[-1][0], what, config.equal, "data.equal")
+        raise BadRow(case.answers[-1][0], what, config.equal, "data.equal")
+    return Judged(
+        case,
+        margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
+        confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
+        category=_word(row, config.category_column),
+        weight=_number(row, config.weight_column, 1.0, (0.0, 1e4)),
+    )
+
+
+def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, renderer: Renderer) -> Ranking:
+    """Return the ranking of a row; raise BadRow."""
+    said = judged(row, config, row_format)
+    messages, texts = said.case.messages, [text for _, text in said.case.answers]
     prompt_ids = renderer.prompt_ids(messages)
     ranking = Ranking(
         answers=tuple(Sequence(prompt_ids, renderer.response_ids(text)) for text in texts),
         longer_wins=0.5,
         prompt_key=json.dumps(messages),
-        margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
-        confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
-        category=_word(row, config.category_column),
-        weight=_number(row, config.weight_column, 1.0, (0.0, 1e4)),
-        ranks=case.ranks,
+        margin=said.margin,
+        confidence=said.confidence,
+        category=said.category,
+        weight=said.weight,
+        ranks=said.case.ranks,
     )
     if ranking.num_tokens > config.max_tokens:
         raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
     return replace(ranking, longer_wins=_longer_wins(texts, ranking.pairs))
 
 
-def _wanted_columns(config: PreferenceDataConfig, row_format: Format) -> dict[str, str]:
-    """Return the columns that rows must have, each with its option; the prompt may stand inside the answers."""
+def wanted_columns(config: PreferenceDataConfig, row_format: Format) -> dict[str, str]:
+    """Return the columns that rows must have, each with its option; the prompt may stand inside the answers.
+
+    Raises InputError for numbers of one pair where rows are ratings.
+    """
+    if row_format in (Format.rated, Format.rated_rows):
+        for key in ("margin_column", "confidence_column"):
+            value = getattr(config, key)
+            require(value is None, f"data.{key}", value, f"unset: rows are read as {row_format.name}")
     names: tuple[str, ...] = ("margin_column", "confidence_column", "category_column", "weight_column")
     if row_format is Format.columns:
         answers = ("ranking_column", "prompt_column") if config.ranking_column else ("chosen_column", "rejected_column")

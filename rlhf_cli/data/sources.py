@@ -154,9 +154,10 @@ class HasPrompt(Storable, Protocol):
 
 
 Example = TypeVar("Example", bound=HasPrompt)
+Made = TypeVar("Made")
 # options and format of a source -> columns that its rows must have, each with the option that names it; and what makes
-# an example of a row, or raises BadRow
-Prepare = Callable[[Any, Format], tuple[dict[str, str], Callable[[Row], Example]]]
+# something of a row, or raises BadRow
+Prepare = Callable[[Any, Format], tuple[dict[str, str], Callable[[Row], Made]]]
 
 
 @dataclass(frozen=True)
@@ -274,23 +275,46 @@ class _Loader(Generic[Example]):
         return draft.loaded(account)
 
     def _convert(self, rows: Filtered, label: str, options: DataConfig, draft: Draft[Example]) -> Account:
-        row_format, places = recognised(rows, label, options)
-        wanted, convert = self.prepare(options, row_format)
-        columns, rejected, number = Columns(wanted), Rejected(), 0
-        for number, (place, row) in enumerate(places, 1):  # noqa: B007 - it is how many there were
+        conversion, rejected = Conversion(rows, label, options, self.prepare), Rejected()
+        for place, found in conversion:
+            if isinstance(found, BadRow):
+                rejected.add(place, found)
+            else:
+                draft.spool.append(found)
+        conversion.check()
+        rejected.raise_if_refused(label, conversion.num_rows)
+        return Account(dict(rejected.dropped), rows.others, conversion.format.name)
+
+
+class Conversion(Generic[Made]):
+    """The rows of one file, each with what is made of it or what is wrong with it."""
+
+    def __init__(self, rows: Filtered, label: str, options: DataConfig, prepare: Prepare[Made]) -> None:
+        """Tell the format; raise InputError where that cannot be, or where the file cannot be read."""
+        self.num_rows = 0
+        self._label = label
+        self._rows = rows
+        self.format, self._places = recognised(rows, label, options)
+        wanted, self._convert = prepare(options, self.format)
+        self._columns = Columns(wanted)
+
+    def __iter__(self) -> Iterator[tuple[str, Made | BadRow]]:
+        for place, row in self._places:
+            self.num_rows += 1
             try:
                 if isinstance(row, BadRow):
                     raise row
-                columns.see(row)
-                draft.spool.append(convert(row))
+                self._columns.see(row)
+                yield place, self._convert(row)
             except BadRow as bad:
-                rejected.add(place, bad)
+                yield place, bad
             except RecursionError:
-                rejected.add(place, BadRow("", "nested too deeply"))
-        rows.check(label)
-        columns.check(label)
-        rejected.raise_if_refused(label, number)
-        return Account(dict(rejected.dropped), rows.others, row_format.name)
+                yield place, BadRow("", "nested too deeply")
+
+    def check(self) -> None:
+        """Raise InputError where the filter left no row, or where no row has a wanted column; once all were read."""
+        self._rows.check(self._label)
+        self._columns.check(self._label)
 
 
 def recognised(rows: Iterable[Place], label: str, options: DataConfig) -> tuple[Format, Iterator[Place]]:
