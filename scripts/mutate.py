@@ -41,7 +41,7 @@ HEAVY = ("torch", "deepspeed", "datasets", "hydra", "transformers", "rich.progre
 SLOW_IMPORTS = tuple(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "gpt_neox", "llama", "qwen2"))
 
 # plain assertions: to rewrite those of plugins is too late, and pytest warns of it
-PYTEST = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider")
+PYTEST = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 ALGO = "tests/unit/algo"
 TRAIN = tuple(
     f"tests/unit/train/test_{name}.py" for name in ("ppo_estimate", "update", "first_pass", "oracle", "correctness")

@@ -34,9 +34,8 @@ class Moments:
 
     def normalise(self, scores: Tensor) -> Tensor:
         """Return scores [B] less the mean, divided by the deviation; only the former where all seen were alike."""
-        deviation = (self.squares / self.count) ** 0.5 if self.count else 0.0
-        centred = scores.double() - self.mean
-        return (centred / deviation if deviation > 0 else centred).to(scores.dtype)
+        deviation = (self.squares / max(1, self.count)) ** 0.5 or 1.0
+        return ((scores.double() - self.mean) / deviation).to(scores.dtype)
 
 
 def normalised_head(weight: Tensor, hidden: Tensor, shrinkage: float = 1e-3) -> Tensor:

@@ -104,10 +104,10 @@ class PairScorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, packing: Packing | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the float32 score of each text, [B, 1], twice; inputs: what else its tokenizer gives, [B, L] each.
+    def forward(self, input_ids: Tensor, packing: Packing | None = None, **inputs: Tensor) -> tuple[Tensor]:
+        """Return the float32 score of each text, [B, 1], alone; inputs: what else its tokenizer gives, [B, L] each.
 
         packing: not of use here, where every token looks at all others.
         """
         scores: Tensor = self.model(input_ids=input_ids, **inputs).logits.float()
-        return scores, scores
+        return (scores,)

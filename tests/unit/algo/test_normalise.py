@@ -97,6 +97,7 @@ def test_normalised_scores_are_distances_in_deviations():
     got = Moments(5, 4.0, 50.0).normalise(torch.tensor([4.0, 10.0]))
     assert_close(got, torch.tensor([0.0, 6 / math.sqrt(10)]))
     assert got.dtype is torch.float32
+    assert_close(Moments(4, 1.0, 1.0).normalise(torch.tensor([2.0])), torch.tensor([2.0]))  # deviation 1/2
 
 
 def test_scores_that_are_all_alike_only_lose_their_mean():

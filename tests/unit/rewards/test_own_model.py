@@ -32,9 +32,9 @@ from tests.unit.models.tiny import tiny_config
 
 CPU = torch.device("cpu")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "why", "because", "it", "rains", "no"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
 
@@ -42,7 +42,7 @@ def exchange(prompt, response):
     return Exchange([{"role": "user", "content": prompt}], response)
 
 
-EXCHANGES = [exchange("why", "because it rains"), exchange("why it rains", "no"), exchange("no", "it rains no")]
+EXCHANGES = [exchange("why", "because it rains"), exchange("why it", "no"), exchange("no", "it rains no")]
 
 
 class Whole:
@@ -63,6 +63,7 @@ class Whole:
 def decoder(whole_turn=False, longest=None, batch_size=2):
     config = tiny_config("llama")
     tokenizer = load_tokenizer(config, "reward[0].model")
+    tokenizer.chat_template = CHAT
     scorer = TokenScorer(load_sequence_classifier(config, "reward[0].model", tokenizer, 0, new_head=False))
     engine = Whole(scorer)
     renderer = Renderer(tokenizer, PromptDataConfig())
@@ -93,6 +94,8 @@ def test_a_conversation_longer_than_the_model_loses_its_beginning():
 def test_a_whole_turn_has_what_the_template_writes_after_an_answer():
     own, scorer, renderer = decoder(whole_turn=True)
     ids = renderer.whole_ids(EXCHANGES[0].messages, EXCHANGES[0].response)
+    short = renderer.sequence(EXCHANGES[0].messages, EXCHANGES[0].response).ids
+    assert ids[:-1] == short  # and then the end of the line
     assert own.score(EXCHANGES[:1]) == pytest.approx([score_of(scorer, ids)], abs=1e-5)
 
 
@@ -130,7 +133,7 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair(encoder, one_rank):
     plain = AutoModelForSequenceClassification.from_pretrained(encoder).eval()
     rows = [
         ([2, 4, 3, 5, 6, 7, 3], [0, 0, 0, 1, 1, 1, 1]),
-        ([2, 4, 6, 7, 3, 8, 3], [0, 0, 0, 0, 0, 1, 1]),
+        ([2, 4, 6, 3, 8, 3], [0, 0, 0, 0, 1, 1]),
         ([2, 8, 3, 6, 7, 8, 3], [0, 0, 0, 1, 1, 1, 1]),
     ]
     with torch.no_grad():

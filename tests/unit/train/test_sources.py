@@ -65,6 +65,7 @@ def trainer_of(lengths, record=None, source=None, **options):
 def test_a_score_is_the_weighted_sum_and_every_source_is_told(one_rank):
     lengths, record = Lengths(), Boundary()
     trainer = trainer_of(lengths, record)
+    assert list(trainer.models.judging.engines) == ["reward_model"]
     rollout = trainer.score(trainer.collect())
     counted = torch.tensor([float(len(one.response_ids)) for one in rollout.sequences])
     assert torch.equal(rollout.source_scores[:, 1], counted)
