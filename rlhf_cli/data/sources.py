@@ -31,6 +31,8 @@ from rlhf_cli.report.text import one_line
 Place = tuple[str, Row | BadRow]  # where a row stands, and what stands there
 _LOADERS = {".csv": "csv", ".parquet": "parquet"}
 _READERS = {".jsonl": read_jsonl, ".json": read_json}
+_HEADER_BYTES = 1 << 20
+_MAX_CSV_COLUMNS = 1000
 _BLOCK_ROWS = 1000  # of a table that become Python objects at a time
 
 
@@ -86,11 +88,21 @@ def _dataset(source: str, split: str) -> Any:
         if loader is None:
             known = ", ".join([*_READERS, *_LOADERS])
             raise InputError(f"{source}: unknown file type '{path.suffix}', wanted one of {known}")
+        if loader == "csv":
+            _check_header(path)
         options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}  # "None", "NA" are texts
         return datasets.load_dataset(loader, data_files=source, split="train", **options)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(source)
     return datasets.load_dataset(source, split=split)
+
+
+def _check_header(file: Path) -> None:
+    """Raise InputError for a .csv file with so many columns that `datasets` (5.2.0) takes minutes over them."""
+    with file.open("rb") as lines:
+        number = lines.readline(_HEADER_BYTES).count(b",") + 1
+    if number > _MAX_CSV_COLUMNS:
+        raise InputError(f"{file}: {number} columns or more; wanted at most {_MAX_CSV_COLUMNS}, or a .jsonl file")
 
 
 def _content(source: str, split: str) -> str | None:
