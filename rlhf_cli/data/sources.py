@@ -192,6 +192,8 @@ def load_sides(config: DataConfig, seed: int, prepare: Prepare[Example], cache: 
         [loader.load(source, key) for source in sources]
         for key, sources in (("data.train", config.train_sources()), ("data.eval", config.eval_sources()))
     )
+    _require_fit(train, "data.train")
+    _require_fit(held, "data.eval")
     rows = Rows([part for source in train for part in source.parts])
     if held:
         kept: Sequence[int] = range(len(rows))
@@ -212,10 +214,18 @@ class _Part(Generic[Example]):
 
     parts: list[Sequence[Example]]  # one a file
     weight: float
+    unfit: str  # that its filter left no row of a file, with what is there; ""
 
     @property
     def size(self) -> int:
         return sum(map(len, self.parts))
+
+
+def _require_fit(sources: list[_Part[Example]], option: str) -> None:
+    """Raise InputError where filters leave nothing of all sources."""
+    unfit = next((source.unfit for source in sources if source.unfit), "")
+    if unfit and not any(source.size for source in sources):
+        raise InputError(f"{option}={unfit}")
 
 
 def _drawn(sources: list[_Part[Example]], key: str) -> Sequence[Example]:
@@ -268,7 +278,10 @@ class _Loader(Generic[Example]):
         parts = [one.examples for one in found]
         name = source.path if len(paths) == 1 else f"{source.path} ({len(paths)} files)"
         self.notes.append(_note(name, sum(map(len, parts)), [one.account for one in found], source.weight))
-        return _Part(parts, source.weight)
+        unfit = next(
+            (f"{path}: {one.account.unfit}" for path, one in zip(paths, found, strict=True) if one.account.unfit), ""
+        )
+        return _Part(parts, source.weight, unfit)
 
     def _load(self, path: str, split: str, option: str, options: DataConfig, wanted: dict[str, Any]) -> Loaded[Example]:
         content = partial(_content, resolve_path(path, option), split)
@@ -295,7 +308,7 @@ class _Loader(Generic[Example]):
                 draft.spool.append(found)
         conversion.check()
         rejected.raise_if_refused(label, conversion.num_rows)
-        return Account(dict(rejected.dropped), rows.others, conversion.format.name)
+        return Account(dict(rejected.dropped), rows.others, rows.unfit, conversion.format.name)
 
 
 class Conversion(Generic[Made]):
@@ -305,7 +318,6 @@ class Conversion(Generic[Made]):
         """Tell the format; raise InputError where that cannot be, or where the file cannot be read."""
         self.num_rows = 0
         self._label = label
-        self._rows = rows
         self.format, self._places = recognised(rows, label, options)
         wanted, self._convert = prepare(options, self.format)
         self._columns = Columns(wanted)
@@ -324,8 +336,7 @@ class Conversion(Generic[Made]):
                 yield place, BadRow("", "nested too deeply")
 
     def check(self) -> None:
-        """Raise InputError where the filter left no row, or where no row has a wanted column; once all were read."""
-        self._rows.check(self._label)
+        """Raise InputError where no row has a wanted column; once all were read."""
         self._columns.check(self._label)
 
 
@@ -379,11 +390,13 @@ class Filtered:
             fit = fit and any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
         return fit
 
-    def check(self, label: str) -> None:
-        """Raise InputError where no row was left, with what their columns hold."""
-        if self.others and not self._num_fit:
-            there = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._seen.items())
-            raise InputError(f"{label}: no row fits the filter {self._wanted}; {there}")
+    @property
+    def unfit(self) -> str:
+        """That no row was left, with what their columns hold; "" where one was."""
+        if self._num_fit or not self.others:
+            return ""
+        there = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._seen.items())
+        return f"no row fits the filter {self._wanted}; {there}"
 
 
 def _note(name: str, kept: int, accounts: list[Account], weight: float) -> str:
