@@ -103,7 +103,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "rlhf_cli/train/reward.py": (
         (
-            *("num_steps", "Pairs", "_batch", "update", "_accumulate", "_micro_batches", "evaluate", "calibrate"),
+            *("num_steps", "Pairs", "mean_weight", "_batch", "update", "_accumulate", "_micro_batches", "evaluate"),
+            "calibrate",
             *("_pairs", "_scores", "_hidden", "_forward", "_over_all", "_whole"),
         ),
         TRAIN[1:],

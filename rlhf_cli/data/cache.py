@@ -46,6 +46,7 @@ class Account:
 
     dropped: dict[str, int]  # reason -> rows
     others: int = 0  # rows that the filter leaves to others
+    unfit: str = ""  # that it leaves none, with what is there
     format: str = "columns"
 
 

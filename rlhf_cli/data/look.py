@@ -121,7 +121,7 @@ def look_at(config: DataConfig, sources: Sequence[Source], key: str, renderer: R
 
     key: data.train or data.eval, for messages; shown: problems to remember.
     """
-    look = Look()
+    look, unfit = Look(), ""
     for source in sources:
         options = config.of_source(source)
         for path in resolve_pattern(source.path, key):
@@ -132,6 +132,9 @@ def look_at(config: DataConfig, sources: Sequence[Source], key: str, renderer: R
             except InputError as error:
                 look.fatal.append(str(error))
             look.num_others += rows.others
+            unfit = unfit or (f"{key}={path}: {rows.unfit}" if rows.unfit else "")
+    if unfit and not look.num_rows:
+        look.fatal.append(unfit)
     return look
 
 

@@ -31,6 +31,8 @@ from rlhf_cli.report.text import one_line
 Place = tuple[str, Row | BadRow]  # where a row stands, and what stands there
 _LOADERS = {".csv": "csv", ".parquet": "parquet"}
 _READERS = {".jsonl": read_jsonl, ".json": read_json}
+_HEADER_BYTES = 1 << 20
+_MAX_CSV_COLUMNS = 1000
 _BLOCK_ROWS = 1000  # of a table that become Python objects at a time
 
 
@@ -86,11 +88,21 @@ def _dataset(source: str, split: str) -> Any:
         if loader is None:
             known = ", ".join([*_READERS, *_LOADERS])
             raise InputError(f"{source}: unknown file type '{path.suffix}', wanted one of {known}")
+        if loader == "csv":
+            _check_header(path)
         options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}  # "None", "NA" are texts
         return datasets.load_dataset(loader, data_files=source, split="train", **options)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(source)
     return datasets.load_dataset(source, split=split)
+
+
+def _check_header(file: Path) -> None:
+    """Raise InputError for a .csv file with so many columns that `datasets` (5.2.0) takes minutes over them."""
+    with file.open("rb") as lines:
+        number = lines.readline(_HEADER_BYTES).count(b",") + 1
+    if number > _MAX_CSV_COLUMNS:
+        raise InputError(f"{file}: {number} columns or more; wanted at most {_MAX_CSV_COLUMNS}, or a .jsonl file")
 
 
 def _content(source: str, split: str) -> str | None:
@@ -180,6 +192,8 @@ def load_sides(config: DataConfig, seed: int, prepare: Prepare[Example], cache: 
         [loader.load(source, key) for source in sources]
         for key, sources in (("data.train", config.train_sources()), ("data.eval", config.eval_sources()))
     )
+    _require_fit(train, "data.train")
+    _require_fit(held, "data.eval")
     rows = Rows([part for source in train for part in source.parts])
     if held:
         kept: Sequence[int] = range(len(rows))
@@ -200,10 +214,18 @@ class _Part(Generic[Example]):
 
     parts: list[Sequence[Example]]  # one a file
     weight: float
+    unfit: str  # that its filter left no row of a file, with what is there; ""
 
     @property
     def size(self) -> int:
         return sum(map(len, self.parts))
+
+
+def _require_fit(sources: list[_Part[Example]], option: str) -> None:
+    """Raise InputError where filters leave nothing of all sources."""
+    unfit = next((source.unfit for source in sources if source.unfit), "")
+    if unfit and not any(source.size for source in sources):
+        raise InputError(f"{option}={unfit}")
 
 
 def _drawn(sources: list[_Part[Example]], key: str) -> Sequence[Example]:
@@ -256,7 +278,10 @@ class _Loader(Generic[Example]):
         parts = [one.examples for one in found]
         name = source.path if len(paths) == 1 else f"{source.path} ({len(paths)} files)"
         self.notes.append(_note(name, sum(map(len, parts)), [one.account for one in found], source.weight))
-        return _Part(parts, source.weight)
+        unfit = next(
+            (f"{path}: {one.account.unfit}" for path, one in zip(paths, found, strict=True) if one.account.unfit), ""
+        )
+        return _Part(parts, source.weight, unfit)
 
     def _load(self, path: str, split: str, option: str, options: DataConfig, wanted: dict[str, Any]) -> Loaded[Example]:
         content = partial(_content, resolve_path(path, option), split)
@@ -283,7 +308,7 @@ class _Loader(Generic[Example]):
                 draft.spool.append(found)
         conversion.check()
         rejected.raise_if_refused(label, conversion.num_rows)
-        return Account(dict(rejected.dropped), rows.others, conversion.format.name)
+        return Account(dict(rejected.dropped), rows.others, rows.unfit, conversion.format.name)
 
 
 class Conversion(Generic[Made]):
@@ -293,7 +318,6 @@ class Conversion(Generic[Made]):
         """Tell the format; raise InputError where that cannot be, or where the file cannot be read."""
         self.num_rows = 0
         self._label = label
-        self._rows = rows
         self.format, self._places = recognised(rows, label, options)
         wanted, self._convert = prepare(options, self.format)
         self._columns = Columns(wanted)
@@ -312,8 +336,7 @@ class Conversion(Generic[Made]):
                 yield place, BadRow("", "nested too deeply")
 
     def check(self) -> None:
-        """Raise InputError where the filter left no row, or where no row has a wanted column; once all were read."""
-        self._rows.check(self._label)
+        """Raise InputError where no row has a wanted column; once all were read."""
         self._columns.check(self._label)
 
 
@@ -367,11 +390,13 @@ class Filtered:
             fit = fit and any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
         return fit
 
-    def check(self, label: str) -> None:
-        """Raise InputError where no row was left, with what their columns hold."""
-        if self.others and not self._num_fit:
-            there = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._seen.items())
-            raise InputError(f"{label}: no row fits the filter {self._wanted}; {there}")
+    @property
+    def unfit(self) -> str:
+        """That no row was left, with what their columns hold; "" where one was."""
+        if self._num_fit or not self.others:
+            return ""
+        there = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._seen.items())
+        return f"no row fits the filter {self._wanted}; {there}"
 
 
 def _note(name: str, kept: int, accounts: list[Account], weight: float) -> str:

@@ -120,6 +120,13 @@ def test_one_file_with_filters_has_two_sides(inspect):
     assert "1 prompts are on both sides" in lines
 
 
+def test_a_filter_that_nothing_fits_exits_with_3(inspect):
+    write("a.jsonl", {**PAIRS[0], "split": "x"})
+    code, lines = inspect("a.jsonl", "data.train_filter={split: y}")
+    assert code == 3
+    assert "  data.train=a.jsonl: no row fits the filter {'split': ['y']}; split has: x" in lines
+
+
 def test_prompts_are_recognised_and_a_command_may_be_told(inspect):
     write("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
     code, lines = inspect("a.jsonl")

@@ -148,6 +148,18 @@ def test_a_filter_whose_column_is_missing_or_that_nothing_fits_is_an_error():
     )
 
 
+def test_a_filter_may_leave_nothing_of_some_files():
+    write("a.jsonl", [{"prompt": "q", "split": "a"}])
+    write("b.jsonl", [{"prompt": "r", "split": "b"}])
+    for _ in range(2):  # the second from the cache
+        assert texts(prompts("?.jsonl", train_filter={"split": "b"}).train) == ["r"]
+        assert texts(prompts(["a.jsonl", "b.jsonl"], train_filter={"split": "a"}).train) == ["q"]
+        assert refusal("?.jsonl", train_filter={"split": "c"}) == (
+            "data.train=a.jsonl: no row fits the filter {'split': ['c']}; split has: a"
+        )
+        assert refusal("a.jsonl", eval_filter={"split": "c"}).startswith("data.eval=a.jsonl: no row fits the filter")
+
+
 def test_weights_draw_rows_of_each_source_by_the_seed():
     write("a.jsonl", asked(*(f"a{n}" for n in range(40))))
     write("b.jsonl", asked(*(f"b{n}" for n in range(10))))
