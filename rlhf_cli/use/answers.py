@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from rlhf_cli.config.errors import DiskError
+from rlhf_cli.config.errors import DiskError, InputError
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import chunks
 from rlhf_cli.engine.files import write_durably
@@ -62,7 +62,7 @@ def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling)
     The draws of an answer depend on the seed, the prompt's place and the sample's number alone: two policies draw the
     same numbers. Raises InputError, before any answer, where a prompt leaves no room for one.
     """
-    ids = [policy.prompt_ids(prompt.messages) for prompt in prompts]
+    ids = [_ids(policy, place, prompt) for place, prompt in enumerate(prompts)]
     wanted = [(place, sample) for place in range(len(prompts)) for sample in range(num)]
     answers: list[Answer] = []
     parts = chunks(wanted, _AT_A_TIME * policy.rollout.micro_batch_size)
@@ -74,6 +74,13 @@ def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling)
     return [
         Asked(prompts[place], place, sample, answer) for (place, sample), answer in zip(wanted, answers, strict=True)
     ]
+
+
+def _ids(policy: Policy, place: int, prompt: Prompt) -> tuple[int, ...]:
+    try:
+        return policy.prompt_ids(prompt.messages)
+    except InputError as error:
+        raise InputError(f"prompt {place + 1}: {error}") from error
 
 
 def exchanges(policy: Policy, asked: Iterable[Asked]) -> list[Exchange]:
