@@ -205,7 +205,7 @@ class Rewarding:
         kind = _kind_of(spec)
         options: dict[str, Any] = {kind: spec}
         config = RewardSourceConfig(
-            name="reward",
+            name={"url": "service", "model": "model"}.get(kind, spec.rpartition(":")[2]),
             batch_size=given.reward_batch_size,
             random=given.random,
             timeout_s=given.timeout,
