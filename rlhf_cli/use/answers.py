@@ -12,13 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from rlhf_cli.config.errors import DiskError
+from rlhf_cli.config.errors import DiskError, InputError
+from rlhf_cli.config.sections import DType
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import chunks
 from rlhf_cli.engine.files import write_durably
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.use.policy import Answer, Policy
-from rlhf_cli.use.runs import Role, find, with_options
+from rlhf_cli.use.runs import Role, Trained, find, with_options
 from rlhf_cli.use.scorer import device_of
 from rlhf_cli.use.words import Loading, Sampling
 
@@ -51,9 +52,19 @@ class Asked:
 
 def load_policy(path: str, loading: Loading, sampling: Sampling) -> Policy:
     """Load a policy, with the sampling of its run but for what was given."""
-    found = find(path, Role.policy)
-    found = with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
+    found = as_asked(find(path, Role.policy), loading)
     return Policy(found, sampling.over(found.rollout), device_of(loading.device))
+
+
+def as_asked(found: Trained, loading: Loading) -> Trained:
+    """Return a policy with the options that were given.
+
+    On a CPU it computes in float32 unless told otherwise: in bfloat16 the batch around a prompt rounds its
+    probabilities another way, and of some dozens of draws one turns.
+    """
+    on_cpu = device_of(loading.device).type == "cpu"
+    dtype = loading.dtype or (DType.float32 if on_cpu else None)
+    return with_options(found, loading.system_prompt, dtype, loading.trust_remote_code)
 
 
 def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling) -> list[Asked]:
@@ -62,7 +73,7 @@ def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling)
     The draws of an answer depend on the seed, the prompt's place and the sample's number alone: two policies draw the
     same numbers. Raises InputError, before any answer, where a prompt leaves no room for one.
     """
-    ids = [policy.prompt_ids(prompt.messages) for prompt in prompts]
+    ids = [_ids(policy, place, prompt) for place, prompt in enumerate(prompts)]
     wanted = [(place, sample) for place in range(len(prompts)) for sample in range(num)]
     answers: list[Answer] = []
     parts = chunks(wanted, _AT_A_TIME * policy.rollout.micro_batch_size)
@@ -74,6 +85,13 @@ def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling)
     return [
         Asked(prompts[place], place, sample, answer) for (place, sample), answer in zip(wanted, answers, strict=True)
     ]
+
+
+def _ids(policy: Policy, place: int, prompt: Prompt) -> tuple[int, ...]:
+    try:
+        return policy.prompt_ids(prompt.messages)
+    except InputError as error:
+        raise InputError(f"prompt {place + 1}: {error}") from error
 
 
 def exchanges(policy: Policy, asked: Iterable[Asked]) -> list[Exchange]:

@@ -15,12 +15,12 @@ from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.report.intervals import Interval, bootstrap_mean
 from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
-from rlhf_cli.use.answers import ask, exchanges, write_lines
+from rlhf_cli.use.answers import as_asked, ask, exchanges, write_lines
 from rlhf_cli.use.evaluate import Side, by_prompt, kl
 from rlhf_cli.use.judge import Judge
 from rlhf_cli.use.policy import Policy
 from rlhf_cli.use.rows import prompts
-from rlhf_cli.use.runs import Role, Trained, find, with_options
+from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.scorer import device_of
 from rlhf_cli.use.words import Loading, Rewarding, Rows, Sampling
 
@@ -87,18 +87,17 @@ def best_of(scores: Sequence[float], num: int, n: int) -> Interval:
 
 def _base(wanted: BestOfN) -> tuple[Trained, RolloutConfig]:
     """Return the model that is drawn from, rendered and sampled as the policy is where it comes from no run."""
-    found, loading = find(wanted.model, Role.policy), wanted.loading
+    found = find(wanted.model, Role.policy)
     if wanted.policy is not None and not found.has_run:
         policy = find(wanted.policy, Role.policy)
         found = replace(found, data=policy.data, rollout=policy.rollout)
-    found = with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
+    found = as_asked(found, wanted.loading)
     return found, wanted.sampling.over(found.rollout)
 
 
 def _of_policy(path: str, wanted: BestOfN, base: Policy, judge: Judge, asked_for: list[Prompt]) -> list[str]:
     """Return the row of a trained policy, sampled as the base is."""
-    loading = wanted.loading
-    found = with_options(find(path, Role.policy), loading.system_prompt, loading.dtype, loading.trust_remote_code)
+    found = as_asked(find(path, Role.policy), wanted.loading)
     policy = Policy(found, base.rollout, base.device)
     num = min(wanted.num, _NUM_OF_POLICY)
     asked = ask(policy, asked_for, num, wanted.sampling)

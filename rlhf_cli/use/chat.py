@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,7 +45,7 @@ class Speaker(Protocol):
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
         """Return the ids of a conversation up to an answer; raise InputError where none has room."""
 
-    def stream(self, prompt: tuple[int, ...], key: str, greedy: bool = False) -> Iterator[int]:
+    def stream(self, prompt: tuple[int, ...], key: str, greedy: bool = False) -> Generator[int, None, None]:
         """Yield the tokens of one answer as they are drawn."""
 
 
@@ -81,7 +81,7 @@ class Conversation:
         key = f"{self._sampling.seed}/chat/{len(asked)}/{self._tries}"
         typist, end, count = Typist(self._policy.renderer), "stopped", 0
         try:
-            with closing(self._policy.stream(prompt, key, self._sampling.greedy)) as tokens:  # type: ignore[type-var]
+            with closing(self._policy.stream(prompt, key, self._sampling.greedy)) as tokens:
                 for count, token in enumerate(tokens, 1):  # noqa: B007
                     self._say(printable(typist.add(token)))
             end = ""

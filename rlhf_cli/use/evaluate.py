@@ -14,11 +14,11 @@ from rlhf_cli.algo.kl import kl_k1
 from rlhf_cli.report.intervals import Interval, bootstrap_mean, wilson
 from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
-from rlhf_cli.use.answers import Asked, ask, exchanges, load_policy, write_lines
+from rlhf_cli.use.answers import Asked, as_asked, ask, exchanges, load_policy, write_lines
 from rlhf_cli.use.judge import Judge
 from rlhf_cli.use.policy import Policy
 from rlhf_cli.use.rows import prompts
-from rlhf_cli.use.runs import Role, Trained, find, with_options
+from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.words import Loading, Rewarding, Rows, Sampling
 
 
@@ -85,11 +85,11 @@ def run(wanted: Evaluate) -> None:
 
 def reference_of(wanted: Evaluate) -> Trained:
     """Return the model to compare with, rendered as the policy is where it comes from no run of its own."""
-    policy, loading = find(wanted.policy, Role.policy), wanted.loading
+    policy = find(wanted.policy, Role.policy)
     found = policy.start if wanted.against is None else find(wanted.against, Role.policy)
     if not found.has_run:
         found = replace(found, data=policy.data)
-    return with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
+    return as_asked(found, wanted.loading)
 
 
 def kl(policy: Policy, reference: Policy, side: Side) -> tuple[list[float] | None, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,7 @@ class Policy:
         return [self._answer(sequence) for sequence in sequences]
 
     @torch.no_grad()
-    def stream(self, prompt: tuple[int, ...], key: str, greedy: bool = False) -> Iterator[int]:
+    def stream(self, prompt: tuple[int, ...], key: str, greedy: bool = False) -> Generator[int, None, None]:
         """Yield the tokens of one answer as they are drawn, its end token too: those that `answer` would draw."""
         config, device = self.rollout, self.device
         numbers = uniforms(key, config.max_new_tokens).to(device)

@@ -85,7 +85,9 @@ class Loading:
         group.add_argument("--system", metavar="TEXT", help="system prompt in place of that of the run; '' for none")
         group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
         types = [one.value for one in DType]
-        group.add_argument("--dtype", choices=types, help="type of weights; default: as in the run, or bfloat16")
+        group.add_argument(
+            "--dtype", choices=types, help="of weights; default: as in the run, or bfloat16; policies on a CPU: float32"
+        )
         group.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
 
     @staticmethod
@@ -203,7 +205,7 @@ class Rewarding:
         kind = _kind_of(spec)
         options: dict[str, Any] = {kind: spec}
         config = RewardSourceConfig(
-            name="reward",
+            name={"url": "service", "model": "model"}.get(kind, spec.rpartition(":")[2]),
             batch_size=given.reward_batch_size,
             random=given.random,
             timeout_s=given.timeout,

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,6 +83,7 @@ def test_answers_are_shown_without_control_characters(ppo_run, capsys):
         (["{run}", "--file", "{rows}", "--prompt-column", "question"], "set --prompt-column"),
         (["{run}", "--promt", "x"], "unrecognized arguments: --promt x; see rlhf generate --help"),
         (["{run}", "--prompt", "x", "--device", "abacus"], "device abacus"),
+        (["{run}", "--prompt", "x", "x" * 480], "prompt 2: "),
         ([], "the following arguments are required: MODEL"),
     ],
 )
@@ -91,6 +94,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, prompt
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "score", "evaluate", "chat", "best-of-n"])
+def test_help_needs_no_torch(command):
+    code = (
+        f"import sys\nfrom rlhf_cli.cli import main\nassert main(['{command}', '--help']) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: rlhf {command} ")
 
 
 def test_a_full_gpu_is_told_with_what_to_lower(ppo_run, monkeypatch, capsys):
