@@ -21,7 +21,7 @@ def hidden(node: Any) -> Any:
     if isinstance(node, list):
         return [hidden(inner) for inner in node]
     if not isinstance(node, dict):
-        return HIDDEN if isinstance(node, str) and _has_login(node) else node
+        return HIDDEN if isinstance(node, str) and _has_secret(node) else node
     return {
         key: HIDDEN if is_secret(str(key)) and value is not None and not _is_only_named(value) else hidden(value)
         for key, value in node.items()
@@ -34,14 +34,14 @@ def hide_words(words: list[str]) -> list[str]:
     for word in words:
         key, equals, value = word.partition("=")
         names = [key, *re.findall(r"([\w-]+)['\"]?\s*:", value)] if equals else []
-        hide = _has_login(value) or (any(is_secret(name) for name in names) and not _is_only_named(value))
+        hide = _has_secret(value) or (any(is_secret(name) for name in names) and not _is_only_named(value))
         kept.append(f"{key}={HIDDEN}" if hide else word)
     return kept
 
 
-def _has_login(value: str) -> bool:
-    """`https://me:secret@host`."""
-    return re.search(r"://[^/\s]*@", value) is not None
+def _has_secret(value: str) -> bool:
+    """`https://me:secret@host`, `https://host/score?api_key=secret`."""
+    return re.search(r"(?i)://([^/\s]*@|\S*[?&][^=&\s]*(key|token|secret|sig|auth|passw)[^=&\s]*=)", value) is not None
 
 
 def _is_only_named(value: Any) -> bool:

@@ -173,22 +173,30 @@ class HeldOut:
             with self.report.evaluating():
                 self._newest = self.book.ask(DURING, step)
         except RewardError as error:
-            if not self.book.judges.judging.failed:
-                raise
-            self.report.warn(f"no evaluation after step {step}: {error}")
+            self._forgive(error, step)
             return {}
         found = metrics(self._before, self._newest)
         self.report.samples(records(self._newest))
         self.report.log_eval(step, found)
         return found
 
+    def _forgive(self, error: RewardError, step: int) -> None:
+        """Tell of a failure that is to be skipped; raise another one again."""
+        if not self.book.judges.judging.failed:
+            raise error
+        self.report.warn(f"no evaluation after step {step}: {error}")
+
     def after(self, step: int) -> list[Answer]:
-        """Ask once more after the last step, unless that has just been done."""
+        """Ask once more after the last step, unless that has just been done; as `during`, [] where a source failed."""
         PROGRESS.enter("answers after training")
         if self._newest and self._newest[0].step == step:
             answers = [replace(answer, stage=AFTER) for answer in self._newest]
         else:
-            answers = self.book.ask(AFTER, step)
+            try:
+                answers = self.book.ask(AFTER, step)
+            except RewardError as error:
+                self._forgive(error, step)
+                return []
             if self._logs and not self.report.has_logged(step, "eval/score"):
                 self.report.log_eval(step, metrics(self._before, answers))
         self.report.samples_once(AFTER, records(answers))
@@ -229,7 +237,7 @@ def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, dict
     figures = {}
     for mode in MODES:
         first, last = _of(before, mode), _of(after, mode)
-        if first:
+        if first and last:
             figures[mode] = {
                 "num_prompts": len(first),
                 **_compared("", [(a.score, b.score) for a, b in zip(first, last, strict=True)]),

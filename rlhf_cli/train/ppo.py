@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -114,12 +114,18 @@ class PPOTrainer:
         """Run the loop from the step of `self.state` to ppo.num_steps."""
         while self.state.step < self.config.ppo.num_steps:
             self.boundary.before_step(asdict(self.state))
-            try:
+            with self.saving_on_failure():
                 metrics = self._step()
-            except RewardError as error:  # on all ranks; the weights are those after the steps that are done
-                self.boundary.give_up(asdict(replace(self.state, failures=0)), error)
             self.boundary.after_step(asdict(self.state), metrics)
         self.boundary.after_last_step(asdict(self.state))
+
+    @contextmanager
+    def saving_on_failure(self) -> Iterator[None]:
+        """Where a source fails for good inside, on all ranks, save what the whole steps have left, and raise."""
+        try:
+            yield
+        except RewardError as error:
+            self.boundary.give_up(asdict(replace(self.state, failures=0)), error)
 
     def _step(self) -> dict[str, float]:
         """Go through one turn of the loop, and the evaluation that may be due after it; return its metrics."""
@@ -184,10 +190,7 @@ class PPOTrainer:
                 raise RewardError(f"{error}; {self.state.failures} steps in a row were skipped for such failures")
         first = next(iter(judging.failed.values()))
         self.report.warn(f"step {self.state.step + 1} is skipped: {first}")
-        return {
-            "failed_rewards": float(len(judging.failed)),
-            "skipped_updates": float(2 * self.config.ppo.updates_per_step),
-        }
+        return {"failed_rewards": float(len(judging.failed))}
 
     def _source_metrics(self, rollout: Rollout) -> dict[str, float]:
         """Return what the sources of a list say, and what each adds to the scores: means over the responses."""

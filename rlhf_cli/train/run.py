@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,8 @@ def _train_built(config: TrainPPOConfig, start: Start, built: PPOParts, resumed:
     folder = start.open(config, checkpoints, config.ppo.num_steps, PPO_HEADLINE)
     report.measure_against(matmul_flops(torch_dtype(config.model)))
     held_out = HeldOut(_answer_book(config, built, trainer), report)
-    before = held_out.before()
+    with trainer.saving_on_failure() if resumed is None else nullcontext():
+        before = held_out.before()
     if resumed is not None:
         trainer.state = PPOState.of(start.resume(checkpoints, boundary, resumed))
     start.begin(config, trainer.state.step)
@@ -223,19 +224,24 @@ def _train_built(config: TrainPPOConfig, start: Start, built: PPOParts, resumed:
     trainer.evaluate = held_out.during
     with report.progress(trainer.state.step, start.signals):
         trainer.fit()
-    after = held_out.after(trainer.state.step)
+    with trainer.saving_on_failure():
+        after = held_out.after(trainer.state.step)
     PROGRESS.enter("export")
     _export_trained(trained, built.modules, built.tokenizer, folder / "final")
     figures = compare(before, after)
     memory = built.planned.compared(report)
+    _say_gains(figures, report)
+    report.say(f"policy and value model: {folder / 'final'}")
+    start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step, "memory": memory})
+
+
+def _say_gains(figures: dict[str, dict[str, float]], report: Reporter) -> None:
     for mode, row in figures.items():
         low, high = row["difference_low"], row["difference_high"]
         report.say(
             f"held-out score, {mode}: {row['score_before']:.3f} -> {row['score_after']:.3f}, "
             f"difference {row['difference_mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
         )
-    report.say(f"policy and value model: {folder / 'final'}")
-    start.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step, "memory": memory})
 
 
 def _answer_book(config: TrainPPOConfig, built: PPOParts, trainer: PPOTrainer) -> AnswerBook:

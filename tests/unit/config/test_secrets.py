@@ -196,3 +196,15 @@ def test_yaml_that_would_run_code_when_read_does_not(tmp_path):
     file.write_text(f"run: {{name: !!python/object/apply:pathlib.Path.touch [{tmp_path}/touched]}}\n")
     assert "not valid YAML" in refused([f"conf={file}"])
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("query", ["api_key=x", "a=1&token=x", "key=x", "sig=x&v=2", "X-Amz-Signature=x"])
+def test_an_address_with_a_secret_in_its_query_is_hidden(query):
+    source = OmegaConf.create({"reward": [{"name": "far", "url": f"https://judge.example/score?{query}"}]})
+    assert "judge.example" not in as_text(source)
+    assert hide_words([f"reward=[{{name: far, url: 'https://judge.example/score?{query}'}}]"]) == ["reward=<hidden>"]
+
+
+def test_an_address_with_other_words_in_its_query_is_kept():
+    source = OmegaConf.create({"reward": [{"name": "far", "url": "https://judge.example/score?model=a&v=2"}]})
+    assert "https://judge.example/score?model=a&v=2" in as_text(source)

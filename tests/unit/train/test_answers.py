@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rlhf_cli.config.errors import RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.config.sections import CheckpointConfig, EvalConfig, RolloutConfig, RunConfig
@@ -252,3 +253,35 @@ def test_a_resumed_run_tells_nothing_twice(run_dir, one_rank):
     again.after(4)
     assert told(run_dir) == ([("before", 0), ("during", 4), ("after", 4)], [0, 4])
     assert len(sampler.asked) == 2 * 3
+
+
+class Failing(Judging):
+    """A source whose failures are skipped, or not."""
+
+    def __init__(self, skips):
+        super().__init__([RewardSourceConfig(name="far", url="http://a")], None)
+        self.skips = skips
+
+    def scores(self, prompts, sequences, by_row):
+        error = RewardError("far: gone")
+        if not self.skips:
+            raise error
+        self.failed = {"far": error}
+        return torch.full((len(sequences), 1), float("nan"))
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_an_evaluation_whose_source_fails_is_skipped_only_where_the_source_says_so(skips, one_rank):
+    made, _, _ = book()
+    made.judges = replace(made.judges, judging=Failing(skips))
+    told = []
+    report = SimpleNamespace(warn=told.append, evaluating=nullcontext)
+    answers = HeldOut(made, report)
+    if not skips:
+        for ask in (answers.during, answers.after):
+            with pytest.raises(RewardError, match="far: gone"):
+                ask(2)
+        return
+    assert (answers.during(2), answers.after(2)) == ({}, [])
+    assert told == ["no evaluation after step 2: far: gone"] * 2
+    assert compare([answer("greedy", 1.0, 3, True)], []) == {}

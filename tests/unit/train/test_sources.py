@@ -161,7 +161,7 @@ def test_a_skipped_step_learns_nothing_and_the_next_one_goes_on(one_rank):
     weights = []
     record.after_step = lambda state, metrics: weights.append(copy.deepcopy(trainer.models.policy.full_state_dict()))
     trainer.fit()
-    assert record.metrics[0] == {"failed_rewards": 1.0, "skipped_updates": 8.0}
+    assert record.metrics[0] == {"failed_rewards": 1.0}  # the guard of skipped updates has nothing to count
     assert "failed_rewards" not in record.metrics[1]
     assert record.warnings == ["step 1 is skipped: reward lengths: call 1: gone"]
     assert all(torch.equal(weights[0][name], before[name]) for name in before)
