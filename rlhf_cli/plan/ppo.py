@@ -156,8 +156,13 @@ class PPORun(Run):
             yield self._asked(engine, min(size, self.config.ppo.batch_size // self.place.num_ranks), "score", kept)
 
     def _asked(self, engine: Engine, rows: int, phase: str, kept: list[Item]) -> Moment:
-        """A model with a tokenizer of its own; its texts are taken to have as many tokens as the policy's."""
-        texts = Texts(rows, self.lengths.longest_prompt, self.config.rollout.max_new_tokens)
+        """A model with a tokenizer of its own; its texts are taken to have as many tokens as the policy's.
+
+        They are cut to the model's positions.
+        """
+        new = self.config.rollout.max_new_tokens
+        most = getattr(engine.architecture.config, "max_position_embeddings", None) or self.lengths.longest_prompt + new
+        texts = Texts(rows, max(1, min(self.lengths.longest_prompt, most - new)), min(new, most - 1))
         read = items_of(engine.role, scoring(engine.architecture, texts))
         return self._moment(phase, engine.role, *kept, *engine.gathered(self.config.rollout.gather), *read)
 

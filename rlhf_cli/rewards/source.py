@@ -11,6 +11,7 @@ from rlhf_cli.config.errors import RewardError
 from rlhf_cli.report.text import one_line
 
 _MAX_SHOWN = 80  # characters of a response in a message
+_LARGEST = 3.4e38  # that float32 holds
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def checked_scores(scores: Any, exchanges: Sequence[Exchange], who: str) -> list
             number = math.nan if isinstance(score, str | bytes) else float(score)
         except (TypeError, ValueError, OverflowError, RuntimeError):  # what tensors of several numbers raise
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= _LARGEST:
             what = one_line(repr(score), _MAX_SHOWN)
             raise RewardError(f"{who}: wanted a finite number, got {what}, for {shown(exchange)}")
         numbers.append(number)

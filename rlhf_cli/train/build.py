@@ -37,7 +37,7 @@ from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
-from rlhf_cli.train.judges import Texts, outside_sources, own_models, try_outside
+from rlhf_cli.train.judges import outside_sources, own_models, texts_of
 from rlhf_cli.train.memory import Planned, plan_launch
 from rlhf_cli.train.views import Models
 from rlhf_cli.train.work import Sizes
@@ -83,8 +83,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     if config.rollout.top_p < 1:
         top_p = config.rollout.top_p
         report.warn(f"rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
-    texts_of = Texts(renderer)
-    try_outside(outside, texts_of, prompts.train[0])
+    exchanges = texts_of(renderer, prompts, outside)
     planned = plan_launch(config, _lengths(prompts, texts, config.model.packing), report)
     loaded = policy, value, scorer = _models(config, tokenizer)
     longest = max(len(prompt.ids) for prompt in chain(prompts.train, prompts.eval)) + config.rollout.max_new_tokens + 1
@@ -95,7 +94,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     ends = EndTokens(end_token_ids(tokenizer, policy.generation_config) | {renderer.end_id}, pad_id(tokenizer))
     export_ends(policy, ends)
     sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer or value), scorer is not None)  # before they are sharded
-    judging = Judging(config.sources, texts_of, outside=outside)
+    judging = Judging(config.sources, exchanges, outside=outside)
     engines = _engines(config, renderer, ends, loaded, judging)
     judging.own = own_models(config)
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())

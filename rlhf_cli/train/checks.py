@@ -105,7 +105,7 @@ def check_ppo(trainer: PPOTrainer, prompts: Sequence[Prompt], texts: TextSide, b
     checks = [
         *_start_checks(trainer, rollout, again, sequences, bounds),
         *_padding_checks(trainer, sequences, bounds),
-        *_source_checks(trainer, rollout, again, probes),
+        *_source_checks(trainer, (rollout, again), probes, sequences),
         *_update_checks(trainer, rollout, sequences, bounds),
         _sampling_check(trainer, sequences, keys, bounds),
         *_text_checks(probes, sequences, texts),
@@ -217,14 +217,17 @@ def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds:
     ]
 
 
-def _source_checks(trainer: PPOTrainer, rollout: Rollout, again: Rollout, probes: list[Prompt]) -> list[Check]:
+def _source_checks(
+    trainer: PPOTrainer, looks: tuple[Rollout, Rollout], probes: list[Prompt], sequences: list[TokenSequence]
+) -> list[Check]:
     """Ask models with tokenizers of their own about every text alone; compare what the others said twice."""
     judging, checks = trainer.models.judging, []
+    start = distributed.rank() * len(sequences)  # a look has those of all ranks
     for place, source in enumerate(judging.sources):
-        said, repeated = rollout.source_scores[:, place], again.source_scores[:, place]
+        said, repeated = (look.source_scores[start : start + len(sequences), place] for look in looks)
         own = source.own_model("reward")
         if own is not None:
-            texts = [judging.exchange(*both) for both in zip(probes, rollout.sequences, strict=True)]
+            texts = [judging.exchange(*both) for both in zip(probes, sequences, strict=True)]
             alone = torch.tensor([judging.own[source.name].score([text])[0] for text in texts])
             name = f"scores of {source.name} do not change with padding and neighbours"
             advice = "its masks, positions or last token are wrong; see reward[].whole_turn and its chat template"

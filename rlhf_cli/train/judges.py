@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
@@ -11,6 +13,7 @@ from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.config.zero import with_weights_on_host
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.sources import Sides
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.choose import frozen_engine
@@ -31,17 +34,44 @@ from rlhf_cli.rewards.source import Exchange, Source
 
 
 class Texts:
-    """The text of prompts and responses, as the policy sees them: with the run's system prompt."""
+    """The text of prompts and responses, as the policy sees them: with the run's system prompt.
 
-    def __init__(self, renderer: Renderer) -> None:
+    columns: the names of those that any row has; a row without one has None there.
+    """
+
+    def __init__(self, renderer: Renderer, columns: Iterable[str] = ()) -> None:
         self.renderer = renderer
+        self.columns = dict.fromkeys(columns)
 
     def __call__(self, prompt: Prompt, sequence: Sequence) -> Exchange:
         return self.of(prompt, self.renderer.answer_text(sequence.response_ids))
 
     def of(self, prompt: Prompt, response: str) -> Exchange:
         """Return the exchange of a prompt with any response."""
-        return Exchange(self.renderer.with_system(list(prompt.messages)), response, prompt.columns)
+        messages = self.renderer.with_system(list(prompt.messages))
+        return Exchange(messages, response, {**self.columns, **prompt.columns})
+
+
+def texts_of(renderer: Renderer, prompts: Sides[Prompt], outside: Mapping[str, Source]) -> Texts:
+    """Return the texts of a run, after asking each source outside of it about a response to the first prompt of each
+    side; raise InputError where one fails, as where a side has no row with a column that it needs.
+    """
+    if not outside:
+        return Texts(renderer)
+    sides = [(side, _columns(side)) for side in (prompts.train, prompts.eval) if len(side)]
+    for side, columns in sides:
+        exchange = Texts(renderer, columns).of(side[0], "Yes.")
+        for source in outside.values():
+            try:
+                distributed.together(lambda source=source, exchange=exchange: source.score([exchange]))  # type: ignore[misc]
+            except RewardError as error:
+                raise as_input_error(error) from error
+    return Texts(renderer, chain.from_iterable(columns for _, columns in sides))
+
+
+def _columns(prompts: Iterable[Prompt]) -> dict[str, None]:
+    """The names of the columns that any row has, in the order in which they come up."""
+    return {name: None for prompt in prompts for name in prompt.columns}
 
 
 def outside_sources(config: TrainPPOConfig) -> dict[str, Source]:
@@ -54,16 +84,6 @@ def outside_sources(config: TrainPPOConfig) -> dict[str, Source]:
         elif source.url is not None:
             found[source.name] = HttpSource(source, key)
     return found
-
-
-def try_outside(sources: dict[str, Source], texts: Texts, prompt: Prompt) -> None:
-    """Ask each function and service about one response, before models are loaded; raise InputError where one fails."""
-    exchange = texts.of(prompt, "Yes.")
-    for source in sources.values():
-        try:
-            distributed.together(lambda source=source: source.score([exchange]))  # type: ignore[misc]
-        except RewardError as error:
-            raise as_input_error(error) from error
 
 
 def as_input_error(error: RewardError) -> InputError:

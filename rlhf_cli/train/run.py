@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import hashlib
+import json
 import os
 import random
 import signal
@@ -256,10 +258,19 @@ def _fingerprints(built: PPOParts) -> dict[str, str]:
     texts = ((block.prompt_ids, block.response_ids) for block in built.texts)
     return {
         "data": fingerprint_of(chain(rows, texts)),
+        **({"columns of data": _columns_fingerprint(built)} if built.engines.judging.outside else {}),
         "model": built.engines.reference.fingerprint(),
         **{key: engine.fingerprint() for key, engine in built.engines.judging.engines.items()},
         **({} if built.gold is None else {"gold_reward_model": built.gold.engine.fingerprint()}),
     }
+
+
+def _columns_fingerprint(built: PPOParts) -> str:
+    """Return a SHA-256 over what functions and services are told of the prompts beside their text."""
+    digest = hashlib.sha256()
+    for prompt in chain(built.prompts.train, built.prompts.eval):
+        digest.update(json.dumps(prompt.columns, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _export_trained(

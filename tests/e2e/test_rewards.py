@@ -87,8 +87,8 @@ def test_a_run_whose_judge_goes_away_is_saved_and_goes_on_bit_for_bit_at_another
         assert whole.end(150) == 0, whole.text
         assert {tuple(one) for one in kind.asked} == {("messages", "response", "columns")}
         assert all("situation" in one["columns"] for one in kind.asked)  # of the demo's prompts
-    # once before models are loaded, twice before training (greedy and sampled), then once a step: the fourth fails
-    with judge(6) as (url, _):
+    # twice before models are loaded, twice before training (greedy and sampled), then once a step: the fourth fails
+    with judge(7) as (url, _):
         cut = Started(tmp_path, *words(url, "cut"))
         assert cut.end(150) == 11, cut.text
         assert "stopped after step 3, checkpoint saved" in cut.text
@@ -116,8 +116,8 @@ def write_encoder(folder: Path) -> None:
 
 
 def test_two_ranks_ask_every_kind_of_source_and_one_that_fails_on_one_rank_ends_both(tmp_path: Path) -> None:
-    """Asked once before models are loaded and twice before training, then once a step; the sixth call fails."""
-    (tmp_path / "mine.py").write_text(FUNCTIONS.replace("CALLS", "6"))
+    """Asked about a row of each side, twice in the checks, twice before training, then once a step: the ninth fails."""
+    (tmp_path / "mine.py").write_text(FUNCTIONS.replace("CALLS", "9"))
     write_encoder(tmp_path / "encoder")
     own = f"{{from_config: {SHAPE}, tokenizer: bytes, dtype: float32}}"
     sources = [
@@ -127,7 +127,13 @@ def test_two_ranks_ask_every_kind_of_source_and_one_that_fails_on_one_rank_ends_
         f"{{name: own, model: {own}, whole_turn: true, batch_size: 3}}",
         "{name: encoder, model: {path: encoder, dtype: float32}, offload: true}",
     ]
-    words = [*TINY, "launch.num_gpus=2", f"reward=[{', '.join(sources)}]", "checkpoint.every_steps=100"]
+    words = [
+        *TINY,
+        "check.num_prompts=2",
+        "launch.num_gpus=2",
+        f"reward=[{', '.join(sources)}]",
+        "checkpoint.every_steps=100",
+    ]
     run = Started(tmp_path, *words)
     assert run.end(200) == 11, run.text
     assert run.text.count("row 7 has gone") == 1, run.text

@@ -299,3 +299,9 @@ def test_a_source_s_model_can_wait_in_host_memory():
     found = planned([f"reward=[{{name: rm}}, {source}]"])
     assert "weights" not in sizes(moment(found, "update", "policy, optimizer").device, "reward judge")
     assert "weights" in sizes(moment(found, "update", "policy, optimizer").host, "reward judge")
+
+
+def test_a_source_s_texts_are_cut_to_its_positions():
+    source = f"{{name: judge, model: {{from_config: {OWN[:-1]}, max_position_embeddings: 24}}, tokenizer: bytes}}}}"
+    found = planned([f"reward=[{{name: rm}}, {source}]"])
+    assert sizes(moment(found, "score", "reward judge").device, "reward judge")["activations"] > 0

@@ -14,10 +14,12 @@ from rlhf_cli.algo.normalise import Moments
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.rewards import Normalise, OnFailure, RewardSourceConfig
 from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.sources import Sides
+from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.train.checks import FLOAT32, TextSide, check_ppo
-from rlhf_cli.train.judges import Texts, try_outside
+from rlhf_cli.train.judges import texts_of
 from rlhf_cli.train.ppo import PPOState
 from tests.oracle.cases import PROMPTS, TOKENIZER, Record, ppo_config, ppo_models, ppo_trainer
 from tests.unit.train.test_checks import DATA
@@ -203,19 +205,38 @@ def test_a_source_that_fails_in_the_checks_is_bad_input(on_failure, one_rank):
         checked(trainer_of(Lengths(fails_at=1), source=source))
 
 
-def test_a_source_is_tried_before_models_are_loaded(one_rank):
-    class Renderer:
-        def with_system(self, messages):
-            return [{"role": "system", "content": "be kind"}, *messages]
+class Renderer:
+    def with_system(self, messages):
+        return [{"role": "system", "content": "be kind"}, *messages]
 
-    prompt = Prompt("hi", (1,), "hi", ({"role": "user", "content": "hi"},), {"a": 1})
+    def answer_text(self, ids):
+        return str(list(ids))
+
+
+def prompt_of(text, **columns):
+    return Prompt(text, (1,), text, ({"role": "user", "content": text},), columns)
+
+
+def test_a_source_is_tried_on_both_sides_before_models_are_loaded(one_rank):
+    sides = Sides([prompt_of("hi", a=1), prompt_of("ho", b=2)], [prompt_of("bye", a=3)], [])
     lengths = Lengths()
-    try_outside({"lengths": lengths}, Texts(Renderer()), prompt)
-    [[asked]] = lengths.asked
-    assert [one["content"] for one in asked.messages] == ["be kind", "hi"]
-    assert (asked.columns, bool(asked.response)) == ({"a": 1}, True)
-    with pytest.raises(InputError, match="call 1: gone"):
-        try_outside({"lengths": Lengths(fails_at=1)}, Texts(Renderer()), prompt)
+    texts = texts_of(Renderer(), sides, {"lengths": lengths})
+    [[first], [second]] = lengths.asked
+    assert [one["content"] for one in first.messages] == ["be kind", "hi"]
+    assert (first.columns, bool(first.response)) == ({"a": 1, "b": None}, True)
+    assert (second.prompt, second.columns) == ("bye", {"a": 3})
+    exchange = texts(prompt_of("bye", a=3), Sequence((1,), (4, 5)))
+    assert (exchange.response, exchange.columns) == ("[4, 5]", {"a": 3, "b": None})
+
+
+def test_a_source_that_fails_on_the_held_out_side_is_bad_input(one_rank):
+    sides = Sides([prompt_of("hi")], [prompt_of("bye")], [])
+    with pytest.raises(InputError, match="call 2: gone"):
+        texts_of(Renderer(), sides, {"lengths": Lengths(fails_at=2)})
+
+
+def test_without_sources_outside_nobody_looks_at_columns(one_rank):
+    assert texts_of(Renderer(), Sides([prompt_of("hi", a=1)], [], []), {}).columns == {}
 
 
 def test_an_old_checkpoint_knows_no_sources():
