@@ -120,9 +120,12 @@ def _has_answers(config: PreferenceDataConfig) -> bool:
         row_format, places = recognised(rows, path, options)
     except InputError:
         return True  # which says what is wrong
+    named = {options.chosen_column, options.rejected_column, options.ranking_column}
     for _, row in islice(places, NUM_DETECTED):
         try:
             if not isinstance(row, BadRow):
+                if named & row.keys():
+                    return True  # be they sound or not
                 compared(row, options, row_format)
                 return True
         except BadRow as bad:

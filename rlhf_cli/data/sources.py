@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -241,18 +242,11 @@ def _mixed(sources: list[_Part[Example]], kept: Sequence[int], key: str) -> Sequ
     """
     if all(source.weight == 1 for source in sources):
         return kept
-    mixed, end = array("q"), 0
-    places = iter(kept)
-    held: list[int] = []
+    mixed, start = array("q"), 0
     for number, source in enumerate(sources):
-        end += source.size
-        own = array("q", held)
-        held = []
-        for place in places:
-            if place >= end:
-                held = [place]
-                break
-            own.append(place)
+        end = start + source.size
+        own = array("q", kept[bisect_left(kept, start) : bisect_left(kept, end)])
+        start = end
         wanted = max(1, round(source.weight * len(own))) if own else 0
         for _ in range(wanted // max(1, len(own))):
             mixed.extend(own)

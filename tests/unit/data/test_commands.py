@@ -278,3 +278,11 @@ def test_a_histogram_counts_every_length_once():
     assert bins == [(1, 3, 3), (4, 6, 3), (7, 9, 3), (10, 12, 3), (13, 15, 3), (16, 18, 3), (19, 20, 2)]
     assert histogram([5, 5]) == [(5, 5, 2)]
     assert [quantile(lengths, share) for share in (0.0, 0.5, 0.95, 1.0)] == [1, 11, 20, 20]
+
+
+def test_broken_pairs_are_no_prompts(tmp_path, capsys):
+    """Every row has a prompt, so a run of PPO could take them; who wrote `chosen` meant pairs."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "a", "chosen": 1, "rejected": "b"}\n' * 3)
+    assert main(["data", "inspect", str(file)]) == 3
+    assert "chosen" in capsys.readouterr().out

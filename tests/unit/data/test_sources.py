@@ -16,6 +16,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import load_prompts
+from rlhf_cli.data.sources import _mixed, _Part
 from rlhf_cli.data.store import Rows, number_by_key, ordered
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 
@@ -253,3 +254,11 @@ def test_memory_does_not_grow_with_the_set():
     for figures in (large, again):
         assert figures[1] - small[1] < 500_000  # bytes that stay
         assert figures[2] < 4_000_000  # at the highest
+
+
+def test_a_source_of_which_nothing_is_kept_takes_no_row_of_the_next_one():
+    """Three, two and three rows; the second source, five times over, has none on this side."""
+    parts = [_Part([range(size)], weight, "") for size, weight in ((3, 1.0), (2, 5.0), (3, 1.0))]
+    assert list(_mixed(parts, [0, 1, 2, 5, 6, 7], "key")) == [0, 1, 2, 5, 6, 7]
+    assert list(_mixed(parts, [0, 4, 7], "key")) == [0, 4, 4, 4, 4, 4, 7]
+    assert list(_mixed(parts, [3], "key")) == [3] * 5
