@@ -40,7 +40,7 @@ MAY_CHANGE = (
     "data.cache",
     "*.max_skipped_updates",
     *(f"reward.*.{key}" for key in ("url", "auth_env", "timeout_s", "retries", "concurrency", "batch_size")),
-    *(f"reward.*.{key}" for key in ("on_failure", "max_failures", "offload")),
+    *(f"reward.*.{key}" for key in ("on_failure", "max_failures", "offload", "random")),
 )
 _MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))
 _MATTERS = re.compile(r"deepspeed\.zero_optimization\.zero_quantized.*")  # weights and gradients in fewer bits
@@ -112,7 +112,7 @@ def flat(node: Any, key: str = "") -> dict[str, Any]:
     A list of sections with names counts as sections under their names, and their order as an option of its own.
     """
     if isinstance(node, list) and node and all(isinstance(one, dict) and "name" in one for one in node):
-        node = {"order": [one["name"] for one in node], **{str(one["name"]): one for one in node}}
+        node = {"[]": [one["name"] for one in node], **{str(one["name"]): one for one in node}}
     if not isinstance(node, dict) or (not node and key):
         return {key: node}
     found: dict[str, Any] = {}

@@ -16,6 +16,10 @@ from rlhf_cli.config.sections import ModelConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FUNCTION = re.compile(r".+:[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST_PAUSE_S = 60.0  # between two tries of a request
+_OF_MODELS = ("whole_turn", "offload")
+_OF_SERVICES = ("retries", "concurrency", "auth_env")
+_OUTSIDE = ("timeout_s", "on_failure", "max_failures", "random", *_OF_SERVICES)
 
 
 class Normalise(Enum):
@@ -95,6 +99,14 @@ class RewardSourceConfig:
         """Whether it is the model of the section `reward_model`."""
         return self.model is None and not self.is_outside
 
+    @property
+    def longest_s(self) -> float:
+        """The longest that one batch may take of a function or a service, all tries and pauses together."""
+        if self.url is None:
+            return self.timeout_s
+        pauses = sum(min(_LONGEST_PAUSE_S, 2.0**number) for number in range(self.retries))
+        return (self.retries + 1) * self.timeout_s + 1.25 * pauses
+
     def own_model(self, key: str) -> ModelConfig | None:
         """Return the options of the model of its own, None without one; raise InputError where they are not sound.
 
@@ -102,6 +114,7 @@ class RewardSourceConfig:
         """
         if self.model is None:
             return None
+        require(self.model != "", f"{key}.model", "''", "a path, or the options of a model: {path: ...}")
         given = {"path": self.model} if isinstance(self.model, str) else self.model
         require(isinstance(given, dict), f"{key}.model", given, "a path, or the options of a model: {path: ...}")
         try:
@@ -134,10 +147,19 @@ class RewardSourceConfig:
             wanted = "module:function or path/to/file.py:function"
             require(_FUNCTION.fullmatch(self.function) is not None, f"{key}.function", self.function, wanted)
         if self.url is not None:
-            require(self.url.startswith(("http://", "https://")), f"{key}.url", self.url, "http://... or https://...")
-        require(self.auth_env is None or self.url is not None, f"{key}.auth_env", self.auth_env, "unset without a url")
-        for name in ("whole_turn", "offload"):
-            alone = self.model is not None or not getattr(self, name)
-            require(alone, f"{key}.{name}", True, "false without a model of its own")
-        skips = self.on_failure is OnFailure.skip and not self.is_outside
-        require(not skips, f"{key}.on_failure", "skip", "stop for a model: it does not fail for a while")
+            shown = self.url.partition(":")[0] + ":..."  # there may be a login behind it
+            require(self.url.startswith(("http://", "https://")), f"{key}.url", shown, "http://... or https://...")
+        if self.model is None:
+            self._check_unset(key, _OF_MODELS, "a source without a model of its own")
+        if self.url is None:
+            what = "a function" if self.is_outside else "a model"
+            self._check_unset(key, _OF_SERVICES if self.is_outside else _OUTSIDE, what)
+        if self.is_reward_model:
+            self._check_unset(key, ("batch_size",), "reward_model (ppo.micro_batch_size is its own)")
+
+    def _check_unset(self, key: str, names: tuple[str, ...], what: str) -> None:
+        """Raise InputError for an option that does nothing for a source of this kind."""
+        for name in names:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            shown = value.value if isinstance(value, Enum) else value
+            require(value == default, f"{key}.{name}", shown, f"unset: it does nothing for {what}")

@@ -139,6 +139,9 @@ class TrainPPOConfig:
     def _check_sources(self) -> None:
         for place, source in enumerate(self.reward):
             source.check(f"reward[{place}]")
+            longest, limit = source.longest_s, self.launch.timeout_s
+            wanted = f"over {longest:.0f}, which a batch of reward[{place}] may take (timeout_s, retries)"
+            require(not source.is_outside or longest < limit, "launch.timeout_s", limit, wanted)
         names = [source.name for source in self.sources]
         twice = next((name for name in names if names.count(name) > 1), None)
         require(twice is None, "reward", f"two of the name {twice}", "a list of sources with different names")
@@ -157,6 +160,8 @@ class TrainPPOConfig:
     def check_ranks(self, num_ranks: int) -> None:
         """Raise InputError where options do not fit the number of ranks, with the arithmetic of a batch."""
         models = {"model": self.model, "reward_model": self.reward_model, "gold_reward_model": self.gold_reward_model}
+        own = {f"reward[{place}].model": one.own_model(f"reward[{place}]") for place, one in enumerate(self.reward)}
+        models |= {key: model for key, model in own.items() if model is not None}
         for key, model in models.items():
             _check_compile(key, model, num_ranks, self.deepspeed_of_frozen)
         _check_divides("ppo.batch_size", self.ppo.batch_size, num_ranks)

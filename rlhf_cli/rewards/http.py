@@ -54,13 +54,21 @@ class HttpSource:
         self._url = _address(config.url, f"{key}.url")
         self._who = f"reward {config.name} ({self._url.copy_with(query=None)})"
         self._config = config
-        self._client = httpx.AsyncClient(
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", **_authorization(config, key)},
-            timeout=None,  # a try is timed as a whole
-            limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
-            follow_redirects=False,  # Authorization is for this address alone
-            trust_env=not _is_loopback(self._url.host),  # a proxy of the environment does not see this machine
-        )
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **_authorization(config, key)}
+        try:
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                timeout=None,  # a try is timed as a whole
+                limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
+                follow_redirects=False,  # Authorization is for this address alone
+                trust_env=not _is_loopback(self._url.host),  # a proxy of the environment does not see this machine
+            )
+        except Exception as error:  # of proxies, certificates and packages that the environment names
+            reason = one_line(error, _MAX_SHOWN)
+            raise InputError(
+                f"{key}.url: no connection can be made with this environment ({reason}); see its variables of proxies "
+                "(HTTPS_PROXY, ALL_PROXY, ...) and of certificates (SSL_CERT_FILE)"
+            ) from error
         self._jitter = random.Random()  # leaves the numbers that training draws as they are
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name=self._who)

@@ -25,12 +25,12 @@ class WeightedSum:
     def learnt(self, moments: dict[str, Moments], scores: Tensor) -> dict[str, Moments]:
         """Return the moments by which scores are normalised, by name, with those of a step: [B, S], all ranks'.
 
-        S: sources, in order. `fixed` moments are those of the first step.
+        S: sources, in order. `fixed` moments are those of the first step, or up to the first whose scores differ.
         """
         found = {}
         for source, column in zip(self.sources, scores.T, strict=True):
             was = moments.get(source.name, Moments())
-            if source.normalise is Normalise.running or (source.normalise is Normalise.fixed and not was.count):
+            if source.normalise is Normalise.running or (source.normalise is Normalise.fixed and not was.squares):
                 found[source.name] = was.joined(column)
             elif source.normalise is Normalise.fixed:
                 found[source.name] = was

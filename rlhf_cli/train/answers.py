@@ -180,9 +180,16 @@ class HeldOut:
         self.report.log_eval(step, found)
         return found
 
+    def make_up(self, step: int) -> None:
+        """Evaluate after the step that a resumed run goes on from, where a failure has left that out."""
+        every = self.book.config.eval.every_steps
+        due = every and step and step % every == 0
+        if due and not distributed.broadcast(self.report.has_logged(step, "eval/score")):
+            self.during(step)
+
     def _forgive(self, error: RewardError, step: int) -> None:
         """Tell of a failure that is to be skipped; raise another one again."""
-        if not self.book.judges.judging.failed:
+        if error not in self.book.judges.judging.failed.values():
             raise error
         self.report.warn(f"no evaluation after step {step}: {error}")
 

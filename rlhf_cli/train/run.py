@@ -224,6 +224,7 @@ def _train_built(config: TrainPPOConfig, start: Start, built: PPOParts, resumed:
     held_out.tell_before(is_new=resumed is None)
     trainer.response_text = built.renderer.response_text
     trainer.evaluate = held_out.during
+    held_out.make_up(trainer.state.step)
     with report.progress(trainer.state.step, start.signals):
         trainer.fit()
     with trainer.saving_on_failure():

@@ -145,7 +145,8 @@ def test_the_message_lists_every_change_and_what_may_change(text):
         "*.micro_batch_tokens, *.eval_micro_batch_size, *.gradient_checkpointing, *.attn_implementation, "
         "*.liger_kernel, *.packing, *.compile, *.gather, ppo.reuse_forward, ppo.offload_frozen, data.cache, "
         "*.max_skipped_updates, reward.*.url, reward.*.auth_env, reward.*.timeout_s, reward.*.retries, "
-        "reward.*.concurrency, reward.*.batch_size, reward.*.on_failure, reward.*.max_failures, reward.*.offload"
+        "reward.*.concurrency, reward.*.batch_size, reward.*.on_failure, reward.*.max_failures, reward.*.offload, "
+        "reward.*.random"
     )
 
 
@@ -155,7 +156,7 @@ def test_sources_are_compared_by_name_and_may_move_to_another_address(text):
     with pytest.raises(InputError, match=r"with other options: reward\.rm\.weight: 1\.0 -> 2\.0; only"):
         require_same("train-ppo", was, now, "it was written")
     other_order = text(reward=[{"name": "rm"}, {"name": "judge", "url": "http://b"}])
-    with pytest.raises(InputError, match=r"reward\.order: \['judge', 'rm'\] -> \['rm', 'judge'\]"):
+    with pytest.raises(InputError, match=r"reward\.\[\]: \['judge', 'rm'\] -> \['rm', 'judge'\]"):
         require_same("train-ppo", was, other_order, "it was written")
     require_same(
         "train-ppo", was, text(reward=[{"name": "judge", "url": "http://b"}, {"name": "rm"}]), "it was written"

@@ -49,3 +49,10 @@ def test_without_moments_a_normalised_source_stays_on_its_own_scale():
 
 def test_nothing_that_is_not_finite_is_hidden():
     assert math.isnan(summed({"clip": 1.0}, {})(torch.tensor([[math.nan, 1.0]]))[0])
+
+
+def test_fixed_moments_wait_for_scores_that_differ():
+    weigh = summed({"normalise": Normalise.fixed})
+    alike = weigh.learnt({}, torch.tensor([[2.0], [2.0]]))
+    assert alike == {"s0": Moments(2, 2.0, 0.0)}
+    assert weigh.learnt(alike, torch.tensor([[0.0], [4.0]])) == {"s0": Moments(4, 2.0, 8.0)}

@@ -285,3 +285,24 @@ def test_an_evaluation_whose_source_fails_is_skipped_only_where_the_source_says_
     assert (answers.during(2), answers.after(2)) == ({}, [])
     assert told == ["no evaluation after step 2: far: gone"] * 2
     assert compare([answer("greedy", 1.0, 3, True)], []) == {}
+
+
+def test_a_failure_that_stops_is_not_forgiven_beside_one_that_is_skipped(one_rank):
+    made, _, _ = book()
+    judging = Failing(skips=False)
+    judging.failed = {"near": RewardError("near: gone")}
+    made.judges = replace(made.judges, judging=judging)
+    with pytest.raises(RewardError, match="far: gone"):
+        HeldOut(made, SimpleNamespace(evaluating=nullcontext)).during(2)
+
+
+@pytest.mark.parametrize(
+    ("step", "logged", "made_up"), [(4, False, [4]), (4, True, []), (3, False, []), (0, False, [])]
+)
+def test_a_resumed_run_makes_up_for_an_evaluation_that_failed(step, logged, made_up, one_rank):
+    made, _, _ = book()
+    made.config = replace(made.config, eval=EvalConfig(every_steps=2))
+    answers, done = HeldOut(made, SimpleNamespace(has_logged=lambda *_: logged)), []
+    answers.during = done.append
+    answers.make_up(step)
+    assert done == made_up
