@@ -100,7 +100,8 @@ def to_object(cfg: DictConfig) -> Config:
     """Turn composed options into the frozen schema object; raise InputError for what is missing or out of range."""
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
-            raise InputError(f"not set: {', '.join(missing)}; give {missing[0]}=VALUE or a conf= that sets it")
+            give = f"give {missing[0]}=VALUE or a conf= that sets it" if "[" not in missing[0] else "write it in the list"
+            raise InputError(f"not set: {', '.join(missing)}; {give}")
         config: Any = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise InputError(_first_line(str(error))) from error

@@ -46,7 +46,8 @@ PPO = (
     Chart("Learning rates", ("lr/policy", "lr/value"), ""),
     Chart("KL coefficient", ("kl_coef",), ""),
     Chart("KL a token", ("kl_per_token",), "nats a token"),
-    Chart("Updates", ("num_updates", "skipped_updates", "nonfinite_responses"), "", "None skipped."),
+    Chart("Updates", ("num_updates", "skipped_updates", "nonfinite_responses", "failed_rewards"), "", "None skipped."),
+    Chart("Repetition", ("repetition",), "share", "Near 0; rises: the policy goes round in circles."),
 )
 WIN_RATE = Chart(
     "Win rate against the answers before training",
@@ -100,12 +101,13 @@ def plots(charts: Sequence[Chart], records: Sequence[Record], evaluations: Seque
             yield Plot(chart.title, lines, y_title=chart.unit, hint=chart.hint, log=chart.log and _positive(lines))
 
 
-def others(known: Sequence[Chart], records: Sequence[Record]) -> Iterator[Plot]:
-    """Draw every metric that no chart is for."""
+def others(known: Sequence[Chart], records: Sequence[Record], evaluations: Sequence[Record]) -> Iterator[Plot]:
+    """Draw every metric that no chart is for, with what evaluations say of it."""
     taken = {name for chart in known for name in chart.metrics}
     names = dict.fromkeys(name for record in records for name in record)
     free = [name for name in names if name not in taken and not name.startswith(ELSEWHERE)]
-    return plots([Chart(name, (name,), "") for name in free], records, [])
+    charts = [Chart(name, (name, f"eval/{name}", f"eval/greedy_{name}"), "") for name in free]
+    return plots(charts, records, evaluations)
 
 
 def _positive(lines: Sequence[Line]) -> bool:

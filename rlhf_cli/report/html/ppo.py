@@ -41,7 +41,7 @@ def ppo_sections(run: RunRecords) -> list[Section]:
         section("Scores, first against last", lambda: _distributions(run)),
         section("Held-out prompts", lambda: _held_out(run)),
         section("Speed and memory", lambda: setup.speed(run)),
-        section("Other metrics", lambda: others((*PPO, *SPEED), run.steps)),
+        section("Other metrics", lambda: others((*PPO, *SPEED), run.steps, run.evaluations)),
         section("Events", lambda: setup.events(run)),
         section("Set-up", lambda: setup.setup(run)),
     )

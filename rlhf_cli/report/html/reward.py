@@ -27,7 +27,7 @@ def reward_sections(run: RunRecords) -> list[Section]:
         section("Held-out pairs", lambda: _held_out(run.pairs) if run.pairs else (), _ABOUT_PAIRS),
         section("Where it is wrong", lambda: _wrong(run.pairs)),
         section("Speed and memory", lambda: setup.speed(run)),
-        section("Other metrics", lambda: others((*REWARD, *SPEED), run.steps)),
+        section("Other metrics", lambda: others((*REWARD, *SPEED), run.steps, run.evaluations)),
         section("Events", lambda: setup.events(run)),
         section("Set-up", lambda: setup.setup(run)),
     )

@@ -45,7 +45,7 @@ def test_a_model_of_its_own_is_a_path_or_the_options_of_a_model():
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        ("{weight: 1.0}", "not set: reward[0].name"),
+        ("{weight: 1.0}", "not set: reward[0].name; write it in the list"),
         ("{name: 'a b'}", "reward[0].name must be letters, digits, '_', '-' and '.', got 'a b'"),
         ("{name: a, weight: 0}", "reward[0].weight must be a number, and not 0, got 0.0"),
         ("{name: a, weight: nan}", "reward[0].weight must be a number, and not 0, got nan"),
