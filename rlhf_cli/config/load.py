@@ -100,7 +100,8 @@ def to_object(cfg: DictConfig) -> Config:
     """Turn composed options into the frozen schema object; raise InputError for what is missing or out of range."""
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
-            give = f"give {missing[0]}=VALUE or a conf= that sets it" if "[" not in missing[0] else "write it in the list"
+            in_list = "[" in missing[0]
+            give = "write it in the list" if in_list else f"give {missing[0]}=VALUE or a conf= that sets it"
             raise InputError(f"not set: {', '.join(missing)}; {give}")
         config: Any = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
