@@ -24,7 +24,7 @@ _DEFAULT = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-_QUESTION, _ANSWER = "QUESTION", "ANSWER"
+_QUESTION, _ANSWER = "Question Zyqvx", "Answer Xqvyz"  # what no template writes of its own
 _SPACES = " \n"  # around a probe's answer, to see whether a template cuts them
 
 

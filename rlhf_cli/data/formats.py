@@ -159,8 +159,9 @@ def compared(row: Row, config: PreferenceDataConfig, row_format: Format) -> Case
 
 
 def _column_question(row: Row, config: DataConfig) -> list[Message]:
-    value = column(row, config.prompt_column)
-    return [] if value is None else as_messages(value, config.prompt_column)
+    field = config.prompt_column
+    value = column(row, field)
+    return [] if value is None else _without_answer(as_messages(value, field), field)
 
 
 def _column_case(row: Row, config: PreferenceDataConfig) -> Case:

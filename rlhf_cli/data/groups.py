@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig
 from rlhf_cli.data.formats import SCORES, score_of
 from rlhf_cli.data.rows import BadRow, Row, column, json_value
+from rlhf_cli.data.store import temporary_room
 
 _Places = Iterable[tuple[str, Row | BadRow]]
 
@@ -35,15 +36,29 @@ def grouped(rows: _Places, config: DataConfig) -> Iterator[tuple[str, Row | BadR
                 yield place, bad
                 continue
             record = json.dumps([place, kept]).encode()
-            file.write(record)
+            with temporary_room():
+                file.write(record)
             groups.setdefault(hashlib.sha256(key.encode()).digest()[:16], array("q")).extend((end, end + len(record)))
             end += len(record)
-        file.flush()
+        with temporary_room():
+            file.flush()
         for bounds in groups.values():
             pairs = zip(bounds[::2], bounds[1::2], strict=True)
             members = [json.loads(os.pread(file.fileno(), stop - start, start)) for start, stop in pairs]
             (place, first), answers = members[0], [row["completions"][0] for _, row in members]
-            yield place, {**first, "completions": answers}
+            differs = next(
+                (name for name in _alike(config) if len({repr(row.get(name)) for _, row in members}) > 1), None
+            )
+            if differs is not None:
+                yield place, BadRow(differs, "the rows of one prompt differ in it; wanted one value for all of them")
+            else:
+                yield place, {**first, "completions": answers}
+
+
+def _alike(config: DataConfig) -> list[str]:
+    """The columns that say something of a prompt with all its answers."""
+    named = (config.weight_column, config.category_column) if isinstance(config, PreferenceDataConfig) else ()
+    return [name for name in named if name is not None]
 
 
 def _of_row(row: Row, config: DataConfig) -> tuple[str, Row]:

@@ -119,6 +119,10 @@ def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, rendere
     )
     if ranking.num_tokens > config.max_tokens:
         raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
+    answers = [answer.response_ids for answer in ranking.answers]
+    if len(set(answers)) < len(answers):  # their texts differ by an end token, or by spaces that the template cuts
+        what = "chosen == rejected" if config.ranking_column is None else "equal answers"
+        raise BadRow(said.case.answers[-1][0], what, config.equal, "data.equal")
     return replace(ranking, longer_wins=_longer_wins(texts, ranking.pairs))
 
 

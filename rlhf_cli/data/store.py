@@ -14,6 +14,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from heapq import merge
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.errors import DiskError, InputError
+from rlhf_cli.report.text import one_line
 
 Ids = tuple[int, ...]
 _CRC_BYTES = 4
@@ -224,11 +226,22 @@ def number_by_key(keys: Iterable[str], run_bytes: int = 64 << 20) -> tuple[array
     return numbers, number + 1
 
 
+@contextmanager
+def temporary_room() -> Iterator[None]:
+    """Raise DiskError where a temporary file cannot be written inside."""
+    try:
+        yield
+    except OSError as error:
+        folder, reason = tempfile.gettempdir(), one_line(error, 200)
+        raise DiskError(f"cannot write a temporary file in {folder} ({reason}): make room, or set TMPDIR") from error
+
+
 def _spilled(run: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
     """Write a sorted run to a temporary file, and return what reads it back."""
-    file = tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n")  # noqa: SIM115 - read_back closes it
-    file.writelines(f"{place} {key}\n" for key, place in run)
-    file.seek(0)
+    with temporary_room():
+        file = tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n")  # noqa: SIM115 - read_back closes it
+        file.writelines(f"{place} {key}\n" for key, place in run)
+        file.seek(0)
 
     def read_back() -> Iterator[tuple[str, int]]:
         with file:

@@ -11,12 +11,18 @@ from rlhf_cli.data.tokens import EndTokens
 
 
 def export_ends(model: PreTrainedModel, ends: EndTokens) -> None:
-    """Have a policy's export stop where it was sampled to stop: all end tokens stand in its generation config."""
+    """Have a policy's export stop where it was sampled to stop: all end tokens stand in its generation config.
+
+    A pad token that is one of them is replaced by the one that fills batches, or left out where that is one, too.
+    """
     generation = model.generation_config
     assert generation is not None
     listed = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     if not ends.ids <= set(listed):
         generation.eos_token_id = sorted(ends.ids)
+    for config in (generation, model.exported_config):
+        if config.pad_token_id in ends.ids:
+            config.pad_token_id = None if ends.pad_id in ends.ids else ends.pad_id
 
 
 def export(model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -78,11 +78,11 @@ class Pairs:
         return scores[self.better] - scores[self.worse]
 
 
-def mean_weight(rows: Items[Ranking]) -> float:
-    """Return the mean weight of rows, 1 for none; raise InputError where none has any."""
+def mean_weight(rows: Items[Ranking], which: str) -> float:
+    """Return the mean weight of rows, 1 for none; raise InputError where none has any. which: rows they are."""
     mean = math.fsum(row.weight for row in rows) / len(rows) if rows else 1.0
     if mean == 0:
-        raise InputError("data.weight_column: every row has the weight 0; wanted one above it")
+        raise InputError(f"data.weight_column: every row {which} has the weight 0; wanted one above it")
     return mean
 
 
@@ -103,7 +103,8 @@ class RewardTrainer:
         self.model = model
         self.rows = rows
         self.eval_rows = ordered(eval_rows, key=lambda row: row.num_tokens)  # less padding
-        self.mean_weight = mean_weight(rows)
+        self.mean_weight = mean_weight(rows, "to train on")
+        self.eval_mean_weight = mean_weight(eval_rows, "held out")
         self.pad_id = pad_id
         self.boundary = boundary
         self.report = report
@@ -207,7 +208,7 @@ class RewardTrainer:
             else:
                 found = self._over_all(self.eval_rows, self._hidden) @ head.float().cpu().T
         self.eval_scores, scores = found, found[:, 0]
-        own_mean = mean_weight(self.eval_rows)
+        own_mean = self.eval_mean_weight
         pairs = Pairs.of(self.eval_rows, self.config.train.label_smoothing, torch.device("cpu"), own_mean)
         size = len(self.eval_rows)
         metrics = {

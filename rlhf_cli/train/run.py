@@ -140,6 +140,7 @@ def train_rm(config: TrainRMConfig, start: Start) -> None:
     )
     answers = (answer for row in chain(data.train, data.eval) for answer in row.answers)
     inputs = {"data": fingerprint_of((answer.prompt_ids, answer.response_ids) for answer in answers)}
+    inputs |= _labels_fingerprint(data)
     boundary = start.boundary(config, checkpoints, inputs)
     trainer = RewardTrainer(config, engine, data.train, data.eval, pad_id(tokenizer), boundary, report)
     trainer.size, trainer.packed = model_size, reads_packed(classifier)
@@ -176,6 +177,17 @@ def _finish_rm(trainer: RewardTrainer, classifier: PreTrainedModel, renderer: Re
     num_bytes = trainer.model.export_bytes
     write_folder(lambda staging: export(classifier, state, renderer.tokenizer, staging), folder, num_bytes)
     return {"after": after, **figures}
+
+
+def _labels_fingerprint(data: Sides[Ranking]) -> dict[str, str]:
+    """Return a SHA-256 over what rows say beside their texts, by the option that is to be looked at; {} for nothing."""
+    digest, found = hashlib.sha256(), False
+    for place, row in enumerate(chain(data.train, data.eval)):
+        labels = (row.margin, row.confidence, row.weight, row.ranks)
+        if labels != (0.0, 1.0, 1.0, ()):
+            found = True
+            digest.update(f"{place} {labels}".encode())
+    return {"numbers of data": digest.hexdigest()} if found else {}
 
 
 def _lengths(data: Sides[Ranking], packing: bool) -> Lengths:

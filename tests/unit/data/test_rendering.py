@@ -360,3 +360,16 @@ def test_a_template_that_refuses_some_conversations_is_a_good_one(template, tmp_
     path = tmp_path / "mine.jinja"
     path.write_text(template)
     set_template(byte_by_byte(), str(path), "model.chat_template")
+
+
+@pytest.mark.parametrize("word", ["ANSWER", "QUESTION"])
+def test_a_template_may_write_words_that_a_probe_might_have(word):
+    """`<ANSWER>yes</ANSWER>` around answers, and no generation prompt."""
+    tokenizer = byte_by_byte()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}" + word + ": {{ m.content }}{{ '\\n' }}"
+        "{% else %}<ANSWER>{{ m.content }}</ANSWER>{{ eos_token }}{{ '\\n' }}{% endif %}{% endfor %}"
+    )
+    made = Renderer(tokenizer, PromptDataConfig(train="x"))
+    prompt, _ = texts(made, [user("hi")], "yes")
+    assert prompt == f"{word}: hi\n<ANSWER>"
