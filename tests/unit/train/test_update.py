@@ -675,7 +675,7 @@ def test_weights_of_rows_are_divided_by_their_mean(one_rank):
 def test_rows_without_any_weight_are_refused():
     with pytest.raises(InputError) as caught:
         reward_trainer([replace(PAIR, weight=0.0)] * 2)
-    assert str(caught.value) == "data.weight_column: every row has the weight 0; wanted one above it"
+    assert str(caught.value) == "data.weight_column: every row to train on has the weight 0; wanted one above it"
 
 
 def test_tied_answers_make_no_pair():
