@@ -11,6 +11,7 @@ import os
 import tempfile
 import weakref
 import zlib
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -111,8 +112,9 @@ class RowFile:
 class _Listed(Sequence[Item]):
     """A sequence that is equal to any other one of the same items, and whose slices are lists."""
 
+    @abstractmethod
     def _at(self, place: int) -> Item:
-        raise NotImplementedError
+        """Return the item at a place between 0 and the length."""
 
     @overload
     def __getitem__(self, place: int) -> Item: ...

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_cli.config.errors import require
+from rlhf_cli.config.sections import DataConfig, ModelConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.tokens import Sequence as Tokens
 from rlhf_cli.data.tokens import chunks, collate
 from rlhf_cli.engine.base import FrozenEngine
+from rlhf_cli.models.heads import PairScorer, TokenScorer
+from rlhf_cli.models.load import (
+    is_encoder,
+    load_pair_classifier,
+    load_pair_tokenizer,
+    load_sequence_classifier,
+    load_tokenizer,
+    positions,
+)
 from rlhf_cli.rewards.source import Exchange
-
-
-class Reader(Protocol):
-    """How a model reads exchanges."""
-
-    def __call__(self, exchanges: Sequence[Exchange]) -> Tensor:
-        """Return one float32 score an exchange [B], from one forward pass; all ranks together."""
-
-    def num_tokens(self, exchange: Exchange) -> int:
-        """Return the tokens of an exchange, before anything is cut off."""
 
 
 class DecoderReader:
@@ -42,12 +42,14 @@ class DecoderReader:
         self.device = device
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Tensor:
+        """Return one float32 score an exchange [B], from one forward pass; all ranks together."""
         rows = [Tokens((), self._ids(exchange)[-(self.longest or 0) :]) for exchange in exchanges]
         batch = collate(rows, pad_id=0, device=self.device)  # masks hide it
         per_token, _ = self.engine(batch.input_ids, packing=batch.packing)
         return batch.at_last_token(per_token)
 
     def num_tokens(self, exchange: Exchange) -> int:
+        """Return the tokens of an exchange, before anything is cut off."""
         return len(self._ids(exchange))
 
     def _ids(self, exchange: Exchange) -> tuple[int, ...]:
@@ -72,6 +74,7 @@ class EncoderReader:
         self.device = device
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Tensor:
+        """Return one float32 score an exchange [B], from one forward pass; all ranks together."""
         cut = {} if self.longest is None else {"truncation": "longest_first", "max_length": self.longest}
         pairs = [self._prompt(exchange) for exchange in exchanges], [exchange.response for exchange in exchanges]
         inputs = self.tokenizer(*pairs, padding=True, return_tensors="pt", **cut)
@@ -79,6 +82,7 @@ class EncoderReader:
         return scores[:, 0]
 
     def num_tokens(self, exchange: Exchange) -> int:
+        """Return the tokens of an exchange, before anything is cut off."""
         return len(self.tokenizer(self._prompt(exchange), exchange.response)["input_ids"])
 
     @staticmethod
@@ -86,12 +90,37 @@ class EncoderReader:
         return "\n\n".join(message["content"] for message in exchange.messages)
 
 
+Reader = DecoderReader | EncoderReader
+
+
+def load_reader(
+    options: ModelConfig,
+    key: str,
+    data: DataConfig,
+    whole_turn: bool,
+    wrap: Callable[[nn.Module], FrozenEngine],
+    device: torch.device,
+) -> Reader:
+    """Load a classifier with its tokenizer; raise InputError for another model.
+
+    key: the section of its options, for messages. data: how conversations are rendered. wrap: puts the model into an
+    engine; device: where that wants what is read.
+    """
+    if is_encoder(options, key):
+        require(not whole_turn, key, "an encoder", "a decoder with whole_turn, which an encoder does not read")
+        model = load_pair_classifier(options, key)
+        return EncoderReader(wrap(PairScorer(model)), load_pair_tokenizer(options, key), positions(model), device)
+    tokenizer = load_tokenizer(options, key)
+    model = load_sequence_classifier(options, key, tokenizer, seed=0, new_head=False)
+    return DecoderReader(wrap(TokenScorer(model)), Renderer(tokenizer, data), whole_turn, positions(model), device)
+
+
 class OwnModel:
     """A frozen classifier that is one of the sources of a run; all ranks ask it together, about as many responses."""
 
-    def __init__(self, read: Reader, engine: FrozenEngine, batch_size: int, gather: bool) -> None:
+    def __init__(self, read: Reader, batch_size: int, gather: bool) -> None:
         self.read = read
-        self.engine = engine
+        self.engine = read.engine
         self.batch_size = batch_size
         self.gather = gather
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 
+from torch import nn
+
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig
@@ -16,20 +18,12 @@ from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.sources import Sides
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.engine.choose import frozen_engine
-from rlhf_cli.models.heads import PairScorer, TokenScorer
-from rlhf_cli.models.load import (
-    is_encoder,
-    load_pair_classifier,
-    load_pair_tokenizer,
-    load_sequence_classifier,
-    load_tokenizer,
-    positions,
-    torch_dtype,
-)
+from rlhf_cli.models.load import torch_dtype
 from rlhf_cli.rewards.function import FunctionSource
 from rlhf_cli.rewards.http import HttpSource
-from rlhf_cli.rewards.own_model import DecoderReader, EncoderReader, OwnModel, Reader
+from rlhf_cli.rewards.own_model import OwnModel, load_reader
 from rlhf_cli.rewards.source import Exchange, Source
 
 
@@ -103,20 +97,11 @@ def own_models(config: TrainPPOConfig) -> dict[str, OwnModel]:
 
 
 def _own_model(config: TrainPPOConfig, source: RewardSourceConfig, options: ModelConfig, key: str) -> OwnModel:
-    device = distributed.device()
     deepspeed = with_weights_on_host(config.deepspeed) if source.offload else config.deepspeed_of_frozen
-    read: Reader
-    if is_encoder(options, key):
-        if source.whole_turn:
-            where = key.removesuffix(".model")
-            raise InputError(f"{where}.whole_turn is true, and {options.path} is an encoder: set it to false")
-        model = load_pair_classifier(options, key)
-        engine = frozen_engine(PairScorer(model), torch_dtype(options), deepspeed)
-        read = EncoderReader(engine, load_pair_tokenizer(options, key), positions(model), device)
-    else:
-        tokenizer = load_tokenizer(options, key)
-        model = load_sequence_classifier(options, key, tokenizer, config.run.seed, new_head=False)
-        engine = frozen_engine(TokenScorer(model), torch_dtype(options), deepspeed)
-        renderer = Renderer(tokenizer, replace(config.data, system_prompt=None))  # exchanges have it already
-        read = DecoderReader(engine, renderer, source.whole_turn, positions(model), device)
-    return OwnModel(read, engine, source.batch_size, config.rollout.gather)
+    data = replace(config.data, system_prompt=None)  # exchanges have it already
+
+    def wrap(module: nn.Module) -> FrozenEngine:
+        return frozen_engine(module, torch_dtype(options), deepspeed)
+
+    read = load_reader(options, key, data, source.whole_turn, wrap, distributed.device())
+    return OwnModel(read, source.batch_size, config.rollout.gather)

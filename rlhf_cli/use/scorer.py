@@ -8,18 +8,8 @@ import torch
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType
-from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.engine.plain import PlainFrozen
-from rlhf_cli.models.heads import PairScorer, TokenScorer
-from rlhf_cli.models.load import (
-    is_encoder,
-    load_pair_classifier,
-    load_pair_tokenizer,
-    load_sequence_classifier,
-    load_tokenizer,
-    positions,
-)
-from rlhf_cli.rewards.own_model import DecoderReader, EncoderReader, OwnModel, Reader
+from rlhf_cli.rewards.own_model import OwnModel, load_reader
 from rlhf_cli.rewards.source import Exchange, checked_scores, shown
 from rlhf_cli.use.runs import Role, Trained, find, with_options
 
@@ -31,18 +21,10 @@ class RewardScorer:
         """Load the model; raise InputError for files that are no reward model."""
         key = Role.reward_model.name
         self.name = str(found.model.path)
-        if is_encoder(found.model, key):
-            model = load_pair_classifier(found.model, key)
-            engine = PlainFrozen(PairScorer(model), device)
-            read: Reader = EncoderReader(engine, load_pair_tokenizer(found.model, key), positions(model), device)
-        else:
-            tokenizer = load_tokenizer(found.model, key)
-            model = load_sequence_classifier(found.model, key, tokenizer, seed=0, new_head=False)
-            engine = PlainFrozen(TokenScorer(model), device)
-            read = DecoderReader(engine, Renderer(tokenizer, found.data), whole_turn, positions(model), device)
-        self.read = read
-        self._longest = positions(model)
-        self._model = OwnModel(read, engine, batch_size, gather=True)
+        self.read = load_reader(
+            found.model, key, found.data, whole_turn, lambda module: PlainFrozen(module, device), device
+        )
+        self._model = OwnModel(self.read, batch_size, gather=True)
 
     @staticmethod
     def load(
@@ -70,10 +52,10 @@ class RewardScorer:
         Raises InputError for a conversation that the template refuses, and for one with more tokens than positions.
         """
         for exchange in exchanges:
-            if self._longest is not None and self.read.num_tokens(exchange) > self._longest:
+            if self.read.longest is not None and self.read.num_tokens(exchange) > self.read.longest:
                 what = f"more, in {shown(exchange)}"
                 raise InputError(
-                    f"{self.name} has {self._longest} positions, wanted at most so many tokens, got {what}"
+                    f"{self.name} has {self.read.longest} positions, wanted at most so many tokens, got {what}"
                 )
         return checked_scores(self._model.score(exchanges), exchanges, self.name)
 

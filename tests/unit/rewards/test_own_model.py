@@ -68,7 +68,7 @@ def decoder(whole_turn=False, longest=None, batch_size=2):
     engine = Whole(scorer)
     renderer = Renderer(tokenizer, PromptDataConfig())
     read = DecoderReader(engine, renderer, whole_turn, longest, CPU)
-    return OwnModel(read, engine, batch_size, gather=True), scorer, renderer
+    return OwnModel(read, batch_size, gather=True), scorer, renderer
 
 
 def score_of(scorer, ids):
@@ -152,7 +152,7 @@ def test_a_pair_longer_than_the_encoder_is_cut_where_it_is_longest(encoder, one_
 
 
 def test_an_encoder_ends_no_turn(encoder, one_rank):
-    with pytest.raises(InputError, match=r"reward\[0\]\.whole_turn is true, and .* is an encoder"):
+    with pytest.raises(InputError, match=r"reward\[0\]\.model must be a decoder with whole_turn, .* got an encoder"):
         own_models(run_with(of_encoder(encoder, whole_turn=True)))
 
 
