@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from rlhf_cli.config.errors import InputError
@@ -389,9 +390,10 @@ def _labelled(row: Row) -> list[tuple[str, str]]:
     for name, text in answers:
         if not isinstance(text, str):
             raise BadRow(name, f"got {type(text).__name__}, wanted a string")
-    preference = column(row, "preference")
-    if preference not in (1, 2) or isinstance(preference, bool):
-        raise BadRow("preference", f"wanted 1 or 2, the number of the better output, got {preference!r}")
+    value = column(row, "preference")
+    preference = as_number(value)
+    if preference not in (1, 2):
+        raise BadRow("preference", f"wanted 1 or 2, the number of the better output, got {value!r}")
     return answers if preference == 1 else answers[::-1]
 
 
@@ -460,13 +462,21 @@ def number_or_none(value: Any, field: str) -> float | None:
     """Return a rating, which may be written as text; None for null and "N/A"; raise BadRow for anything else."""
     if value is None or value in ("N/A", ""):
         return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
+    number = as_number(value)
+    if math.isnan(number):
         raise BadRow(field, f"wanted a number, got {value!r}")
     return number
+
+
+def as_number(value: Any) -> float:
+    """Return a finite number, or the one that a text spells; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        return math.nan
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def mapping(config: DataConfig, row_format: Format) -> str:

@@ -13,7 +13,7 @@ from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.config.sources import Format
 from rlhf_cli.data.cache import RowCache
 from rlhf_cli.data.conversation import Renderer, is_empty
-from rlhf_cli.data.formats import Case, compared, empty
+from rlhf_cli.data.formats import Case, as_number, compared, empty
 from rlhf_cli.data.rows import BadRow, Row, column
 from rlhf_cli.data.sources import Prepare, Sides, load_sides
 from rlhf_cli.data.store import Ids
@@ -154,9 +154,10 @@ def _number(row: Row, name: str | None, default: float, bounds: tuple[float, flo
         return default
     value: Any = column(row, name)
     low, high = bounds
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    number = as_number(value)
+    if not low <= number <= high:
         raise BadRow(name, f"wanted a number between {low:g} and {high:g}, got {value!r}")
-    return float(value)
+    return number
 
 
 def _word(row: Row, name: str | None) -> str | None:

@@ -256,6 +256,15 @@ def test_rows_of_one_answer_each_are_grouped_by_their_prompt():
     assert [one.text for one in prompts(*rows, format=Format.rated_rows).train] == ["q", "r"]
 
 
+def test_ratings_and_preferences_may_be_texts():
+    rows = [scored("q", "bad", "9"), scored("q", "best", "10.5"), scored("q", "none", "N/A")]
+    assert said(preferences(*rows).train[0])[1] == ["best", "bad"]
+    pair = {"instruction": "q", "output_1": "bad", "output_2": "best", "preference": "2"}
+    assert said(preferences(pair).train[0])[1] == ["best", "bad"]
+    with pytest.raises(InputError, match=r"preference: wanted 1 or 2, the number of the better output, got '3'"):
+        preferences({**pair, "preference": "3"})
+
+
 def test_a_bad_row_among_the_grouped_ones_is_named():
     rows = [scored("q", "a", 1), {"prompt": "q", "response": "b"}, scored("q", "c", "high"), scored("q", 3, 3)]
     with pytest.raises(InputError) as caught:

@@ -1,5 +1,6 @@
 import datetime
 import json
+from decimal import Decimal
 
 import datasets
 import pytest
@@ -248,3 +249,19 @@ def test_a_category_comes_from_its_column(tmp_path):
     bad = write(tmp_path / "b.jsonl", [{**ROWS[0], "kind": ["a"]}])
     with pytest.raises(InputError, match="wanted a word, got list"):
         load(bad, eval_fraction=0.0, category_column="kind")
+
+
+def test_numbers_may_be_texts_or_decimals(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    rows = [{**ROWS[0], "gap": Decimal("0.50"), "sure": "0.75"}, {**ROWS[1], "gap": Decimal("-2.25"), "sure": " 1 "}]
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    first, second = load(path, eval_fraction=0.0, margin_column="gap", confidence_column="sure").train
+    assert (first.margin, first.confidence) == (0.5, 0.75)
+    assert (second.margin, second.confidence) == (-2.25, 1.0)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "", "half", "1e999", True, None, [1]])
+def test_what_spells_no_finite_number_is_refused(value, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{**ROWS[0], "gap": value}])
+    with pytest.raises(InputError, match=r"gap: wanted a number between -10000 and 10000, got "):
+        load(path, eval_fraction=0.0, margin_column="gap")
