@@ -20,6 +20,7 @@ from rlhf_cli.config.paths import COMPRESSIONS, resolve_path, resolve_pattern
 from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.config.sources import Format, Source
 from rlhf_cli.data.cache import Account, Draft, Loaded, RowCache
+from rlhf_cli.data.csv_rows import read_csv
 from rlhf_cli.data.formats import NUM_DETECTED, detect
 from rlhf_cli.data.groups import grouped
 from rlhf_cli.data.json_rows import read_json, read_jsonl
@@ -30,10 +31,9 @@ from rlhf_cli.engine.files import sha256
 from rlhf_cli.report.text import one_line
 
 Place = tuple[str, Row | BadRow]  # where a row stands, and what stands there
-_LOADERS = {".csv": "csv", ".parquet": "parquet"}
-_READERS = {".jsonl": read_jsonl, ".json": read_json}
-_HEADER_BYTES = 1 << 20
-_MAX_CSV_COLUMNS = 1000
+_LOADERS = {".parquet": "parquet"}
+_READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
+_COMPRESSED = (".jsonl", ".json")  # that are read compressed too
 _BLOCK_ROWS = 1000  # of a table that become Python objects at a time
 
 
@@ -79,7 +79,8 @@ def _load(source: str, name: str, split: str, key: str) -> Iterator[Place]:
 
 def _suffix(file: Path) -> str:
     """Return what a file's name says of its rows, whether they are compressed or not."""
-    return Path(file.stem).suffix if file.suffix in COMPRESSIONS else file.suffix
+    inner = Path(file.stem).suffix
+    return inner if file.suffix in COMPRESSIONS and inner in _COMPRESSED else file.suffix
 
 
 def _dataset(source: str, split: str) -> Any:
@@ -89,21 +90,10 @@ def _dataset(source: str, split: str) -> Any:
         if loader is None:
             known = ", ".join([*_READERS, *_LOADERS])
             raise InputError(f"{source}: unknown file type '{path.suffix}', wanted one of {known}")
-        if loader == "csv":
-            _check_header(path)
-        options = {"keep_default_na": False, "na_values": [""]} if loader == "csv" else {}  # "None", "NA" are texts
-        return datasets.load_dataset(loader, data_files=source, split="train", **options)
+        return datasets.load_dataset(loader, data_files=source, split="train")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(source)
     return datasets.load_dataset(source, split=split)
-
-
-def _check_header(file: Path) -> None:
-    """Raise InputError for a .csv file with so many columns that `datasets` (5.2.0) takes minutes over them."""
-    with file.open("rb") as lines:
-        number = lines.readline(_HEADER_BYTES).count(b",") + 1
-    if number > _MAX_CSV_COLUMNS:
-        raise InputError(f"{file}: {number} columns or more; wanted at most {_MAX_CSV_COLUMNS}, or a .jsonl file")
 
 
 def _content(source: str, split: str) -> str | None:

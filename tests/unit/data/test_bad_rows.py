@@ -273,14 +273,54 @@ def test_a_csv_file_names_its_rows_and_the_lines_that_are_no_text():
     assert refusal(pairs, path, confidence_column="sure").splitlines() == [
         "data.train=a.csv: 2 bad rows of 4",
         "  a.csv: row 3: sure: wanted a number between 0.5 and 1, got None",
-        "  a.csv: row 4: sure: wanted a number between 0.5 and 1, got 0.2",
+        "  a.csv: row 4: sure: wanted a number between 0.5 and 1, got '0.2'",
     ]
     assert refusal(prompts, write([b"prompt", b"q", b"\xff", b"q", b"\xfe"], "a.csv")) == (
         "data.train=a.csv: cannot read rows: 2 lines are not UTF-8 text, the first of them 3, 5"
     )
-    assert refusal(prompts, write([b"prompt,x", b"q,1", b"q,1,2"], "a.csv")).endswith(
-        "Expected 2 fields in line 3, saw 3"
-    )
+
+
+def test_a_csv_row_with_other_fields_than_the_header_is_bad():
+    path = write([b"prompt,x", b"q,1,2", b"", b"q,1", b"q", b"  ", b'"q"r,1', b'q,"1'], "a.csv")
+    assert refusal(prompts, path).splitlines() == [
+        "data.train=a.csv: 4 bad rows of 5",
+        "  a.csv: row 1: 3 fields, wanted 2 as in the header",
+        "  a.csv: row 3: 1 field, wanted 2 as in the header",
+        "  a.csv: row 4: not CSV: ',' expected after '\"'",
+        "  a.csv: row 5: not CSV: unexpected end of data",
+    ]
+
+
+def test_a_csv_header_must_name_each_column_once():
+    for header, wrong in (
+        (b"prompt,x,x", "a.csv: two columns have the name 'x'; rename one in the first line"),
+        (b",prompt,x", "a.csv: column 1 of 3 has no name; name it in the first line"),
+        (b'"prompt"a,x', "a.csv: the header is not CSV: ',' expected after '\"'"),
+    ):
+        assert refusal(prompts, write([header, b"q,1,2"], "a.csv")).endswith(wrong)
+    assert refusal(prompts, write([b""], "a.csv")) == "data.train=a.csv: no rows"
+
+
+def test_cells_of_a_csv_file_are_texts():
+    path = write([b"\xef\xbb\xbfprompt,id,none", b'"a, ""b""\r\nc",007,', b"4,1e3,x"], "a.csv")
+    first, second = prompts(path).train
+    assert (first.text, first.columns) == ('a, "b"\r\nc', {"id": "007", "none": None})
+    assert (second.text, second.columns) == ("4", {"id": "1e3", "none": "x"})
+    pair = pairs(write([b"prompt,chosen,rejected", b"q,4,5"], "b.csv")).train[0]
+    assert [TOKENIZER.decode(answer.response_ids) for answer in pair.answers] == ["4<eos>", "5<eos>"]
+
+
+def test_long_cells_of_a_csv_file_are_read_and_endless_ones_refused(monkeypatch):
+    path = write([b"prompt,x", b"q," + b"x" * 200_000, b'q,"1', b"q,1"], "a.csv")
+    monkeypatch.setattr("rlhf_cli.data.csv_rows.MAX_ROW_CHARS", 1 << 18)
+    assert "row 2: not CSV: unexpected end of data" in refusal(prompts, path)
+    monkeypatch.setattr("rlhf_cli.data.csv_rows.MAX_ROW_CHARS", 1 << 17)
+    assert "a.csv: a row that goes on in line 2 is longer than" in refusal(prompts, path)
+
+
+def test_a_compressed_csv_file_is_refused():
+    path = write([b"prompt", b"q"], "a.csv.gz")
+    assert refusal(prompts, path) == "a.csv.gz: unknown file type '.gz', wanted one of .jsonl, .json, .csv, .parquet"
 
 
 def test_the_answers_none_and_na_in_a_csv_file_are_texts():
