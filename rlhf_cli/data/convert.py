@@ -121,10 +121,18 @@ def _pair(row: Row, options: PreferenceDataConfig, row_format: Format) -> Row:
 
 
 def _prompt(row: Row, options: DataConfig, row_format: Format) -> Row:
-    """Return a prompt as messages, and the other columns of its row."""
+    """Return a prompt as messages, and the other columns of its row.
+
+    Raises InputError for another column that a line has no other name for.
+    """
     messages = asked(row, options, row_format)
     if is_empty(messages):
         raise empty(options.prompt_column, options)
-    questions = {*question_columns(options, row_format), "prompt"}
+    questions = question_columns(options, row_format)
+    if "prompt" in row and "prompt" not in questions:
+        raise InputError(
+            f"data convert: a column 'prompt' stands beside data.prompt_column={options.prompt_column}, and lines have"
+            " the prompt there; rename it"
+        )
     others = {name: json_value(content) for name, content in row.items() if name not in questions}
     return {"prompt": messages, **others}

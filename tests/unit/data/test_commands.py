@@ -251,6 +251,13 @@ def test_prompts_are_converted_with_their_other_columns():
     assert [list(prompt.messages) for prompt in found] == [messages[:1], messages[:1]]
 
 
+def test_a_column_named_prompt_beside_the_prompt_is_not_lost(fails):
+    write("a.jsonl", {"question": "q", "prompt": "other"})
+    message = fails("convert", "a.jsonl", "b.jsonl", "data.prompt_column=question")
+    assert "a column 'prompt' stands beside data.prompt_column=question" in message
+    assert not Path("b.jsonl").exists()
+
+
 def test_several_files_become_one_and_bad_rows_write_nothing(fails):
     write("a.jsonl", *PAIRS)
     write("b.jsonl", *({"instruction": "q", "chosen": "a", "rejected": "b"} for _ in range(2)))
