@@ -219,18 +219,40 @@ def _joined(messages: list[Message]) -> str:
 
 
 def as_messages(value: Any, field: str) -> list[Message]:
-    """Return chat messages: a string becomes one user message. Raises BadRow; `field` names the column in it."""
+    """Return chat messages: a string becomes one user message, a list of text parts, as the OpenAI API has them, one
+    text.
+
+    Raises BadRow; `field` names the column in it.
+    """
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+    if not isinstance(value, list):
         raise BadRow(field, f"got {type(value).__name__}, wanted a string or a list of messages")
-    messages = []
-    for message in value:
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise BadRow(field, f"a message needs `role` and `content` strings, got {sorted(message)}")
-        messages.append({"role": role, "content": content})
-    return messages
+    return [_message(one, field) for one in value]
+
+
+def _message(value: Any, field: str) -> Message:
+    if not isinstance(value, dict):
+        raise BadRow(field, f"a message is an object with `role` and `content`, got {type(value).__name__}")
+    role, content = value.get("role"), value.get("content")
+    if isinstance(content, list):
+        content = _text_of(content, field)
+    if not isinstance(role, str) or not isinstance(content, str):
+        found = [type(value[key]).__name__ if key in value else "none" for key in ("role", "content")]
+        raise BadRow(field, f"a message needs `role` and `content` strings, got {found[0]} and {found[1]}")
+    return {"role": role, "content": content}
+
+
+def _text_of(parts: list[Any], field: str) -> str:
+    texts = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        text = part.get("text") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(text, str):
+            found = f"text of type {type(text).__name__}" if kind == "text" else f"a part of type {kind}"
+            raise BadRow(field, f"a message holds something else than text: {found}")
+        texts.append(text)
+    return "".join(texts)
 
 
 def split_answers(

@@ -89,7 +89,10 @@ def _without_pair(row: Row, config: PreferenceDataConfig) -> Format | None:
 
 def _of_prompt(row: Row, prompt_column: str) -> Format | None:
     if prompt_column in row:
-        return Format.hh if _is_hh(row[prompt_column]) else Format.columns
+        if _is_hh(row[prompt_column]):
+            return Format.hh
+        is_scored = "chosen" not in row and "response" in row and _score_name(row, None) is not None
+        return Format.rated_rows if is_scored else Format.columns
     if "chosen" in row and _is_hh(row["chosen"]):
         return Format.hh
     found = _of_question(row)
@@ -125,8 +128,8 @@ def _is_rated(row: Row) -> bool:
 
 def question_columns(config: DataConfig, row_format: Format) -> frozenset[str]:
     """Return the columns that the prompt stands in, which are not among a prompt's other columns."""
-    own = (config.prompt_column,) if row_format is Format.columns else (config.prompt_column, *_OWN_COLUMNS)
-    return frozenset(own)
+    own = {Format.columns: (), Format.rated_rows: ("completions",)}.get(row_format, _OWN_COLUMNS)
+    return frozenset((config.prompt_column, *own))
 
 
 def asked(row: Row, config: DataConfig, row_format: Format) -> list[Message]:
@@ -252,18 +255,7 @@ def _chat(value: Any, field: str) -> list[Message]:
     several = [value] if isinstance(value, dict) else value
     if not isinstance(several, list):
         raise BadRow(field, f"got {type(value).__name__}, wanted a list of messages")
-    return as_messages([_with_text(message, field) for message in several], field)
-
-
-def _with_text(message: Any, field: str) -> Any:
-    """Return a message whose content is a list of text parts, as the OpenAI API has them, with one text."""
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return message
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
-        raise BadRow(field, "a message holds something else than text")
-    return {**message, "content": "".join(str(text) for text in texts)}
+    return as_messages(several, field)
 
 
 def _conversation(row: Row, config: DataConfig) -> tuple[str, Any]:

@@ -76,7 +76,7 @@ def test_every_kind_of_bad_row_is_listed_with_line_field_and_reason():
         "  a.jsonl:5: prompt: not UTF-8 text",
         "  a.jsonl:6: rejected: missing",
         "  a.jsonl:7: prompt: got int, wanted a string or a list of messages",
-        "  a.jsonl:8: chosen: a message needs `role` and `content` strings, got ['role']",
+        "  a.jsonl:8: chosen: a message needs `role` and `content` strings, got str and none",
         "  a.jsonl:9: rejected: got int, wanted a string or a list of messages",
         "  a.jsonl:10: rejected: wanted a prompt and then one assistant message, got ['user']",
         "  a.jsonl:11: not JSON: key 'prompt' stands there twice",
@@ -245,7 +245,7 @@ def test_other_sources_name_the_row_counted_from_1(kind):
     writers[kind]()
     assert refusal(pairs, path, equal=RowPolicy.error).splitlines() == [
         f"data.train=a.{kind}: 2 bad rows of 3",
-        f"  a.{kind}: row 2: prompt: a message needs `role` and `content` strings, got ['content', 'role']",
+        f"  a.{kind}: row 2: prompt: a message needs `role` and `content` strings, got str and NoneType",
         f"  a.{kind}: row 3: rejected: chosen == rejected, and data.equal=error",
     ]
 

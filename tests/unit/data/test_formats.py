@@ -256,6 +256,44 @@ def test_rows_of_one_answer_each_are_grouped_by_their_prompt():
     assert [one.text for one in prompts(*rows, format=Format.rated_rows).train] == ["q", "r"]
 
 
+def test_prompts_of_one_answer_a_row_count_once_each():
+    rows = [scored("q", "bad", 0, kind="x"), scored("r", "alone", 3, kind="y"), scored("q", "best", 4, kind="z")]
+    sides = prompts(*rows)
+    assert [(one.text, one.columns["kind"]) for one in sides.train] == [("q", "x"), ("r", "y")]
+    assert sides.notes[0] == "a.jsonl: 2 rows kept, 0 dropped; read as rated_rows"
+    for others in ({"score": 4}, {"response": "x"}, {"response": "x", "score": 4, "chosen": "y"}):
+        assert len(prompts(*[{"prompt": "q", **others}] * 2).train) == 2
+
+
+def test_other_columns_of_grouped_prompts_are_kept():
+    rows = [{"question": "q", "prompt": "other", "response": "a", "score": 1}] * 2
+    (one,) = prompts(*rows, prompt_column="question").train
+    assert (one.text, one.columns) == ("q", {"prompt": "other", "response": "a", "score": 1})
+
+
+def test_text_parts_of_columns_are_joined():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "chosen": "x", "rejected": "y"}
+    assert said(preferences(row).train[0])[0] == chat(("u", "ab"))
+    assert prompts(row).train[0].text == "ab"
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        ({"role": "user", "content": [{"type": "image"}]}, "something else than text: a part of type image"),
+        ({"role": "user", "content": ["a"]}, "something else than text: a part of type str"),
+        ({"role": "user", "content": [{"type": "text", "text": 3}]}, "something else than text: text of type int"),
+        ({"role": "user", "content": 3}, "`role` and `content` strings, got str and int"),
+        ({"content": "x"}, "`role` and `content` strings, got none and str"),
+        ("x", "a message is an object with `role` and `content`, got str"),
+    ],
+)
+def test_what_is_no_message_is_named_by_its_type(message, wrong):
+    with pytest.raises(InputError, match=wrong):
+        prompts({"prompt": [message]})
+
+
 def test_ratings_and_preferences_may_be_texts():
     rows = [scored("q", "bad", "9"), scored("q", "best", "10.5"), scored("q", "none", "N/A")]
     assert said(preferences(*rows).train[0])[1] == ["best", "bad"]
@@ -297,7 +335,7 @@ BAD = {
         ({"messages": chat(SURE), "chosen": "a", "rejected": "b"}, "messages: nobody asks in this conversation"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}], "chosen": "a", "rejected": "b"},
-            "messages: a message holds something else than text",
+            "messages: a message holds something else than text: a part of type image_url",
         ),
     ],
     "sharegpt": [
