@@ -14,6 +14,7 @@ from rich.progress import track
 
 from rlhf_cli.config.errors import DiskError, InputError
 from rlhf_cli.config.sections import DType
+from rlhf_cli.data.conversation import Message
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import chunks
 from rlhf_cli.engine.files import write_durably
@@ -21,7 +22,7 @@ from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.use.policy import Answer, Policy
 from rlhf_cli.use.runs import Role, Trained, find, with_options
 from rlhf_cli.use.scorer import device_of
-from rlhf_cli.use.words import Loading, Sampling
+from rlhf_cli.use.words import Loading, Sampling, beside
 
 _AT_A_TIME = 8  # batches, among which prompts of like length find each other
 
@@ -34,20 +35,25 @@ class Asked:
     place: int  # of the prompt among all
     sample: int  # which one of its answers
     answer: Answer
+    messages: list[Message]  # what was answered: with the system prompt that the policy saw
 
     @property
     def record(self) -> dict[str, Any]:
         """The answer as a JSON object that `rlhf score` reads."""
-        messages = [dict(message) for message in self.prompt.messages]
-        is_plain = [message["role"] for message in messages] == ["user"]
-        return {
-            **self.prompt.columns,
-            "prompt": messages[0]["content"] if is_plain else messages,
+        written = {
+            "prompt": plain(self.messages),
             "response": self.answer.text,
             "sample": self.sample,
             "num_tokens": self.answer.num_tokens,
             "ended": self.answer.ended,
         }
+        return beside(self.prompt.columns, written)
+
+
+def plain(messages: Sequence[Message]) -> str | list[Message]:
+    """Return a conversation as a row's prompt: the text of a user's only message, or the messages."""
+    is_plain = [message["role"] for message in messages] == ["user"]
+    return messages[0]["content"] if is_plain else [dict(message) for message in messages]
 
 
 def load_policy(path: str, loading: Loading, sampling: Sampling) -> Policy:
@@ -82,8 +88,10 @@ def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling)
     ):
         keys = [f"{sampling.seed}/{place}/{sample}" for place, sample in part]
         answers += policy.answer([ids[place] for place, _ in part], keys, sampling.greedy)
+    seen = [policy.renderer.with_system([dict(message) for message in prompt.messages]) for prompt in prompts]
     return [
-        Asked(prompts[place], place, sample, answer) for (place, sample), answer in zip(wanted, answers, strict=True)
+        Asked(prompts[place], place, sample, answer, seen[place])
+        for (place, sample), answer in zip(wanted, answers, strict=True)
     ]
 
 

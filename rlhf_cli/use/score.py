@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,11 @@ from rlhf_cli.report.run_dir import PAIRS, lines_of
 from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.answers import write_lines
+from rlhf_cli.use.answers import plain, write_lines
 from rlhf_cli.use.judge import Judge
 from rlhf_cli.use.rows import RESPONSE, Ranked, rankings, singles
 from rlhf_cli.use.runs import Role, run_of
-from rlhf_cli.use.words import Rewarding, Rows
+from rlhf_cli.use.words import Rewarding, Rows, beside
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,9 @@ def _singles(judge: Judge, rows: Sequence[Prompt], column: str) -> list[Record]:
     ]
     scores = judge.score(exchanges)
     return [
-        {**exchange.columns, "prompt": _prompt(row), "response": exchange.response, "score": score}
+        beside(exchange.columns, {"prompt": plain(row.messages), "response": exchange.response, "score": score})
         for row, exchange, score in zip(rows, exchanges, scores, strict=True)
     ]
-
-
-def _prompt(row: Prompt) -> Any:
-    messages: list[Any] = json.loads(row.prompt_key)
-    return messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "user" else messages
 
 
 def _of_pairs(judge: Judge, records: Sequence[Record], scale: float) -> Table:

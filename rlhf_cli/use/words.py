@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,7 +204,7 @@ class Rewarding:
         (otherwise it is the policy's, and stands in what is scored). Raises InputError where it does not exist.
         """
         kind = _kind_of(spec)
-        options: dict[str, Any] = {kind: spec}
+        options: dict[str, Any] = {kind: spec, **({"retries": _RETRIES} if kind == "url" else {})}
         config = RewardSourceConfig(
             name={"url": "service", "model": "model"}.get(kind, spec.rpartition(":")[2]),
             batch_size=given.reward_batch_size,
@@ -211,7 +212,6 @@ class Rewarding:
             timeout_s=given.timeout,
             auth_env=given.auth_env,
             whole_turn=given.whole_turn,
-            retries=_RETRIES,
             **options,
         )
         try:
@@ -238,7 +238,7 @@ def add_out(to: Parser) -> None:
 
 
 def out_of(given: argparse.Namespace) -> Path | None:
-    """Return the file to write; raise InputError where it cannot be written, or where the rows stand in it."""
+    """Return the file to write; raise InputError where it is there already, or cannot be made."""
     if given.out is None:
         return None
     target = Path(given.out)
@@ -246,7 +246,22 @@ def out_of(given: argparse.Namespace) -> Path | None:
         raise InputError(f"--out must be a file that ends in .jsonl, got {target}")
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"--out {target}: {'is a folder' if target.is_dir() else 'its folder does not exist'}")
-    rows = vars(given).get("rows")
-    if rows is not None and target.exists() and Path(rows).exists() and target.samefile(rows):
-        raise InputError(f"--out {target} is the file of the rows, which would be lost; give another one")
+    if target.exists():
+        raise InputError(f"--out {target} exists and is never overwritten; give another file, or remove it")
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {target}: cannot be written: {error.strerror}") from error
     return target
+
+
+def beside(columns: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's columns with what is written of it; a column of a name that is written is kept as row_NAME."""
+    found = dict(written)
+    for name, value in columns.items():
+        free = name
+        while free in written or (free != name and free in columns):
+            free = f"row_{free}"
+        found[free] = value
+    return found

@@ -7,6 +7,7 @@ import torch
 
 from rlhf_cli.cli import main
 from rlhf_cli.use.policy import Policy
+from tests.unit.use.conftest import SYSTEM
 
 
 def records(file):
@@ -32,21 +33,46 @@ def test_answers_are_the_same_whatever_the_batch(ppo_run, prompt_file, tmp_path,
         assert main([*words, "--out", str(tmp_path / f"{size}.jsonl")]) == 0
     one, four = records(tmp_path / "1.jsonl"), records(tmp_path / "4.jsonl")
     assert one == four
-    assert [(row["sample"], row["prompt"]) for row in one][:3] == [
+    assert [(row["sample"], row["prompt"][-1]["content"]) for row in one][:3] == [
         (0, "Hello?"),
         (1, "Hello?"),
         (0, "Is it far from here to the station?"),
     ]
-    assert one[4]["prompt"][1] == {"role": "assistant", "content": "Yes?"}
+    assert one[4]["prompt"][:2] == [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hi."}]
+    assert one[4]["prompt"][2] == {"role": "assistant", "content": "Yes?"}
     assert one[0]["kind"] == "short"
     assert one[0]["response"] != one[1]["response"]
     assert all(row["num_tokens"] == 12 or row["ended"] for row in one)
     assert f"6 answers: {tmp_path / '1.jsonl'}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "prompt"),
+    [
+        ([], [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hello?"}]),
+        (["--system", "Be rude."], [{"role": "system", "content": "Be rude."}, {"role": "user", "content": "Hello?"}]),
+        (["--system", ""], "Hello?"),
+    ],
+)
+def test_an_answer_is_scored_in_the_conversation_that_it_was_given_in(words, prompt, ppo_run, rm_run, tmp_path):
+    """`score` of what `generate` writes is what `evaluate` says of the same answers."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Hello?"}\n')
+    answers, scores, both = (tmp_path / f"{name}.jsonl" for name in ("answers", "scores", "both"))
+    assert main(["generate", str(ppo_run), "--file", str(rows), *words, "--out", str(answers)]) == 0
+    assert main(["score", str(rm_run), "--file", str(answers), "--out", str(scores)]) == 0
+    reward = ["--reward", str(rm_run)]
+    assert main(["evaluate", str(ppo_run), "--prompts", str(rows), *reward, *words, "--out", str(both)]) == 0
+    assert records(answers)[0]["prompt"] == prompt
+    evaluated = records(both)[0]
+    assert evaluated["prompt"] == prompt
+    assert records(scores)[0]["score"] == pytest.approx(evaluated["policy"]["score"], abs=1e-5)
+
+
 def test_seed_and_temperature_change_answers_and_greedy_has_no_seed(ppo_run, tmp_path):
     def answer(*words):
         out = tmp_path / "out.jsonl"
+        out.unlink(missing_ok=True)
         assert main(["generate", str(ppo_run), "--prompt", "Hello?", "--out", str(out), *words]) == 0
         return records(out)[0]["response"]
 
@@ -79,7 +105,8 @@ def test_answers_are_shown_without_control_characters(ppo_run, capsys):
         (["{run}", "--prompt", "x", "--out", "a.txt"], "--out must be a file that ends in .jsonl"),
         (["{run}", "--prompt", "x", "--out", "nowhere/a.jsonl"], "its folder does not exist"),
         (["{run}", "--file", "none.jsonl"], "--file=none.jsonl: no such file or folder"),
-        (["{run}", "--file", "{rows}", "--out", "{rows}"], "is the file of the rows, which would be lost"),
+        (["{run}", "--file", "{rows}", "--out", "{rows}"], "prompts.jsonl exists and is never overwritten"),
+        (["{run}", "--prompt", "x", "--out", "/proc/a.jsonl"], "--out /proc/a.jsonl: cannot be written: "),
         (["{run}", "--file", "{rows}", "--prompt-column", "question"], "set --prompt-column"),
         (["{run}", "--promt", "x"], "unrecognized arguments: --promt x; see rlhf generate --help"),
         (["{run}", "--prompt", "x", "--device", "abacus"], "device abacus"),
@@ -124,3 +151,26 @@ def test_a_bad_row_is_named(ppo_run, tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"--file={tmp_path / 'rows.jsonl'}: 1 bad row of 2" in err
     assert "rows.jsonl:2: prompt: empty" in err
+
+
+def test_an_out_that_exists_is_left_alone_before_anything_is_loaded(ppo_run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "old.jsonl"
+    out.write_text("old")
+    monkeypatch.setattr(Policy, "__init__", lambda *_: pytest.fail("loaded"))
+    assert main(["generate", str(ppo_run), "--prompt", "x", "--out", str(out)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"rlhf: error: --out {out} exists and is never overwritten; give another file, or remove it\n"
+    )
+    assert out.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["old.jsonl"]
+
+
+def test_columns_named_as_what_is_written_are_kept(ppo_run, tmp_path):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text('{"prompt": "Hello?", "response": "mine", "ended": 7, "row_ended": 8, "id": 9}\n')
+    assert main(["generate", str(ppo_run), "--file", str(rows), "--out", str(out)]) == 0
+    (found,) = records(out)
+    assert found["response"] != "mine"
+    assert (found["row_response"], found["row_row_ended"], found["row_ended"], found["id"]) == ("mine", 7, 8, 9)
+    assert list(tmp_path.glob(".*")) == []

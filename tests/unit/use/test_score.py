@@ -93,6 +93,19 @@ def test_single_answers_with_their_columns(here, capsys):
     assert "4.000" in capsys.readouterr().out
 
 
+def test_columns_named_as_what_is_written_are_kept(here):
+    write(here / "rows.jsonl", [{"prompt": "a", "response": "x", "other": "four", "score": 7}])
+    words = ["--file", "rows.jsonl", "--response-column", "other", "--out", "out.jsonl"]
+    assert main(["score", "rewards.py:length", *words]) == 0
+    assert json.loads((here / "out.jsonl").read_text()) == {
+        "prompt": "a",
+        "response": "four",
+        "score": 4.0,
+        "row_response": "x",
+        "row_score": 7,
+    }
+
+
 def test_a_ranking_counts_as_one_row(here, capsys):
     """By length the pairs of the first row are right, wrong, wrong and weigh 1/3: (1/3 + 1) / 2 = 66.7 %."""
     write(here / "rows.jsonl", [{"prompt": "a", "best": ["22", "1", "333"]}, {"prompt": "b", "best": ["22", "1"]}])
@@ -151,7 +164,10 @@ def test_the_scale_of_a_run_is_that_of_its_own_pairs(rm_run, tmp_path):
         (["rewards.py:too_few"], "wanted 8 numbers, one a response, got 1"),
         (["rewards.py:length", "--chosen-column", "better"], "no column 'better'"),
         (["rewards.py:length", "--response-column", "answer"], "row 1: answer: wanted a string, got no such column"),
-        (["rewards.py:length", "--whole-turn"], "whole_turn must be false"),
+        (
+            ["rewards.py:length", "--whole-turn"],
+            "whole_turn must be unset: it does nothing for a source without a model",
+        ),
         (["rewards.py:length", "--scale", "-1"], "--scale: wanted a number in (0, 1e+06], got '-1'"),
     ],
 )
