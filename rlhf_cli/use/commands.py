@@ -88,8 +88,8 @@ def _score_parser() -> Parser:
     add_out(made)
     Rows.add(made, "--file")
     group = made.add_argument_group("columns")
-    group.add_argument("--chosen-column", default="chosen", metavar="NAME", help="default: chosen")
-    group.add_argument("--rejected-column", default="rejected", metavar="NAME", help="default: rejected")
+    group.add_argument("--chosen-column", metavar="NAME", help="default: chosen")
+    group.add_argument("--rejected-column", metavar="NAME", help="default: rejected")
     group.add_argument("--ranking-column", metavar="NAME", help="a list of answers, the best first, instead")
     group.add_argument("--category-column", metavar="NAME", help="show the accuracy of each kind of row")
     group.add_argument(
@@ -111,10 +111,8 @@ def _score(given: argparse.Namespace) -> Callable[[], None]:
     if given.http is not None and rewarding.config.url is None:
         raise InputError(f"--http must be http://... or https://..., got {given.http}")
     rows, out = Rows.of(given, "--file"), out_of(given)
-    columns = {
-        name: getattr(given, name) for name in ("chosen_column", "rejected_column", "ranking_column", "category_column")
-    }
-
+    names = ("chosen_column", "rejected_column", "ranking_column", "category_column")
+    columns = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     column = given.response_column
     if rows.format in (Format.rated, Format.rated_rows) and column is not None:
         columns["response_column"], column = column, None

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
 from rlhf_cli.config.sources import Format
+from rlhf_cli.data import preferences
+from rlhf_cli.data.cache import RowCache
 from rlhf_cli.data.conversation import Message, Renderer
-from rlhf_cli.data.preferences import Ranking, load_preferences
+from rlhf_cli.data.formats import question_columns
+from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt, load_prompts
+from rlhf_cli.data.rows import BadRow, Row, json_value
+from rlhf_cli.data.sources import Prepare, load_rows, load_sides
+from rlhf_cli.data.store import Ids
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.use.words import Rows
 
@@ -31,6 +38,30 @@ class Ranked:
     answers: list[str]
     pairs: list[tuple[int, int]]  # places (better, worse)
     category: str | None
+    columns: dict[str, Any]  # the row's others: name -> JSON value
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A ranking with the other columns of its row, which training has no use for."""
+
+    ranking: Ranking
+    columns: dict[str, Any]
+
+    @property
+    def prompt_key(self) -> str:
+        """Equal for rows with the same prompt."""
+        return self.ranking.prompt_key
+
+    def parts(self) -> tuple[list[Ids], list[Any]]:
+        """Return the ids of the ranking, and its other fields with the columns."""
+        ids, rest = self.ranking.parts()
+        return ids, [*rest, self.columns]
+
+    @classmethod
+    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
+        """Return what has these parts."""
+        return cls(Ranking.of_parts(ids, rest[:-1]), rest[-1])
 
 
 def prompts(rows: Rows, option: str) -> list[Prompt]:
@@ -63,12 +94,11 @@ def singles(rows: Rows, column: str | None, option: str) -> list[Prompt] | None:
     if column is None:
         if rows.format is not Format.auto:
             return None
-        try:
-            first = prompts(replace(rows, limit=1), option)[0].columns
-        except InputError:
+        path = resolve_pattern(rows.path, option)[0]
+        with _as_options(option):
+            _, first = next(load_rows(path, rows.split, "data.train"))
+        if isinstance(first, BadRow) or RESPONSE not in first or "chosen" in first:
             return None  # who reads ranked rows says what is wrong
-        if RESPONSE not in first or "chosen" in first:
-            return None
     name = column or RESPONSE
     found = prompts(rows, option)
     for number, row in enumerate(found, 1):
@@ -96,13 +126,30 @@ def rankings(rows: Rows, columns: dict[str, Any], option: str) -> tuple[list[Ran
     )
     renderer = _renderer()
     with _as_options(option):
-        sides = load_preferences(config, renderer, seed=0)
+        sides = load_sides(config, 0, _preparing(renderer), RowCache(config, renderer, _Whole))
     return [_ranked(row, renderer) for row in list(sides.train)[: rows.limit]], sides.notes[:1]
 
 
-def _ranked(row: Ranking, renderer: Renderer) -> Ranked:
-    answers = [renderer.answer_text(answer.response_ids) for answer in row.answers]
-    return Ranked(json.loads(row.prompt_key), answers, row.pairs, row.category)
+def _preparing(renderer: Renderer) -> Prepare[_Whole]:
+    def prepare(config: PreferenceDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], _Whole]]:
+        wanted, convert = preferences.preparing(renderer)(config, row_format)
+        answers = {config.ranking_column} if config.ranking_column else {config.chosen_column, config.rejected_column}
+        own = question_columns(config, row_format) | answers
+        is_shared = row_format is not Format.rated_rows  # whose columns are those of one answer
+
+        def whole(row: Row) -> _Whole:
+            others = {name: json_value(content) for name, content in row.items() if is_shared and name not in own}
+            return _Whole(convert(row), others)
+
+        return wanted, whole
+
+    return prepare
+
+
+def _ranked(row: _Whole, renderer: Renderer) -> Ranked:
+    ranking = row.ranking
+    answers = [renderer.answer_text(answer.response_ids) for answer in ranking.answers]
+    return Ranked(json.loads(ranking.prompt_key), answers, ranking.pairs, ranking.category, row.columns)
 
 
 def _renderer() -> Renderer:

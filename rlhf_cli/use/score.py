@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_cli.config.errors import InputError
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.report import judgement
 from rlhf_cli.report.intervals import Interval, bootstrap_mean
@@ -25,6 +26,8 @@ from rlhf_cli.use.rows import RESPONSE, Ranked, rankings, singles
 from rlhf_cli.use.runs import Role, run_of
 from rlhf_cli.use.words import Rewarding, Rows, beside
 
+_NAMES_ANSWERS = {"chosen_column", "rejected_column", "ranking_column"}  # given for pairs, whatever else rows have
+
 
 @dataclass(frozen=True)
 class Score:
@@ -35,20 +38,23 @@ class Score:
     out: Path | None
     response_column: str | None  # of rows with one answer; None: rows rank answers
     scale: float | None  # log odds of a point of score
-    columns: dict[str, Any] = field(default_factory=dict)  # options of PreferenceDataConfig
+    columns: dict[str, Any] = field(default_factory=dict)  # options of PreferenceDataConfig that were given
 
 
 def run(wanted: Score) -> None:
     """Score the rows; show what there is to say of all, write down each."""
-    rows = singles(wanted.rows, wanted.response_column, "--file")
+    wants_pairs = wanted.response_column is None and not _NAMES_ANSWERS.isdisjoint(wanted.columns)
+    rows = None if wants_pairs else singles(wanted.rows, wanted.response_column, "--file")
+    if rows is not None:
+        _refuse_options_of_pairs(wanted)
     ranked, notes = ([], []) if rows is not None else rankings(wanted.rows, wanted.columns, "--file")
+    scale = 1.0 if rows is not None else wanted.scale or scale_of_run(wanted.rewarding.config.model) or 1.0
     judge = Judge.of(wanted.rewarding, "reward")
     try:
         if rows is not None:
             records = _singles(judge, rows, wanted.response_column or RESPONSE)
             table = _of_singles(judge, records)
         else:
-            scale = wanted.scale or scale_of_run(wanted.rewarding.config.model) or 1.0
             records = pairs(judge, ranked, scale)
             table = _of_pairs(judge, records, scale)
     finally:
@@ -61,29 +67,37 @@ def run(wanted: Score) -> None:
         print(printable(f"{len(records)} {'pairs' if rows is None else 'answers'}: {wanted.out}"))
 
 
+def _refuse_options_of_pairs(wanted: Score) -> None:
+    given = [name for name, value in [*wanted.columns.items(), ("scale", wanted.scale)] if value is not None]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise InputError(f"{option} is of pairs; the rows of {wanted.rows.path} have one answer each: leave it out")
+
+
 def pairs(judge: Judge, ranked: Sequence[Ranked], scale: float) -> list[Record]:
     """Return every pair of ranked answers with its scores, as lines of a run's pairs.jsonl; each answer is asked once.
 
+    A line has the whole conversation and the row's other columns, too.
+
     scale: what a difference of scores is multiplied by for log odds. Lengths are in characters.
     """
-    exchanges = [Exchange(row.messages, answer) for row in ranked for answer in row.answers]
+    exchanges = [Exchange(row.messages, answer, row.columns) for row in ranked for answer in row.answers]
     scores = judge.score(exchanges)
     found, first = [], 0
     for row in ranked:
         for better, worse in row.pairs:
             good, bad = scores[first + better], scores[first + worse]
-            found.append(
-                {
-                    "prompt": row.messages[-1]["content"],
-                    "chosen": row.answers[better],
-                    "rejected": row.answers[worse],
-                    "score_chosen": good,
-                    "score_rejected": bad,
-                    "log_odds": scale * (good - bad),
-                    "weight": 1 / len(row.pairs),
-                    "category": row.category,
-                }
-            )
+            written = {
+                "prompt": plain(row.messages),
+                "chosen": row.answers[better],
+                "rejected": row.answers[worse],
+                "score_chosen": good,
+                "score_rejected": bad,
+                "log_odds": scale * (good - bad),
+                "weight": 1 / len(row.pairs),
+                "category": row.category,
+            }
+            found.append(beside(row.columns, written))
         first += len(row.answers)
     return found
 
@@ -92,12 +106,18 @@ def scale_of_run(path: str | None) -> float | None:
     """Return the log odds of a point of score of a reward model out of a run, from the pairs that the run scored.
 
     A run normalises the scores that it exports and notes the log odds that training fitted: log odds and margins are
-    in proportion, and this is the least-squares slope. None where there is no such run.
+    in proportion, and this is the least-squares slope. None where there is no such run. Raises InputError where the
+    pairs are damaged.
     """
     run = None if path is None else run_of(path, Role.reward_model)
-    noted = [] if run is None else list(lines_of(run / PAIRS))
-    margins = np.array([pair["score_chosen"] - pair["score_rejected"] for pair in noted])
-    log_odds = np.array([pair["log_odds"] for pair in noted])
+    if run is None:
+        return None
+    try:
+        noted = list(lines_of(run / PAIRS))
+        margins = np.array([float(pair["score_chosen"] - pair["score_rejected"]) for pair in noted])
+        log_odds = np.array([float(pair["log_odds"]) for pair in noted])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{run / PAIRS}: damaged ({type(error).__name__}: {error}); give --scale") from error
     total = float((margins * margins).sum())
     slope = float((margins * log_odds).sum()) / total if total else 0.0
     return slope if slope > 0 else None

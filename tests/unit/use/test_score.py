@@ -106,6 +106,70 @@ def test_columns_named_as_what_is_written_are_kept(here):
     }
 
 
+def test_columns_of_pairs_reach_functions_and_are_written(here):
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    write(here / "rows.jsonl", [{"prompt": chat, "chosen": "four", "rejected": "x", "bonus": 10, "weight": 3, "id": 7}])
+    assert main(["score", "rewards.py:columns", "--file", "rows.jsonl", "--out", "out.jsonl"]) == 0
+    assert json.loads((here / "out.jsonl").read_text()) == {
+        "prompt": chat,
+        "chosen": "four",
+        "rejected": "x",
+        "score_chosen": 14.0,
+        "score_rejected": 11.0,
+        "log_odds": 3.0,
+        "weight": 1.0,
+        "category": None,
+        "bonus": 10,
+        "row_weight": 3,
+        "id": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    "words", [["--ranking-column", "ranking"], ["--chosen-column", "better", "--rejected-column", "worse"]]
+)
+def test_rows_with_a_response_are_pairs_when_asked_for(words, here, capsys):
+    row = {"prompt": "a", "response": "r", "ranking": ["22", "1"], "better": "22", "worse": "1"}
+    write(here / "rows.jsonl", [row])
+    assert main(["score", "rewards.py:length", "--file", "rows.jsonl", *words]) == 0
+    assert "rewards.py:length: 1 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scale", "3"], "--scale is of pairs; the rows of rows.jsonl have one answer each: leave it out"),
+        (["--category-column", "kind"], "--category-column is of pairs"),
+        (["--response-column", "response", "--chosen-column", "x"], "--chosen-column is of pairs"),
+    ],
+)
+def test_options_of_pairs_are_refused_on_single_answers(words, message, here, capsys):
+    write(here / "rows.jsonl", [{"prompt": "a", "response": "r"}])
+    assert main(["score", "rewards.py:length", "--file", "rows.jsonl", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_bad_row_of_single_answers_is_named(here, capsys):
+    write(here / "rows.jsonl", [{"prompt": "a", "response": "r"}, {"prompt": "", "response": "r"}])
+    assert main(["score", "rewards.py:length", "--file", "rows.jsonl"]) == 2
+    assert "rows.jsonl:2: prompt: empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"score_chosen": 1}\n', "[1, 2]\n", "no JSON\n"])
+def test_damaged_pairs_of_a_run_are_named(text, rm_run, here, capsys):
+    (rm_run / PAIRS).write_text(text)
+    try:
+        assert main(["score", str(rm_run), "--file", "pairs.jsonl"]) == 2
+    finally:
+        (rm_run / PAIRS).unlink()
+    err = capsys.readouterr().err
+    assert f"{rm_run / PAIRS}: damaged (" in err
+    assert "give --scale" in err
+    assert err.count("\n") == 1
+
+
 def test_a_ranking_counts_as_one_row(here, capsys):
     """By length the pairs of the first row are right, wrong, wrong and weigh 1/3: (1/3 + 1) / 2 = 66.7 %."""
     write(here / "rows.jsonl", [{"prompt": "a", "best": ["22", "1", "333"]}, {"prompt": "b", "best": ["22", "1"]}])
