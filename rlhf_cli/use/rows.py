@@ -14,13 +14,14 @@ from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
 from rlhf_cli.config.sources import Format
 from rlhf_cli.data import preferences
+from rlhf_cli.data import prompts as asked_for
 from rlhf_cli.data.cache import RowCache
 from rlhf_cli.data.conversation import Message, Renderer
 from rlhf_cli.data.formats import question_columns
 from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.prompts import Prompt, load_prompts
+from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.rows import BadRow, Row, json_value
-from rlhf_cli.data.sources import Prepare, load_rows, load_sides
+from rlhf_cli.data.sources import Made, Prepare, load_rows, load_sides
 from rlhf_cli.data.store import Ids
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.use.words import Rows
@@ -81,7 +82,9 @@ def prompts(rows: Rows, option: str) -> list[Prompt]:
         cache=False,
     )
     with _as_options(option):
-        return list(load_prompts(config, _renderer(), seed=0).train)[: rows.limit]
+        renderer = _renderer()
+        prepare = _limited(asked_for.preparing(renderer), rows.limit)
+        return list(load_sides(config, 0, prepare, RowCache(config, renderer, Prompt)).train)[: rows.limit]
 
 
 def singles(rows: Rows, column: str | None, option: str) -> list[Prompt] | None:
@@ -126,7 +129,7 @@ def rankings(rows: Rows, columns: dict[str, Any], option: str) -> tuple[list[Ran
     )
     renderer = _renderer()
     with _as_options(option):
-        sides = load_sides(config, 0, _preparing(renderer), RowCache(config, renderer, _Whole))
+        sides = load_sides(config, 0, _limited(_preparing(renderer), rows.limit), RowCache(config, renderer, _Whole))
     return [_ranked(row, renderer) for row in list(sides.train)[: rows.limit]], sides.notes[:1]
 
 
@@ -144,6 +147,26 @@ def _preparing(renderer: Renderer) -> Prepare[_Whole]:
         return wanted, whole
 
     return prepare
+
+
+def _limited(prepare: Prepare[Made], limit: int | None) -> Prepare[Made]:
+    """Return what makes the converter of a source's first rows, and drops those behind them unseen."""
+
+    def first(config: Any, row_format: Format) -> tuple[dict[str, str], Callable[[Row], Made]]:
+        wanted, convert = prepare(config, row_format)
+        num_made = 0
+
+        def convert_first(row: Row) -> Made:
+            nonlocal num_made
+            if limit is not None and num_made >= limit:
+                raise BadRow("", "beyond --limit", RowPolicy.drop)
+            made = convert(row)
+            num_made += 1
+            return made
+
+        return wanted, convert_first
+
+    return first
 
 
 def _ranked(row: _Whole, renderer: Renderer) -> Ranked:

@@ -157,6 +157,15 @@ def test_a_bad_row_of_single_answers_is_named(here, capsys):
     assert "rows.jsonl:2: prompt: empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("good", [{"response": "four"}, {"chosen": "four", "rejected": "x"}])
+def test_rows_beyond_the_limit_are_not_checked(good, here, capsys):
+    write(here / "rows.jsonl", [{"prompt": "a", **good}, {"prompt": 5, **good}])
+    assert main(["score", "rewards.py:length", "--file", "rows.jsonl", "--limit", "1"]) == 0
+    assert f"rewards.py:length: 1 {'answers' if 'response' in good else 'pairs'}" in capsys.readouterr().out
+    assert main(["score", "rewards.py:length", "--file", "rows.jsonl", "--limit", "2"]) == 2
+    assert "rows.jsonl:2: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ['{"score_chosen": 1}\n', "[1, 2]\n", "no JSON\n"])
 def test_damaged_pairs_of_a_run_are_named(text, rm_run, here, capsys):
     (rm_run / PAIRS).write_text(text)

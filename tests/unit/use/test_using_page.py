@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -37,6 +38,9 @@ def test_a_documented_command_runs(words, rm_run, ppo_run, tmp_path, monkeypatch
         (tmp_path / "outputs" / name).symlink_to(run)
     for name, rows in FILES.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outs = [tmp_path / after for word, after in pairwise(words) if word == "--out"]
+    for out in outs:
+        out.unlink(missing_ok=True)  # it is an input of other commands
     (tmp_path / "rewards.py").write_text("def length(responses): return [len(one) for one in responses]\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\n/retry\n/quit\n"))
     server = Server([lengths])
@@ -46,6 +50,4 @@ def test_a_documented_command_runs(words, rm_run, ppo_run, tmp_path, monkeypatch
         assert main([places.get(word, word) for word in words]) == 0, capsys.readouterr().err
     finally:
         server.stop()
-    for place, word in enumerate(words):
-        if word == "--out":
-            assert (tmp_path / words[place + 1]).stat().st_size > 0
+    assert all(out.stat().st_size > 0 for out in outs)
