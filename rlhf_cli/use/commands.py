@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 
-from rlhf_cli.config.errors import InputError, OutOfMemoryError
+from rlhf_cli.config.errors import InputError, OutOfMemoryError, require_text
 from rlhf_cli.config.sources import Format
 from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_out, out_of, parser, positive, whole
@@ -21,7 +21,13 @@ def run(command: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         made.print_help()
         return 0
-    begin = start(made.parse_args(list(args)))
+    given = made.parse_args(list(args))
+    for option, text in [
+        ("--system", given.system or ""),
+        *(("--prompt", one) for one in vars(given).get("prompt", [])),
+    ]:
+        require_text(option, text)
+    begin = start(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader has a bar of its own

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rlhf_cli.config.errors import InputError, RewardError
+from rlhf_cli.config.errors import InputError, RewardError, require_text
 from rlhf_cli.report.text import printable
 from rlhf_cli.use.words import Loading, Parser, parser, whole
 
@@ -33,6 +33,7 @@ def serve(args: list[str]) -> int:
         words.print_help()
         return 0
     asked = words.parse_args(args)
+    require_text("--system", asked.system or "")
     for package in ("fastapi", "uvicorn"):
         if find_spec(package) is None:
             raise InputError(

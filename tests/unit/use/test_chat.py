@@ -101,6 +101,21 @@ def test_a_conversation_without_room_is_left_as_it_was():
     assert len(conversation.messages) == 6
 
 
+def test_a_line_that_is_no_utf_8_is_refused_and_the_chat_goes_on(ppo_run, monkeypatch, capsys):
+    typed = io.TextIOWrapper(io.BytesIO(b"a\xffb\nnext\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert main(["chat", str(ppo_run), "--max-new-tokens", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "message: wanted UTF-8, got another byte at character 2; check the terminal's encoding" in out
+    assert out.count(" tokens") == 1
+
+
+def test_a_closed_input_is_the_end_of_the_chat(ppo_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", str(ppo_run)]) == 0
+    sys.stdin.close()
+
+
 def test_commands_ctrl_c_and_quit():
     _, shown = chat("/help", "/ques\x1btion now", KeyboardInterrupt(), "/quit", "never")
     assert "Ctrl-C  stop an answer" in shown

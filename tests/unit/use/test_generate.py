@@ -124,3 +124,16 @@ def test_a_bad_row_is_named(ppo_run, tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"--file={tmp_path / 'rows.jsonl'}: 1 bad row of 2" in err
     assert "rows.jsonl:2: prompt: empty" in err
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--system"])
+def test_a_text_that_is_no_utf_8_is_refused(option, capsys):
+    more = [] if option == "--prompt" else ["--prompt", "a"]
+    assert main(["generate", "none/at/all", option, "a\udcff", *more]) == 2
+    assert capsys.readouterr().err.startswith(f"rlhf: error: {option}: wanted UTF-8, got another byte at character 2;")
+
+
+def test_a_closed_output_is_no_failure(ppo_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["generate", str(ppo_run), "--prompt", "a", "--max-new-tokens", "2"]) == 0
+    sys.stdout.close()
