@@ -24,7 +24,7 @@ HELP = """\
 /reset  forget the conversation
 /retry  answer the last message anew, with other draws
 /quit   leave, as Ctrl-D does
-Ctrl-C  stop an answer; what there is of it stays in the conversation
+Ctrl-C  stop an answer, and what there is of it stays in the conversation; or stop its scoring
 """
 
 
@@ -105,6 +105,8 @@ class Conversation:
             return [f"score {self._judge.score([exchange])[0]:+.3f}"]
         except (InputError, RewardError) as error:  # the conversation can go on without
             return [printable(f"no score: {error}")]
+        except KeyboardInterrupt:  # a service that is slow
+            return ["no score: stopped"]
 
 
 def run(wanted: Chat) -> None:

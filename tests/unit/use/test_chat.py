@@ -43,6 +43,8 @@ class Length:
         self.asked = exchanges[0]
         if exchanges[0].response == "FAIL":
             raise RewardError("the service\x1b is gone")
+        if exchanges[0].response == "SLOW":
+            raise KeyboardInterrupt
         return [float(len(one.response)) for one in exchanges]
 
 
@@ -84,6 +86,13 @@ def test_ctrl_c_stops_an_answer_and_what_there_is_of_it_stays():
     conversation, shown = chat("hello", policy=Parrot(stop_at=2))
     assert shown == "HE\n[2 tokens, stopped]\n"
     assert conversation.messages[-1] == {"role": "assistant", "content": "HE"}
+
+
+def test_ctrl_c_while_an_answer_is_scored_leaves_it_without_a_score():
+    conversation, shown = chat("slow", "hello", judge=Length())
+    assert "[5 tokens, no score: stopped]\n" in shown
+    assert "[6 tokens, score +5.000]" in shown
+    assert [one["content"] for one in conversation.messages] == ["slow", "SLOW", "hello", "HELLO"]
 
 
 def test_reset_and_retry():
