@@ -11,15 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_cli.algo.kl import kl_k1
+from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.report.intervals import Interval, bootstrap_mean, wilson
 from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
+from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.use.answers import Asked, as_asked, ask, exchanges, load_policy, write_lines
 from rlhf_cli.use.judge import Judge
 from rlhf_cli.use.policy import Policy
 from rlhf_cli.use.rows import prompts
 from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.words import Loading, Rewarding, Rows, Sampling
+
+_MADE_UP = "A made-up answer, to try the reward."
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def run(wanted: Evaluate) -> None:
     try:
         policy = load_policy(wanted.policy, wanted.loading, wanted.sampling)
         reference = Policy(reference_of(wanted), policy.rollout, policy.device, key="reference")
+        try_reward(judge, policy, asked_for)
         sides = []
         for one in (policy, reference):
             asked = ask(one, asked_for, wanted.num, wanted.sampling)
@@ -81,6 +86,15 @@ def run(wanted: Evaluate) -> None:
     if wanted.out is not None:
         write_lines(wanted.out, _records(sides, kls))
         print(printable(f"{len(sides[0].asked)} pairs of answers: {wanted.out}"))
+
+
+def try_reward(judge: Judge, policy: Policy, prompts: Sequence[Prompt]) -> None:
+    """Have a made-up response to the first prompts scored: before answers are drawn, which may take hours.
+
+    Raises InputError where the reward fails.
+    """
+    renderer = policy.renderer
+    judge.try_on([Exchange(renderer.with_system(list(one.messages)), _MADE_UP, one.columns) for one in prompts])
 
 
 def reference_of(wanted: Evaluate) -> Trained:
