@@ -16,7 +16,7 @@ from rlhf_cli.report.intervals import Interval, bootstrap_mean
 from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
 from rlhf_cli.use.answers import as_asked, ask, exchanges, write_lines
-from rlhf_cli.use.evaluate import Side, by_prompt, kl, try_reward
+from rlhf_cli.use.evaluate import Side, by_prompt, kl, span, try_reward
 from rlhf_cli.use.judge import Judge
 from rlhf_cli.use.policy import Policy
 from rlhf_cli.use.rows import prompts
@@ -110,7 +110,7 @@ def _of_policy(policy: Policy, wanted: BestOfN, base: Policy, judge: Judge, aske
     score = bootstrap_mean(by_prompt(side.scores, num))
     kls, note = kl(policy, base, side)
     measured = f"- ({note})" if kls is None else f"{sum(kls) / len(kls):.3f} {note}".strip()
-    return [measured, *_shown(score)]
+    return [measured, *_shown(score, len(asked_for) == 1)]
 
 
 def _table(wanted: BestOfN, judge: Judge, scores: Sequence[float]) -> Table:
@@ -120,9 +120,9 @@ def _table(wanted: BestOfN, judge: Judge, scores: Sequence[float]) -> Table:
     for place, column in enumerate(("", "KL, nats an answer", "expected score", "95 % interval")):
         made.add_column(column, justify="left" if place == 0 else "right")
     for n in wanted.sizes:
-        made.add_row(f"best of {n}", f"{kl_of_best(n):.3f}", *_shown(best_of(scores, wanted.num, n)))
+        made.add_row(f"best of {n}", f"{kl_of_best(n):.3f}", *_shown(best_of(scores, wanted.num, n), num_prompts == 1))
     return made
 
 
-def _shown(score: Interval) -> tuple[str, str]:
-    return f"{score.mean:.3f}", f"{score.low:.3f} to {score.high:.3f}"
+def _shown(score: Interval, is_one: bool) -> tuple[str, str]:
+    return f"{score.mean:.3f}", span(score, ".3f", is_one)

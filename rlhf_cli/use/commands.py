@@ -13,6 +13,8 @@ from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_o
 
 _REWARD = "a reward-model run or folder, a Hub id, http://..., module:function or file.py:function"
 
+_COLDEST = 1e-3  # logits divided by less overflow, and log probabilities are no numbers
+
 
 def run(command: str, args: Sequence[str]) -> int:
     """Run one of the commands and return its exit code; raise RunError for whatever we foresee."""
@@ -22,11 +24,7 @@ def run(command: str, args: Sequence[str]) -> int:
         made.print_help()
         return 0
     given = made.parse_args(list(args))
-    for option, text in [
-        ("--system", given.system or ""),
-        *(("--prompt", one) for one in vars(given).get("prompt", [])),
-    ]:
-        require_text(option, text)
+    _check(given)
     begin = start(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -44,6 +42,16 @@ def run(command: str, args: Sequence[str]) -> int:
             "--reward-batch-size or --max-new-tokens, or give --dtype bfloat16"
         ) from error
     return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise InputError for what no command can do with."""
+    words = vars(given)
+    for option, text in [("--system", given.system or ""), *(("--prompt", one) for one in words.get("prompt", []))]:
+        require_text(option, text)
+    temperature = words.get("temperature")
+    if temperature is not None and temperature < _COLDEST:
+        raise InputError(f"--temperature must be {_COLDEST:g} or more, got {temperature:g}; --greedy draws nothing")
 
 
 def _generate_parser() -> Parser:

@@ -82,3 +82,10 @@ def test_what_cannot_be_used_is_found_before_answers_are_drawn(ppo_run, here, ca
     assert "ValueError: no" in capsys.readouterr().err
     assert main([*words, "--reward", "rewards.py:length", "--policy", str(ppo_run / "final/value_model")]) == 2
     assert "lm_head.weight" in capsys.readouterr().err
+
+
+def test_one_prompt_has_no_interval(ppo_run, here, capsys):
+    words = ["best-of-n", str(ppo_run.parent / "base"), "--prompts", "prompts.jsonl", "--reward", "rewards.py:length"]
+    assert main([*words, "--n", "2", "--limit", "1", "--policy", str(ppo_run), "--max-new-tokens", "3"]) == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row[3].strip() for row in rows] == ["-", "-"]

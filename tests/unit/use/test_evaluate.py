@@ -152,3 +152,17 @@ def look(messages, responses, answer):
     assert [one["content"] for one in messages[0]] == [SYSTEM, "Hello?"]
     assert responses == ["A made-up answer, to try the reward."]
     assert answer == ["yes"]
+
+
+def test_one_prompt_has_no_interval(ppo_run, here, capsys):
+    words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--limit", "1", "--num", "2"]
+    assert main(["evaluate", str(ppo_run), *words]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert shown["mean score"][2].endswith(" (-)")
+    assert shown["KL to the reference, nats an answer"][2] == "(-)"
+
+
+def test_a_temperature_of_which_no_kl_can_be_told_is_refused(capsys):
+    words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--temperature", "1e-39"]
+    assert main(["evaluate", "none/at/all", *words]) == 2
+    assert "--temperature must be 0.001 or more, got 1e-39; --greedy draws nothing" in capsys.readouterr().err
