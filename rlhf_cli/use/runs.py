@@ -66,6 +66,8 @@ def find(path: str, role: Role) -> Trained:
     A model out of a run has the run's rendering (system prompt, template), its sampling and its type of numbers.
     Raises InputError where there is nothing, or nothing of that role.
     """
+    if not path:
+        raise InputError(f"{role.value}: wanted a folder, a file or a Hub id, got an empty name")
     local = Path(path).expanduser()
     folder = _exported(local, role) if local.is_dir() else None
     if folder is None:
@@ -74,7 +76,10 @@ def find(path: str, role: Role) -> Trained:
     run = _run_above(folder)
     if run is None:
         return Trained(ModelConfig(path=str(folder)), PromptDataConfig(), RolloutConfig(), has_run=False)
-    return _of_run(folder, run)
+    found = _of_run(folder, run)
+    if role is Role.policy and not isinstance(found.data, PromptDataConfig):  # its `final`, given by name
+        raise InputError(f"{path}: that run has trained a reward model, wanted a policy")
+    return found
 
 
 def run_of(path: str, role: Role) -> Path | None:
@@ -104,6 +109,8 @@ def _exported(local: Path, role: Role) -> Path | None:
                 return (final / name).absolute()
     if (local / _CONFIG_JSON).is_file():
         return local.absolute()
+    if role is Role.reward_model and local.name == _FINAL and (local / "policy" / _CONFIG_JSON).is_file():
+        raise InputError(f"{local}: that run has trained a policy, wanted a reward model")
     if _options(local) is None:
         return None
     if (local / _FINAL / _CONFIG_JSON).is_file() or (local / _FINAL / "policy").is_dir():

@@ -45,10 +45,13 @@ def test_options_win_over_the_run(rm_run):
 def test_what_is_no_such_model_is_named(rm_run, ppo_run, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         find(str(tmp_path / "none"), Role.policy)
-    with pytest.raises(InputError, match="has trained a reward model, wanted a policy"):
-        find(str(rm_run), Role.policy)
-    with pytest.raises(InputError, match="has trained a policy, wanted a reward model"):
-        find(str(ppo_run), Role.reward_model)
+    with pytest.raises(InputError, match="got an empty name"):
+        find("", Role.policy)
+    for inside in (".", "final"):
+        with pytest.raises(InputError, match="has trained a reward model, wanted a policy"):
+            find(str(rm_run / inside), Role.policy)
+        with pytest.raises(InputError, match="has trained a policy, wanted a reward model"):
+            find(str(ppo_run / inside), Role.reward_model)
     (tmp_path / "config.yaml").write_text("ppo: {}\nrun: {}\nmodel: {}\ndata: {}")
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="no `final` folder yet"):
