@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +46,7 @@ examples:
   rlhf train-ppo conf=my/run.yaml launch.num_gpus=4 run.resume=true
   deepspeed --num_gpus 4 --module rlhf_cli train-ppo conf=my/run.yaml
 """
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n")
 
 
@@ -60,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rlhf_cli.config.errors import RunError
     from rlhf_cli.report.text import printable
 
+    _make_streams_usable()
     try:
-        return _dispatch(args)
+        return _run(args)
     except RunError as error:
         if os.environ.get("RANK", "0") == "0":
             print(printable(f"rlhf: error: {error}"), file=sys.stderr)
@@ -69,8 +73,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `rlhf list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+
+
+def _run(args: list[str]) -> int:
+    """Run one command to the end of its output; raise DiskError where that cannot be written."""
+    from rlhf_cli.config.errors import DiskError
+
+    try:
+        code = _dispatch(args)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in _CANNOT_WRITE:
+            raise
+        _drop_output()  # what standard output still holds would fail again
+        raise DiskError(f"output cannot be written: {error.strerror}") from error
+    return code
+
+
+def _make_streams_usable() -> None:
+    """Open streams that were closed, in the order of their numbers; let no character that a terminal lacks end us."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_launcher_flag(arg: str) -> bool:

@@ -73,3 +73,12 @@ def require(ok: bool, key: str, got: object, wanted: str) -> None:
 
 def require_finite_range(key: str, got: float, low: float, high: float) -> None:
     require(math.isfinite(got) and low <= got <= high, key, got, f"between {low:g} and {high:g}")
+
+
+def require_text(key: str, text: str) -> None:
+    """Raise InputError for a text with bytes that are no UTF-8, as Python hands them on from a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wanted = f"wanted UTF-8, got another byte at character {error.start + 1}"
+        raise InputError(f"{key}: {wanted}; check the terminal's encoding") from error

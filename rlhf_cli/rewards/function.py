@@ -108,8 +108,8 @@ class FunctionSource:
         self._worker = self._worker or Worker(self._who)
         try:
             return self._worker.call(lambda: self._function(**self._keywords.of(batch, columns)), timeout_s)
-        except TimedOut:
-            self.close()  # it hangs; the next call gets another thread
+        except (TimedOut, KeyboardInterrupt):
+            self.close()  # it hangs, or is not waited for any more; the next call gets another thread
             raise
 
     def _culprit(

@@ -16,7 +16,7 @@ from rlhf_cli.report.intervals import Interval, bootstrap_mean
 from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
 from rlhf_cli.use.answers import as_asked, ask, exchanges, write_lines
-from rlhf_cli.use.evaluate import Side, by_prompt, kl
+from rlhf_cli.use.evaluate import Side, by_prompt, kl, span, try_reward
 from rlhf_cli.use.judge import Judge
 from rlhf_cli.use.policy import Policy
 from rlhf_cli.use.rows import prompts
@@ -48,11 +48,13 @@ def run(wanted: BestOfN) -> None:
     judge = Judge.of(wanted.rewarding, "--reward")
     try:
         base = Policy(*_base(wanted), device_of(wanted.loading.device))
+        policy = None if wanted.policy is None else _trained(wanted.policy, wanted, base)
+        try_reward(judge, base, asked_for)
         asked = ask(base, asked_for, wanted.num, wanted.sampling)
         side = Side(asked, judge.score(exchanges(base, asked)))
         made = _table(wanted, judge, side.scores)
-        if wanted.policy is not None:
-            made.add_row(*_of_policy(wanted.policy, wanted, base, judge, asked_for))
+        if policy is not None:
+            made.add_row(printable(str(wanted.policy)), *_of_policy(policy, wanted, base, judge, asked_for))
     finally:
         judge.close()
     console().print(made)
@@ -95,17 +97,20 @@ def _base(wanted: BestOfN) -> tuple[Trained, RolloutConfig]:
     return found, wanted.sampling.over(found.rollout)
 
 
-def _of_policy(path: str, wanted: BestOfN, base: Policy, judge: Judge, asked_for: list[Prompt]) -> list[str]:
-    """Return the row of a trained policy, sampled as the base is."""
-    found = as_asked(find(path, Role.policy), wanted.loading)
-    policy = Policy(found, base.rollout, base.device)
+def _trained(path: str, wanted: BestOfN, base: Policy) -> Policy:
+    """Load the trained policy, to be sampled as the base is."""
+    return Policy(as_asked(find(path, Role.policy), wanted.loading), base.rollout, base.device)
+
+
+def _of_policy(policy: Policy, wanted: BestOfN, base: Policy, judge: Judge, asked_for: list[Prompt]) -> list[str]:
+    """Return the figures of a trained policy."""
     num = min(wanted.num, _NUM_OF_POLICY)
     asked = ask(policy, asked_for, num, wanted.sampling)
     side = Side(asked, judge.score(exchanges(policy, asked)))
     score = bootstrap_mean(by_prompt(side.scores, num))
     kls, note = kl(policy, base, side)
     measured = f"- ({note})" if kls is None else f"{sum(kls) / len(kls):.3f} {note}".strip()
-    return [printable(path), measured, *_shown(score)]
+    return [measured, *_shown(score, len(asked_for) == 1)]
 
 
 def _table(wanted: BestOfN, judge: Judge, scores: Sequence[float]) -> Table:
@@ -115,9 +120,9 @@ def _table(wanted: BestOfN, judge: Judge, scores: Sequence[float]) -> Table:
     for place, column in enumerate(("", "KL, nats an answer", "expected score", "95 % interval")):
         made.add_column(column, justify="left" if place == 0 else "right")
     for n in wanted.sizes:
-        made.add_row(f"best of {n}", f"{kl_of_best(n):.3f}", *_shown(best_of(scores, wanted.num, n)))
+        made.add_row(f"best of {n}", f"{kl_of_best(n):.3f}", *_shown(best_of(scores, wanted.num, n), num_prompts == 1))
     return made
 
 
-def _shown(score: Interval) -> tuple[str, str]:
-    return f"{score.mean:.3f}", f"{score.low:.3f} to {score.high:.3f}"
+def _shown(score: Interval, is_one: bool) -> tuple[str, str]:
+    return f"{score.mean:.3f}", span(score, ".3f", is_one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -10,7 +11,7 @@ from typing import Protocol
 
 from prompt_toolkit import PromptSession
 
-from rlhf_cli.config.errors import InputError, RewardError
+from rlhf_cli.config.errors import InputError, RewardError, require_text
 from rlhf_cli.data.conversation import Message, Renderer
 from rlhf_cli.report.text import printable
 from rlhf_cli.rewards.source import Exchange
@@ -23,7 +24,7 @@ HELP = """\
 /reset  forget the conversation
 /retry  answer the last message anew, with other draws
 /quit   leave, as Ctrl-D does
-Ctrl-C  stop an answer; what there is of it stays in the conversation
+Ctrl-C  stop an answer, and what there is of it stays in the conversation; or stop its scoring
 """
 
 
@@ -65,7 +66,11 @@ class Conversation:
         self.messages.clear()
 
     def send(self, text: str) -> None:
-        """Say something, and show the answer. Raises InputError where an answer has no room left; nothing was said."""
+        """Say something, and show the answer.
+
+        Raises InputError for what is no UTF-8, and where an answer has no room left; nothing was said.
+        """
+        require_text("message", text)
         self._tries = 0
         self._answer([*self.messages, {"role": "user", "content": text}])
 
@@ -100,6 +105,8 @@ class Conversation:
             return [f"score {self._judge.score([exchange])[0]:+.3f}"]
         except (InputError, RewardError) as error:  # the conversation can go on without
             return [printable(f"no score: {error}")]
+        except KeyboardInterrupt:  # a service that is slow
+            return ["no score: stopped"]
 
 
 def run(wanted: Chat) -> None:
@@ -147,6 +154,8 @@ def _obey(conversation: Conversation, text: str, say: Callable[[str], None]) -> 
 def reader() -> Callable[[], str]:
     """Return what reads a line: with editing and history on a terminal, plainly elsewhere."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # one odd line is refused, and the chat goes on
         return input
     session: PromptSession[str] = PromptSession("> ")
     return session.prompt

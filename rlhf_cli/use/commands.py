@@ -6,12 +6,14 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 
-from rlhf_cli.config.errors import InputError, OutOfMemoryError
+from rlhf_cli.config.errors import InputError, OutOfMemoryError, require_text
 from rlhf_cli.config.sources import Format
 from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_out, out_of, parser, positive, whole
 
 _REWARD = "a reward-model run or folder, a Hub id, http://..., module:function or file.py:function"
+
+_COLDEST = 1e-3  # logits divided by less overflow, and log probabilities are no numbers
 
 
 def run(command: str, args: Sequence[str]) -> int:
@@ -21,7 +23,9 @@ def run(command: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         made.print_help()
         return 0
-    begin = start(made.parse_args(list(args)))
+    given = made.parse_args(list(args))
+    _check(given)
+    begin = start(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader has a bar of its own
@@ -38,6 +42,16 @@ def run(command: str, args: Sequence[str]) -> int:
             "--reward-batch-size or --max-new-tokens, or give --dtype bfloat16"
         ) from error
     return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise InputError for what no command can do with."""
+    words = vars(given)
+    for option, text in [("--system", given.system or ""), *(("--prompt", one) for one in words.get("prompt", []))]:
+        require_text(option, text)
+    temperature = words.get("temperature")
+    if temperature is not None and temperature < _COLDEST:
+        raise InputError(f"--temperature must be {_COLDEST:g} or more, got {temperature:g}; --greedy draws nothing")
 
 
 def _generate_parser() -> Parser:

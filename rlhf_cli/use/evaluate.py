@@ -11,15 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_cli.algo.kl import kl_k1
+from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.report.intervals import Interval, bootstrap_mean, wilson
 from rlhf_cli.report.terminal import console
 from rlhf_cli.report.text import printable
+from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.use.answers import Asked, as_asked, ask, exchanges, load_policy, write_lines
 from rlhf_cli.use.judge import Judge
 from rlhf_cli.use.policy import Policy
 from rlhf_cli.use.rows import prompts
 from rlhf_cli.use.runs import Role, Trained, find
 from rlhf_cli.use.words import Loading, Rewarding, Rows, Sampling
+
+_MADE_UP = "A made-up answer, to try the reward."
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def run(wanted: Evaluate) -> None:
     try:
         policy = load_policy(wanted.policy, wanted.loading, wanted.sampling)
         reference = Policy(reference_of(wanted), policy.rollout, policy.device, key="reference")
+        try_reward(judge, policy, asked_for)
         sides = []
         for one in (policy, reference):
             asked = ask(one, asked_for, wanted.num, wanted.sampling)
@@ -81,6 +86,15 @@ def run(wanted: Evaluate) -> None:
     if wanted.out is not None:
         write_lines(wanted.out, _records(sides, kls))
         print(printable(f"{len(sides[0].asked)} pairs of answers: {wanted.out}"))
+
+
+def try_reward(judge: Judge, policy: Policy, prompts: Sequence[Prompt]) -> None:
+    """Have a made-up response to the first prompts scored: before answers are drawn, which may take hours.
+
+    Raises InputError where the reward fails.
+    """
+    renderer = policy.renderer
+    judge.try_on([Exchange(renderer.with_system(list(one.messages)), _MADE_UP, one.columns) for one in prompts])
 
 
 def reference_of(wanted: Evaluate) -> Trained:
@@ -126,25 +140,30 @@ def by_prompt(values: Sequence[float], num: int) -> list[float]:
     return [sum(values[start : start + num]) / num for start in range(0, len(values), num)]
 
 
+def span(found: Interval, form: str, is_one: bool) -> str:
+    """Return an interval for people; one prompt says nothing of how others differ, and its bootstrap has no width."""
+    return "-" if is_one else f"{found.low:{form}} to {found.high:{form}}"
+
+
 def _table(wanted: Evaluate, judge: Judge, found: Figures, sides: list[Side], note: str) -> Table:
     num = len(sides[0].asked)
     title = f"{wanted.policy} against {wanted.against or 'what it started from'}: {num} answers, scored by {judge.name}"
     made = Table(title=Text(printable(title)), title_justify="left")
     for place, column in enumerate(("", "policy", "reference", "difference (95 % interval)")):
         made.add_column(column, justify="left" if place == 0 else "right")
-    change, wins = found.difference, found.win_rate
+    change, wins, is_one = found.difference, found.win_rate, num == wanted.num
     made.add_row(
         "mean score",
         f"{found.score:.3f}",
         f"{found.reference_score:.3f}",
-        f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f})",
+        f"{change.mean:+.3f} ({span(change, '+.3f', is_one)})",
     )
     made.add_row("win rate", f"{wins.mean:.1%}", "", f"({wins.low:.1%} to {wins.high:.1%})")
     if found.kl is None:
         made.add_row("KL to the reference, nats an answer", "-", "", note)
     else:
-        span = f"({found.kl.low:.3f} to {found.kl.high:.3f})"
-        made.add_row("KL to the reference, nats an answer", f"{found.kl.mean:.3f}", "", f"{span} {note}".strip())
+        spread = f"({span(found.kl, '.3f', is_one)})"
+        made.add_row("KL to the reference, nats an answer", f"{found.kl.mean:.3f}", "", f"{spread} {note}".strip())
     made.add_row("tokens an answer", *(f"{side.num_tokens():.1f}" for side in sides), "")
     made.add_row("answers that end by themselves", *(f"{side.eos_rate():.1%}" for side in sides), "")
     return made

@@ -41,15 +41,13 @@ class Judge:
         something else the second time and is not known to be random.
         """
         if not self._is_tried and exchanges:
-            self._try(exchanges[:_NUM_TRIED])
+            self.try_on(exchanges)
+            self._is_tried = True
         return checked_scores(self._source.score(exchanges), exchanges, f"reward {self.name}")
 
-    def close(self) -> None:
-        """Give back what the source holds."""
-        self._source.close()
-
-    def _try(self, exchanges: Sequence[Exchange]) -> None:
-        self._is_tried = True
+    def try_on(self, exchanges: Sequence[Exchange]) -> None:
+        """Score the first exchanges twice; raise InputError where that fails, or differs and is not known to."""
+        exchanges = _first(exchanges)
         who = f"reward {self.name}"
         try:
             first, second = (checked_scores(self._source.score(exchanges), exchanges, who) for _ in range(2))
@@ -59,6 +57,21 @@ class Judge:
             if not (self._is_random or math.isclose(one, other, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)):
                 what = f"{one:g} and then {other:g} for {shown(exchange)}"
                 raise InputError(f"{who}: said {what}, wanted the same twice; give --random if it is meant to differ")
+
+    def close(self) -> None:
+        """Give back what the source holds."""
+        self._source.close()
+
+
+def _first(exchanges: Sequence[Exchange]) -> list[Exchange]:
+    """Return the first exchanges, and of later ones those with a column that none before them has."""
+    found: list[Exchange] = []
+    columns: set[str] = set()
+    for exchange in exchanges:
+        if len(found) < _NUM_TRIED or not columns.issuperset(exchange.columns):
+            found.append(exchange)
+            columns.update(exchange.columns)
+    return found
 
 
 def _opened(rewarding: Rewarding, key: str) -> Source:

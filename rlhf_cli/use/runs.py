@@ -22,11 +22,12 @@ from rlhf_cli.config.sections import (
     RolloutConfig,
     RunConfig,
 )
-from rlhf_cli.report.run_dir import CONFIG
+from rlhf_cli.report.run_dir import CONFIG, RUN
 
 Section = TypeVar("Section")
 _FINAL = "final"  # where a run exports what it has trained
 _CONFIG_JSON = "config.json"
+_SECTIONS = ("run", "model", "data")  # that the options of every run have
 
 
 class Role(Enum):
@@ -65,6 +66,8 @@ def find(path: str, role: Role) -> Trained:
     A model out of a run has the run's rendering (system prompt, template), its sampling and its type of numbers.
     Raises InputError where there is nothing, or nothing of that role.
     """
+    if not path:
+        raise InputError(f"{role.value}: wanted a folder, a file or a Hub id, got an empty name")
     local = Path(path).expanduser()
     folder = _exported(local, role) if local.is_dir() else None
     if folder is None:
@@ -73,7 +76,10 @@ def find(path: str, role: Role) -> Trained:
     run = _run_above(folder)
     if run is None:
         return Trained(ModelConfig(path=str(folder)), PromptDataConfig(), RolloutConfig(), has_run=False)
-    return _of_run(folder, run)
+    found = _of_run(folder, run)
+    if role is Role.policy and not isinstance(found.data, PromptDataConfig):  # its `final`, given by name
+        raise InputError(f"{path}: that run has trained a reward model, wanted a policy")
+    return found
 
 
 def run_of(path: str, role: Role) -> Path | None:
@@ -103,7 +109,9 @@ def _exported(local: Path, role: Role) -> Path | None:
                 return (final / name).absolute()
     if (local / _CONFIG_JSON).is_file():
         return local.absolute()
-    if not (local / CONFIG).is_file():
+    if role is Role.reward_model and local.name == _FINAL and (local / "policy" / _CONFIG_JSON).is_file():
+        raise InputError(f"{local}: that run has trained a policy, wanted a reward model")
+    if _options(local) is None:
         return None
     if (local / _FINAL / _CONFIG_JSON).is_file() or (local / _FINAL / "policy").is_dir():
         other = "a reward model" if role is Role.policy else "a policy"
@@ -112,17 +120,25 @@ def _exported(local: Path, role: Role) -> Path | None:
 
 
 def _run_above(folder: Path) -> Path | None:
-    return next((one for one in (folder.parent, folder.parent.parent) if (one / CONFIG).is_file()), None)
+    return next((one for one in (folder.parent, folder.parent.parent) if _options(one) is not None), None)
+
+
+def _options(folder: Path) -> DictConfig | None:
+    """Return the options of the run in a folder; None where it holds none: a config.yaml alone may be anybody's."""
+    where = folder / CONFIG
+    if not (where.is_file() and (folder / RUN).is_file()):
+        return None
+    try:
+        options: Any = OmegaConf.load(where)
+        is_run = isinstance(options, DictConfig) and all(OmegaConf.is_dict(options.get(name)) for name in _SECTIONS)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise InputError(f"{where}: cannot be read: {' '.join(str(error).split())}") from error
+    return options if is_run else None
 
 
 def _of_run(folder: Path, run: Path) -> Trained:
-    where = run / CONFIG
-    try:
-        options: Any = OmegaConf.load(where)
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(options, DictConfig):
-        raise InputError(f"{where}: holds {type(options).__name__}, wanted the options of a run")
+    where, options = run / CONFIG, _options(run)
+    assert options is not None
     is_ppo = "ppo" in options
     base = _section(options, "model", ModelConfig, where)
     value = folder.name.startswith("value_model") and "reward_model" in options
@@ -148,7 +164,10 @@ def _section(options: DictConfig, name: str, kind: type[Section], where: Path) -
     assert isinstance(kind, type)
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     try:
-        node = OmegaConf.to_container(options[name], resolve=True) if options.get(name) is not None else {}
+        found = options.get(name)
+        if not (found is None or OmegaConf.is_dict(found)):
+            raise InputError(f"{where}: {name}: wanted a section of options, got {type(found).__name__}")
+        node = {} if found is None else OmegaConf.to_container(found, resolve=True)
         assert isinstance(node, dict)
         given = {key: value for key, value in node.items() if key in known and value != MISSING}
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))

@@ -13,6 +13,8 @@ from rlhf_cli.rewards.own_model import OwnModel, load_reader
 from rlhf_cli.rewards.source import Exchange, checked_scores, shown
 from rlhf_cli.use.runs import Role, Trained, find, with_options
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch names many more, `meta` among them, which hold or compute nothing
+
 
 class RewardScorer:
     """A one-label classifier with its own tokenizer, reading what it was trained to read. It is a `Source`."""
@@ -69,7 +71,11 @@ def device_of(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in _DEVICES or (device.type == "cpu" and device.index):
+            raise InputError(f"--device {name}: nothing is computed there; wanted cpu, cuda or cuda:N")
         torch.zeros(1, device=device)
+    except InputError:
+        raise
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"device {name}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device

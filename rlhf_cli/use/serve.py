@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import os
 import re
 import signal
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from rlhf_cli.config.errors import InputError, RewardError
+from rlhf_cli.config.errors import InputError, RewardError, require_text
 from rlhf_cli.report.text import printable
 from rlhf_cli.use.words import Loading, Parser, parser, whole
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from rlhf_cli.use.service import Score
 
 _DRAIN_S = 30  # for requests under way, after Ctrl-C
+_LAST_WORDS_S = 2  # for who waits still, to be told so
 _KEEP_ALIVE_S = 120  # a run asks once a step
 _CONNECTIONS = 1024  # 256 ranks that ask four things at a time; more are told that it is busy
 
@@ -33,6 +37,7 @@ def serve(args: list[str]) -> int:
         words.print_help()
         return 0
     asked = words.parse_args(args)
+    require_text("--system", asked.system or "")
     for package in ("fastapi", "uvicorn"):
         if find_spec(package) is None:
             raise InputError(
@@ -55,7 +60,24 @@ def serve(args: list[str]) -> int:
 def _serve(app: FastAPI, listener: socket.socket) -> None:
     import uvicorn
 
-    server = uvicorn.Server(
+    class Server(uvicorn.Server):
+        """Answers who still waits at the end, where uvicorn would cancel the request with a traceback."""
+
+        def give_up(self) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of requests that have not come in yet
+            app.state.give_up()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            super().handle_exit(sig, frame)
+            if self.force_exit:  # a second Ctrl-C
+                asyncio.get_running_loop().call_soon_threadsafe(self.give_up)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            timer = asyncio.get_running_loop().call_later(_DRAIN_S, self.give_up)
+            await super().shutdown(sockets)
+            timer.cancel()
+
+    server = Server(
         uvicorn.Config(
             app,
             log_level="warning",
@@ -64,7 +86,7 @@ def _serve(app: FastAPI, listener: socket.socket) -> None:
             ws="none",
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_DRAIN_S,
+            timeout_graceful_shutdown=_DRAIN_S + _LAST_WORDS_S,
         )
     )
 

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
@@ -30,6 +31,7 @@ Score = Callable[[Sequence[source.Exchange]], list[float]]
 _READ_S = 60.0  # within which a request must have come in
 _FULL = 8  # requests of the largest size that may wait; the next ones are told to come again
 _MAX_SAID = 500  # characters
+_ENDS = "the service ends"
 
 
 def _writable(text: str) -> str:
@@ -107,6 +109,8 @@ class Limits:
 def make_app(score: Score, info: Info, limits: Limits = Limits(), token: str | None = None) -> FastAPI:
     """Return the application; `score` is called by one thread, one call at a time.
 
+    `app.state.give_up()` ends all waiting, in the thread of the event loop: requests get status 503.
+
     token: what every request but GET /health must carry as `Authorization: Bearer TOKEN`; None: no matter who asks.
     """
     waiting = _Waiting(score, limits.exchanges)
@@ -127,7 +131,9 @@ def make_app(score: Score, info: Info, limits: Limits = Limits(), token: str | N
         redoc_url=None,
     )
     app.add_middleware(_Gate, num_bytes=limits.num_bytes, token=token)
+    app.state.give_up = waiting.give_up
     app.add_exception_handler(RequestValidationError, _unfit)
+    app.add_exception_handler(HTTPException, _unread)
     for kind, status in ((_TooMany, 413), (InputError, 422), (RewardError, 500), (_Full, 503)):
         app.add_exception_handler(kind, partial(_refused, status))
 
@@ -169,18 +175,31 @@ class _Waiting:
     def __init__(self, score: Score, most: int) -> None:
         self._score, self._most = score, most
         self._asked: list[tuple[list[source.Exchange], asyncio.Future[list[float]]]] = []
+        self._open: set[asyncio.Future[list[float]]] = set()  # all that wait, also those that are being scored
+        self._has_given_up = False
         self._turns: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "scores")
 
     async def scores(self, exchanges: list[source.Exchange]) -> list[float]:
         """Return the scores once it is their turn; raise _Full, or what `score` raises."""
+        if self._has_given_up:
+            raise _Full(_ENDS)
         if sum(len(each) for each, _ in self._asked) + len(exchanges) > _FULL * self._most:
             raise _Full("too many requests wait")
         future: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
         self._asked.append((exchanges, future))
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
         if self._turns is None or self._turns.done():
             self._turns = asyncio.create_task(self._work())
         return await future
+
+    def give_up(self) -> None:
+        """Tell all that wait, and whoever asks from now on, to come again: to the next one that serves."""
+        self._has_given_up = True
+        self._asked.clear()
+        for future in tuple(self._open):
+            _settle(future, _Full(_ENDS))
 
     def close(self) -> None:
         """Let the thread end."""
@@ -294,6 +313,12 @@ async def _unfit(_: Request, error: Exception) -> JSONResponse:
     where = ".".join(str(part) for part in faults[0]["loc"] if part != "body")
     more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
     return _refusal(422, f"{where or 'body'}: {faults[0]['msg']}{more}")
+
+
+async def _unread(_: Request, error: Exception) -> JSONResponse:
+    """Say what the framework says; a body that it cannot read is as unfit as one of another form."""
+    assert isinstance(error, HTTPException)
+    return _refusal(422 if error.status_code == 400 else error.status_code, str(error.detail), **(error.headers or {}))
 
 
 async def _refused(status: int, _: Request, error: Exception) -> JSONResponse:

@@ -27,6 +27,7 @@ STEP_METRICS = {
         "entropy",
         "response_length",
         "eos_rate",
+        "repetition",
         "advantage_std",
     ),
     *("loss/policy", "loss/value", "approx_kl", "clipfrac/policy", "clipfrac/value"),

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from rlhf_cli.cli import main
+from tests.conftest import child_environment
 
 
 def test_help_lists_the_commands(capsys):
@@ -67,6 +68,25 @@ def test_an_existing_run_folder_is_refused_and_kept(tmp_path, capsys):
     assert (tmp_path / "tiny" / "precious").read_text() == "x"
     assert main(["train-ppo", "conf=tiny", f"run.output_dir={tmp_path}", "run.name=other", "run.resume=true"]) == 2
     assert "leave run.resume out to start it" in capsys.readouterr().err
+
+
+def run_in_shell(line, **environment):
+    words = ["sh", "-c", f"exec {sys.executable} -m rlhf_cli {line}"]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=child_environment(**environment))
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    done = run_in_shell("list >/dev/full")
+    assert (done.returncode, done.stderr) == (
+        9,
+        "rlhf: error: output cannot be written: No space left on device\n",
+    )
+
+
+def test_characters_that_the_terminal_lacks_are_replaced():
+    done = run_in_shell("show-config train-ppo conf=tiny 'data.system_prompt=\"hällo\"'", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "system_prompt: h?llo" in done.stdout
 
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets"}

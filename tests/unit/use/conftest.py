@@ -23,6 +23,7 @@ def _save(model, tokenizer, folder):
 def _write_config(run, command, *words):
     text = as_text(compose_yaml(command, [f"run.name={run.name}", "conf=tiny", *words]))
     (run / "config.yaml").write_text(text)
+    (run / "run.json").write_text("{}")
     assert OmegaConf.create(text)
 
 

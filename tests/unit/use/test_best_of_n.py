@@ -5,6 +5,7 @@ import pytest
 
 from rlhf_cli.cli import main
 from rlhf_cli.use.best_of_n import best_of, expected_best, kl_of_best
+from rlhf_cli.use.policy import Policy
 
 SCORES = [0.3, -1.0, 2.5, 2.5, 0.0, 4.0, -0.2]
 
@@ -71,3 +72,20 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, here, 
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_what_cannot_be_used_is_found_before_answers_are_drawn(ppo_run, here, capsys, monkeypatch):
+    monkeypatch.setattr(Policy, "answer", lambda *_: pytest.fail("drawn"))
+    (here / "failing.py").write_text("def fail(responses): raise ValueError('no')\n")
+    words = ["best-of-n", str(ppo_run.parent / "base"), "--prompts", "prompts.jsonl"]
+    assert main([*words, "--reward", "failing.py:fail"]) == 2
+    assert "ValueError: no" in capsys.readouterr().err
+    assert main([*words, "--reward", "rewards.py:length", "--policy", str(ppo_run / "final/value_model")]) == 2
+    assert "lm_head.weight" in capsys.readouterr().err
+
+
+def test_one_prompt_has_no_interval(ppo_run, here, capsys):
+    words = ["best-of-n", str(ppo_run.parent / "base"), "--prompts", "prompts.jsonl", "--reward", "rewards.py:length"]
+    assert main([*words, "--n", "2", "--limit", "1", "--policy", str(ppo_run), "--max-new-tokens", "3"]) == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row[3].strip() for row in rows] == ["-", "-"]

@@ -43,6 +43,8 @@ class Length:
         self.asked = exchanges[0]
         if exchanges[0].response == "FAIL":
             raise RewardError("the service\x1b is gone")
+        if exchanges[0].response == "SLOW":
+            raise KeyboardInterrupt
         return [float(len(one.response)) for one in exchanges]
 
 
@@ -86,6 +88,13 @@ def test_ctrl_c_stops_an_answer_and_what_there_is_of_it_stays():
     assert conversation.messages[-1] == {"role": "assistant", "content": "HE"}
 
 
+def test_ctrl_c_while_an_answer_is_scored_leaves_it_without_a_score():
+    conversation, shown = chat("slow", "hello", judge=Length())
+    assert "[5 tokens, no score: stopped]\n" in shown
+    assert "[6 tokens, score +5.000]" in shown
+    assert [one["content"] for one in conversation.messages] == ["slow", "SLOW", "hello", "HELLO"]
+
+
 def test_reset_and_retry():
     policy = Parrot()
     conversation, shown = chat("/retry", "one", "/retry", "/retry", "/reset", "two", policy=policy)
@@ -99,6 +108,21 @@ def test_a_conversation_without_room_is_left_as_it_was():
     conversation, shown = chat("1", "2", "3", "4")
     assert shown.endswith("no room; /reset starts anew\n")
     assert len(conversation.messages) == 6
+
+
+def test_a_line_that_is_no_utf_8_is_refused_and_the_chat_goes_on(ppo_run, monkeypatch, capsys):
+    typed = io.TextIOWrapper(io.BytesIO(b"a\xffb\nnext\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert main(["chat", str(ppo_run), "--max-new-tokens", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "message: wanted UTF-8, got another byte at character 2; check the terminal's encoding" in out
+    assert out.count(" tokens") == 1
+
+
+def test_a_closed_input_is_the_end_of_the_chat(ppo_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", str(ppo_run)]) == 0
+    sys.stdin.close()
 
 
 def test_commands_ctrl_c_and_quit():

@@ -5,7 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_cli.cli import main
+from rlhf_cli.rewards.function import load_function
 from rlhf_cli.use.evaluate import by_prompt, figures
+from rlhf_cli.use.policy import Policy
+from tests.unit.use.conftest import SYSTEM
 
 PROMPTS = [{"prompt": "Hello?"}, {"prompt": "Is it far from here to the station?"}, {"prompt": "Why?"}]
 LENGTHS = "def length(responses): return [len(one) for one in responses]\n"
@@ -65,7 +68,6 @@ def test_the_kl_of_an_answer_is_that_of_transformers(ppo_run, here):
     assert main(["evaluate", str(ppo_run), *words, "--max-new-tokens", "6"]) == 0
     main(["generate", str(ppo_run), "--prompt", "Hello?", "--max-new-tokens", "6", "--out", "tokens.jsonl"])
     kl = records(here / "out.jsonl")[0]["policy"]["kl"]
-    from rlhf_cli.use.policy import Policy
     from rlhf_cli.use.runs import Role, find
 
     found = find(str(ppo_run), Role.policy)
@@ -127,3 +129,40 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, rm_run
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_reward_that_fails_is_found_before_answers_are_drawn(ppo_run, here, capsys, monkeypatch):
+    monkeypatch.setattr(Policy, "answer", lambda *_: pytest.fail("drawn"))
+    (here / "rewards.py").write_text("def exact(responses, answer): return [0.0 for _ in responses]\n")
+    assert main(["evaluate", str(ppo_run), "--prompts", "prompts.jsonl", "--reward", "rewards.py:exact"]) == 2
+    assert "it takes 'answer', which no row of the prompts has" in capsys.readouterr().err
+
+
+def test_a_reward_is_tried_with_the_system_prompt_and_the_columns(ppo_run, here):
+    (here / "prompts.jsonl").write_text('{"prompt": "Hello?", "answer": "yes"}\n')
+    (here / "rewards.py").write_text("""seen = []
+def look(messages, responses, answer):
+    seen.append((messages, responses, answer))
+    return [0.0 for _ in responses]
+""")
+    spec = "rewards.py:look"
+    words = ["--prompts", "prompts.jsonl", "--reward", spec, "--max-new-tokens", "2"]
+    assert main(["evaluate", str(ppo_run), *words]) == 0
+    messages, responses, answer = load_function(spec, "reward").__globals__["seen"][0]
+    assert [one["content"] for one in messages[0]] == [SYSTEM, "Hello?"]
+    assert responses == ["A made-up answer, to try the reward."]
+    assert answer == ["yes"]
+
+
+def test_one_prompt_has_no_interval(ppo_run, here, capsys):
+    words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--limit", "1", "--num", "2"]
+    assert main(["evaluate", str(ppo_run), *words]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert shown["mean score"][2].endswith(" (-)")
+    assert shown["KL to the reference, nats an answer"][2] == "(-)"
+
+
+def test_a_temperature_of_which_no_kl_can_be_told_is_refused(capsys):
+    words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--temperature", "1e-39"]
+    assert main(["evaluate", "none/at/all", *words]) == 2
+    assert "--temperature must be 0.001 or more, got 1e-39; --greedy draws nothing" in capsys.readouterr().err

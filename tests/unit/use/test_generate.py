@@ -174,3 +174,16 @@ def test_columns_named_as_what_is_written_are_kept(ppo_run, tmp_path):
     assert found["response"] != "mine"
     assert (found["row_response"], found["row_row_ended"], found["row_ended"], found["id"]) == ("mine", 7, 8, 9)
     assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--system"])
+def test_a_text_that_is_no_utf_8_is_refused(option, capsys):
+    more = [] if option == "--prompt" else ["--prompt", "a"]
+    assert main(["generate", "none/at/all", option, "a\udcff", *more]) == 2
+    assert capsys.readouterr().err.startswith(f"rlhf: error: {option}: wanted UTF-8, got another byte at character 2;")
+
+
+def test_a_closed_output_is_no_failure(ppo_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["generate", str(ppo_run), "--prompt", "a", "--max-new-tokens", "2"]) == 0
+    sys.stdout.close()

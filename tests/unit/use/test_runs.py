@@ -45,20 +45,54 @@ def test_options_win_over_the_run(rm_run):
 def test_what_is_no_such_model_is_named(rm_run, ppo_run, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         find(str(tmp_path / "none"), Role.policy)
-    with pytest.raises(InputError, match="has trained a reward model, wanted a policy"):
-        find(str(rm_run), Role.policy)
-    with pytest.raises(InputError, match="has trained a policy, wanted a reward model"):
-        find(str(ppo_run), Role.reward_model)
-    (tmp_path / "config.yaml").write_text("ppo: {}")
+    with pytest.raises(InputError, match="got an empty name"):
+        find("", Role.policy)
+    for inside in (".", "final"):
+        with pytest.raises(InputError, match="has trained a reward model, wanted a policy"):
+            find(str(rm_run / inside), Role.policy)
+        with pytest.raises(InputError, match="has trained a policy, wanted a reward model"):
+            find(str(ppo_run / inside), Role.reward_model)
+    (tmp_path / "config.yaml").write_text("ppo: {}\nrun: {}\nmodel: {}\ndata: {}")
+    (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="no `final` folder yet"):
         find(str(tmp_path), Role.policy)
 
 
-def test_a_damaged_config_is_named(rm_run, tmp_path):
+def damaged(tmp_path, text):
     run = tmp_path / "run"
-    (run / "final").mkdir(parents=True)
+    (run / "final").mkdir(parents=True, exist_ok=True)
     (run / "final/config.json").write_text("{}")
-    for text, message in (("a: [", "cannot be read"), ("- 1", "wanted the options"), ("model: {dtype: x}", "model: ")):
-        (run / "config.yaml").write_text(text)
-        with pytest.raises(InputError, match=message):
-            find(str(run), Role.reward_model)
+    (run / "run.json").write_text("{}")
+    (run / "config.yaml").write_text(text)
+    return str(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "cannot be read"),
+        ("run: ${nope}", "cannot be read"),
+        ("{run: {}, data: {}, model: {dtype: x}}", "model: "),
+        (
+            "{run: {}, data: {train: x}, model: {}, ppo: {}, rollout: 3}",
+            "rollout: wanted a section of options, got int",
+        ),
+    ],
+)
+def test_a_damaged_config_is_named(text, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        find(damaged(tmp_path, text), Role.reward_model)
+
+
+@pytest.mark.parametrize("text", ["- 1", "{model: resnet50, data: x, run: 3}", "lr: 0.1", "{run: {}, model: {}}"])
+def test_a_config_of_something_else_makes_no_run(text, tmp_path):
+    found = find(damaged(tmp_path, text) + "/final", Role.reward_model)
+    assert not found.has_run
+    assert found.model.path == str(tmp_path / "run/final")
+
+
+def test_a_config_without_the_record_of_a_run_makes_no_run(tmp_path):
+    run = tmp_path / "run"
+    damaged(tmp_path, "{run: {}, data: {}, model: {dtype: x}}")
+    (run / "run.json").unlink()
+    assert not find(str(run / "final"), Role.reward_model).has_run

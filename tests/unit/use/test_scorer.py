@@ -6,7 +6,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.scorer import RewardScorer
+from rlhf_cli.use.scorer import RewardScorer, device_of
 from tests.unit.use.conftest import SYSTEM
 
 EXCHANGES = [
@@ -77,3 +77,9 @@ def test_what_is_no_reward_model_and_no_device_is_refused(ppo_run, rm_run):
         RewardScorer.load(str(ppo_run.parent / "base"))
     with pytest.raises(InputError, match="device nowhere"):
         RewardScorer.load(str(rm_run), "nowhere")
+
+
+@pytest.mark.parametrize("name", ["meta", "cpu:7", "xla", "tpu", "", "cuda:x"])
+def test_a_device_that_computes_nothing_is_one_line(name):
+    with pytest.raises(InputError, match=f"^--device {name}: [^\n]+$"):
+        device_of(name)

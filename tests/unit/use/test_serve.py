@@ -119,6 +119,36 @@ def test_a_signal_lets_a_request_under_way_end(source, number):
             httpx.get(f"{url}/health", trust_env=False)
 
 
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_who_waits_when_the_time_is_over_is_told_so_without_a_traceback(signals):
+    grace = "serve._DRAIN_S = 1" if len(signals) == 1 else ""
+    code = f"from rlhf_cli.use import serve\n{grace}\n{SLOW.replace('0.5', '4')}"
+    with served([sys.executable, "-c", code]) as (process, url):
+        answers = []
+        content = {"exchanges": [{"messages": [{"role": "user", "content": "a"}], "response": "b"}]}
+
+        def ask():
+            with httpx.Client(trust_env=False, timeout=20) as client:
+                answers.append(client.post(f"{url}/score", json=content))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert process.stdout.readline() == "asked\n"
+        time.sleep(0.3)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.5)
+        for thread in threads:
+            thread.join(20)
+        assert [answer.status_code for answer in answers] == [503] * 3
+        assert {(answer.json()["detail"], answer.headers["Retry-After"]) for answer in answers} == {
+            ("the service ends", "1")
+        }
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+
+
 def failure(capsys, *words):
     """What `rlhf serve-reward` says on standard error, with exit code 2 and before long."""
     started = time.monotonic()

@@ -1,0 +1,45 @@
+"""A reward is tried before it is believed."""
+
+import pytest
+
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.rewards.source import Exchange
+from rlhf_cli.use.judge import Judge
+
+
+class Counter:
+    """Says another number each time, until `steady`; keeps how many exchanges it was asked about."""
+
+    def __init__(self):
+        self.asked = []
+        self.steady = False
+
+    def score(self, exchanges):
+        self.asked.append(len(exchanges))
+        return [0.5 if self.steady else float(len(self.asked))] * len(exchanges)
+
+    def close(self):
+        pass
+
+
+def exchanges(*columns):
+    return [Exchange([{"role": "user", "content": "a"}], "b", each) for each in columns]
+
+
+def test_a_reward_that_failed_its_trial_is_tried_again():
+    source = Counter()
+    judge = Judge(source, "r", is_random=False)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"said (1 and then 2|3 and then 4)"):
+            judge.score(exchanges({}))
+    source.steady = True
+    assert judge.score(exchanges({})) == judge.score(exchanges({})) == [0.5]
+    assert len(source.asked) == 4 + 2 + 2
+
+
+def test_the_trial_sees_every_column():
+    source = Counter()
+    source.steady = True
+    rows = [{}] * 10 + [{"answer": 1}, {"answer": 2}, {"kind": 3}]
+    Judge(source, "r", is_random=False).score(exchanges(*rows))
+    assert source.asked == [10, 10, 13]
