@@ -103,7 +103,7 @@ def all_logits() -> Iterator[None]:
 
 def models_of(trainer: PPOTrainer) -> list[PreTrainedModel]:
     models = trainer.models
-    engines = (models.policy, models.value_model, models.reference, models.reward_model.engine)
+    engines = (models.policy, models.value_model, models.reference, *models.judging.engines.values())
     return [engine.module.model for engine in engines]  # type: ignore[misc]
 
 

@@ -104,7 +104,7 @@ class Toy:
         """The real trainer around copies of the models."""
         trainer = ppo_trainer(self.config(), models, "plain", record, EndTokens(self.end_ids, 0))
         if self.score is not None:
-            trainer.models.reward_model.score = self.score.score
+            trainer.models.judging.reward_model.score = self.score.score
         return trainer
 
     def run(self) -> Record:
