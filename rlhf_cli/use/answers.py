@@ -40,12 +40,17 @@ class Asked:
     @property
     def record(self) -> dict[str, Any]:
         """The answer as a JSON object that `rlhf score` reads."""
+        return self.record_with({})
+
+    def record_with(self, more: dict[str, Any]) -> dict[str, Any]:
+        """Return the record with more that is written of the answer."""
         written = {
             "prompt": plain(self.messages),
             "response": self.answer.text,
             "sample": self.sample,
             "num_tokens": self.answer.num_tokens,
             "ended": self.answer.ended,
+            **more,
         }
         return beside(self.prompt.columns, written)
 

@@ -59,7 +59,9 @@ def run(wanted: BestOfN) -> None:
         judge.close()
     console().print(made)
     if wanted.out is not None:
-        write_lines(wanted.out, ({**one.record, "score": score} for one, score in zip(asked, side.scores, strict=True)))
+        write_lines(
+            wanted.out, (one.record_with({"score": score}) for one, score in zip(asked, side.scores, strict=True))
+        )
         print(printable(f"{len(asked)} answers: {wanted.out}"))
 
 

@@ -172,7 +172,8 @@ def _table(wanted: Evaluate, judge: Judge, found: Figures, sides: list[Side], no
 def _records(sides: list[Side], kls: list[float] | None) -> list[dict[str, Any]]:
     records = []
     for place, one in enumerate(sides[0].asked):
-        record = {key: value for key, value in one.record.items() if key not in _OF_ONE}
+        whole = one.record_with({"policy": None, "reference": None})  # set below
+        record = {key: value for key, value in whole.items() if key not in _OF_ONE}
         for name, side in zip(("policy", "reference"), sides, strict=True):
             answer = side.asked[place].record
             record[name] = {**{key: answer[key] for key in _OF_ONE}, "score": side.scores[place]}

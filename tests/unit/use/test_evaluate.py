@@ -166,3 +166,18 @@ def test_a_temperature_of_which_no_kl_can_be_told_is_refused(capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--temperature", "1e-39"]
     assert main(["evaluate", "none/at/all", *words]) == 2
     assert "--temperature must be 0.001 or more, got 1e-39; --greedy draws nothing" in capsys.readouterr().err
+
+
+def test_columns_named_as_what_is_written_are_kept(ppo_run, here):
+    (here / "own.jsonl").write_text('{"prompt": "Hello?", "policy": "mine", "score": 7}\n')
+    words = ["--prompts", "own.jsonl", "--reward", "rewards.py:length", "--max-new-tokens", "4", "--out"]
+    assert main(["evaluate", str(ppo_run), *words, "a.jsonl"]) == 0
+    [found] = records(here / "a.jsonl")
+    assert (found["row_policy"], found["score"], found["policy"]["score"]) == (
+        "mine",
+        7,
+        len(found["policy"]["response"]),
+    )
+    assert main(["best-of-n", str(ppo_run), *words, "b.jsonl", "--n", "1"]) == 0
+    found, _ = records(here / "b.jsonl")
+    assert (found["row_score"], found["policy"], found["score"]) == (7, "mine", len(found["response"]))
