@@ -16,7 +16,7 @@ from rlhf_cli.config.sections import ModelConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FUNCTION = re.compile(r".+:[A-Za-z_][A-Za-z0-9_]*")
-_LONGEST_PAUSE_S = 60.0  # between two tries of a request
+LONGEST_PAUSE_S = 60.0  # between two tries of a request
 _OF_MODELS = ("whole_turn", "offload")
 _OF_SERVICES = ("retries", "concurrency", "auth_env")
 _OUTSIDE = ("timeout_s", "on_failure", "max_failures", "random", *_OF_SERVICES)
@@ -104,7 +104,7 @@ class RewardSourceConfig:
         """The longest that one batch may take of a function or a service, all tries and pauses together."""
         if self.url is None:
             return self.timeout_s
-        pauses = sum(min(_LONGEST_PAUSE_S, 2.0**number) for number in range(self.retries))
+        pauses = sum(min(LONGEST_PAUSE_S, 2.0**number) for number in range(self.retries))
         return (self.retries + 1) * self.timeout_s + 1.25 * pauses
 
     def own_model(self, key: str) -> ModelConfig | None:

@@ -23,13 +23,12 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from rlhf_cli.config.errors import InputError, RewardError
-from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.config.rewards import LONGEST_PAUSE_S, RewardSourceConfig
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.report.text import one_line
 from rlhf_cli.rewards.source import Exchange, checked_scores
 
 FIRST_PAUSE_S = 1.0  # before the second try; then twice as long, and so on
-_LONGEST_PAUSE_S = 60.0  # whatever Retry-After says
 _MAX_BYTES = (65_536, 256)  # of an answer, and for each score in it
 _MAX_SHOWN = 200  # characters of what a service says
 _BUSY = (408, 429)  # and all of 500 and more: another try may succeed
@@ -184,7 +183,7 @@ class HttpSource:
         error = state.outcome.exception() if state.outcome else None
         assert isinstance(error, _TryAgain)
         pause: float = FIRST_PAUSE_S * 2 ** (state.attempt_number - 1) * self._jitter.uniform(0.75, 1.25)
-        return min(max(pause, error.after_s), _LONGEST_PAUSE_S)
+        return min(max(pause, error.after_s), LONGEST_PAUSE_S)
 
     def _tell(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

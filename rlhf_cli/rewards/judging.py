@@ -16,7 +16,6 @@ from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine
-from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.rewards.own_model import OwnModel
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rewards.source import Exchange, Source
@@ -76,16 +75,6 @@ class Judging:
         columns = [self._column(source, exchanges, sequences, by_row) for source in self.sources]
         return torch.tensor(columns, dtype=torch.float32).T
 
-    def ask_outside(self, name: str, exchanges: list[Exchange]) -> list[float]:
-        """Return what a function or service says; where it fails on one rank, all raise RewardError with its name."""
-        PROGRESS.tick()
-        source = self.outside[name]
-        try:
-            found: list[float] = distributed.together(lambda: source.score(exchanges))
-        finally:
-            PROGRESS.tick()
-        return found
-
     def _exchanges(self, prompts: list[Prompt], sequences: list[Sequence]) -> list[Exchange]:
         if not self.own and not self.outside:
             return []  # nobody reads texts
@@ -99,8 +88,9 @@ class Judging:
             return [float(score) for score in by_row(self.reward_model.engine, sequences, self.reward_model.score)]
         if not source.is_outside:
             return self.own[source.name].score(exchanges)
+        outside = self.outside[source.name]
         try:
-            return self.ask_outside(source.name, exchanges)
+            return distributed.together(lambda: outside.score(exchanges))
         except RewardError as error:
             if source.on_failure is not OnFailure.skip:
                 raise
