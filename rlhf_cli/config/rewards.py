@@ -104,8 +104,7 @@ class RewardSourceConfig:
         """The longest that one batch may take of a function or a service, all tries and pauses together."""
         if self.url is None:
             return self.timeout_s
-        pauses = sum(min(LONGEST_PAUSE_S, 2.0**number) for number in range(self.retries))
-        return (self.retries + 1) * self.timeout_s + 1.25 * pauses
+        return (self.retries + 1) * self.timeout_s + self.retries * LONGEST_PAUSE_S  # as Retry-After may ask for
 
     def own_model(self, key: str) -> ModelConfig | None:
         """Return the options of the model of its own, None without one; raise InputError where they are not sound.

@@ -75,7 +75,7 @@ def test_a_model_of_its_own_is_a_path_or_the_options_of_a_model():
         ("{name: rm}, {name: a, model: ''}", "reward[1].model must be a path, or the options of a model"),
         (
             "{name: rm}, {name: a, url: 'http://b', timeout_s: 600}",
-            "launch.timeout_s must be over 3639, which a batch of reward[1] may take (timeout_s, retries), got 1800",
+            "launch.timeout_s must be over 3900, which a batch of reward[1] may take (timeout_s, retries), got 1800",
         ),
         (
             "{name: a, on_failure: skip}",
