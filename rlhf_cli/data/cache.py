@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.data.conversation import Renderer
-from rlhf_cli.data.store import Example, RowFile, Spool, Stored
+from rlhf_cli.data.store import DIGEST_BYTES, Example, RowFile, Spool, Stored
 from rlhf_cli.engine.files import sync
 from rlhf_cli.report.text import one_line
 
@@ -36,7 +36,6 @@ _LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
 _CHANGES_NO_ROW = (  # of DataConfig; a filter stands in the name beside the content
     *("train", "train_split", "train_filter", "eval", "eval_split", "eval_filter", "eval_fraction", "cache"),
 )
-_DIGEST_BYTES = 32
 _BLOCK_BYTES = 1 << 20
 
 
@@ -95,7 +94,7 @@ class RowCache(Generic[Example]):
 
     def _read(self, file: RowFile, key: str) -> Loaded[Example] | None:
         try:
-            if file.size < _DIGEST_BYTES + 16 or file.read(0, _DIGEST_BYTES) != _digest(key, file):
+            if file.size < DIGEST_BYTES + 16 or file.read(0, DIGEST_BYTES) != _digest(key, file):
                 return None
             length, number = array("q", file.read(file.size - 16, 16))
             start = file.size - 16 - length
@@ -149,7 +148,7 @@ class Draft(Generic[Example]):
         descriptor, aside = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
         self._aside, file = Path(aside), RowFile(descriptor)
         try:
-            file.append(bytes(_DIGEST_BYTES))
+            file.append(bytes(DIGEST_BYTES))
         except OSError:
             self.close()
             raise
@@ -240,7 +239,7 @@ def _rendering(renderer: Renderer) -> list[Any]:
 def _digest(key: str, file: RowFile) -> bytes:
     """Return a SHA-256 over a name and all of a file behind its first bytes."""
     digest = hashlib.sha256(key.encode())
-    place = _DIGEST_BYTES
+    place = DIGEST_BYTES
     while block := file.read(place, _BLOCK_BYTES):
         digest.update(block)
         place += len(block)

@@ -27,6 +27,7 @@ from rlhf_cli.config.errors import DiskError, InputError
 from rlhf_cli.report.text import one_line
 
 Ids = tuple[int, ...]
+DIGEST_BYTES = 32  # a SHA-256 over what follows, at the head of a file that is kept
 _CRC_BYTES = 4
 
 
@@ -86,10 +87,11 @@ class RowFile:
         """How many bytes are there."""
         return self._size
 
-    @property
-    def identity(self) -> tuple[int, int]:
-        """What another file in its place would not have."""
-        return os.fstat(self._descriptor).st_ino, self._size
+    def identity(self) -> tuple[bytes, int]:
+        """Return what a file of other content would not have: its size, and the digest that files of the cache begin
+        with. Another run may have put the same content in its place meanwhile.
+        """
+        return self.read(0, DIGEST_BYTES), self._size
 
     def read(self, start: int, size: int) -> bytes:
         """Return bytes from a place; fewer than `size` at the end alone."""
@@ -163,16 +165,16 @@ class Stored(_Listed[Example], Generic[Example]):
         several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
         if self._path is None or several:
             return list, (list(self),)
-        return _opened, (self._path, self._file.identity, self._offsets, self._kind)
+        return _opened, (self._path, self._file.identity(), self._offsets, self._kind)
 
 
-def _opened(path: Path, identity: tuple[int, int], offsets: array[int], kind: type[Example]) -> Stored[Example]:
+def _opened(path: Path, identity: tuple[bytes, int], offsets: array[int], kind: type[Example]) -> Stored[Example]:
     """Open a file that another process has found to be whole; raise InputError where it is another one by now."""
     try:
         file = RowFile.opened(path)
     except OSError as error:
         raise InputError(f"data.cache: {path} went away while the run started; start it again") from error
-    if file.identity != identity:
+    if file.identity() != identity:
         raise InputError(f"data.cache: {path} was replaced while the run started; start it again")
     return Stored(file, offsets, kind, path)
 

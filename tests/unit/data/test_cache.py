@@ -214,13 +214,25 @@ def test_other_ranks_open_the_file_and_not_another_one_in_its_place(folder):
     assert pickle.loads(sent) == rows
     assert len(sent) < 1000  # no ids
     (file,) = folder.iterdir()
-    file.rename(folder / "away")
-    shutil.copy(folder / "away", file)
+    with file.open("r+b") as open_file:
+        open_file.write(bytes(9))
     with pytest.raises(InputError, match="was replaced while the run started; start it again"):
         pickle.loads(sent)
     file.unlink()
     with pytest.raises(InputError, match="went away while the run started; start it again"):
         pickle.loads(sent)
+
+
+def test_a_rank_takes_the_same_content_that_another_run_has_put_in_place_of_it(folder):
+    """As runs do that start at once and all find nothing."""
+    rows = load(train=write(ROWS)).train
+    sent = pickle.dumps(rows)
+    (file,) = folder.iterdir()
+    before = file.stat().st_ino
+    file.unlink()
+    load()
+    assert file.stat().st_ino != before
+    assert pickle.loads(sent) == rows
 
 
 def test_ranks_of_other_machines_and_without_a_cache_get_the_rows(monkeypatch):
