@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
 from rlhf_cli.engine.watchdog import PROGRESS
+
+TOGETHER = 2**25  # weights that the optimizer updates at a time, or one larger parameter: their gradients in float32
 
 
 class PlainFrozen(FrozenEngine):
@@ -52,6 +54,7 @@ class PlainTrain(TrainEngine):
             self._masters[parameter] = parameter.detach().to(dtype)
             parameter.register_post_accumulate_grad_hook(self._add_gradient)  # type: ignore[no-untyped-call]
         self._adamw = adamw(list(self._masters.values()), optim)
+        self._groups = list(_groups(self._masters))
         super().__init__(optim, num_updates, ema_decay, distributed.device())
 
     @property
@@ -79,29 +82,30 @@ class PlainTrain(TrainEngine):
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _add_gradient(self, parameter: Tensor) -> None:
-        """Move a gradient that has just been computed to the float32 sum."""
+        """Keep a gradient that has just been computed; from the second one of an update on, add up in float32."""
         assert isinstance(parameter, nn.Parameter)
         assert parameter.grad is not None
-        if parameter in self._gradients:
-            self._gradients[parameter] += parameter.grad
-        else:
-            self._gradients[parameter] = parameter.grad.float()
+        before = self._gradients.get(parameter)
+        self._gradients[parameter] = parameter.grad if before is None else before.float().add_(parameter.grad)
         parameter.grad = None
 
     @torch.no_grad()
     def _update(self, rate: float) -> tuple[float, bool]:
-        gradients = [self._gradients.pop(one, None) for one in self._masters]
-        found = [gradient for gradient in gradients if gradient is not None]
-        norm = float(nn.utils.get_total_norm(found)) if found else 0.0
+        found = self._gradients.values()
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in found]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
         if norm == float("inf") or norm != norm:
+            self._gradients.clear()
             return norm, False
         factor = self._optim.max_grad_norm / (norm + 1e-6) if self._optim.max_grad_norm else 1.0
-        for gradient, master in zip(gradients, self._masters.values(), strict=True):
-            scaled = torch.zeros_like(master) if gradient is None else gradient.mul_(min(1.0, factor))
-            master.grad = scaled.to(master.dtype)
         self._adamw.param_groups[0]["lr"] = rate
-        self._adamw.step()
-        self._adamw.zero_grad()
+        for some in self._groups:
+            for parameter in some:
+                gradient, master = self._gradients.pop(parameter, None), self._masters[parameter]
+                scaled = torch.zeros_like(master) if gradient is None else gradient.float().mul_(min(1.0, factor))
+                master.grad = scaled.to(master.dtype)
+            self._adamw.step()
+            self._adamw.zero_grad()
         for parameter, master in self._masters.items():
             if parameter.dtype is not master.dtype:
                 parameter.copy_(master)
@@ -147,3 +151,16 @@ class PlainTrain(TrainEngine):
     @contextmanager
     def _loading(self) -> Iterator[None]:
         yield
+
+
+def _groups(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Cut parameters into groups of at most so many numbers, or of one."""
+    group: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if group and size + parameter.numel() > TOGETHER:
+            yield group
+            group, size = [], 0
+        group.append(parameter)
+        size += parameter.numel()
+    yield group

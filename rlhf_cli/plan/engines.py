@@ -15,6 +15,7 @@ from rlhf_cli.plan.architecture import Architecture, layer_size, parameter_sizes
 from rlhf_cli.plan.memory_map import Item
 
 _FLOAT32 = 4
+_TOGETHER = 2**25  # weights that plain PyTorch's optimizer updates at a time: engine/plain.py
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,13 @@ class Engine:
         live = min(self.weights, zero.stage3_max_live_parameters + zero.stage3_prefetch_bucket_size)
         return [self._item("live weights", live * self._each)]
 
-    def gradients(self) -> list[Item]:
-        """Sums of gradients that stand on the device during an update alone; ZeRO-3 has its own at all times."""
-        return [] if self.sharding.uses_zero else [self._item("gradients", self.weights * _FLOAT32)]
+    def gradients(self, several: bool) -> list[Item]:
+        """Gradients that stand on the device during an update alone; ZeRO-3 has its own at all times.
+
+        several: whether they are sums, of several micro-batches.
+        """
+        each = _FLOAT32 if several else self._each
+        return [] if self.sharding.uses_zero else [self._item("gradients", self.weights * each)]
 
     def of_a_layer(self) -> list[Item]:
         """Gradients that ZeRO-3 keeps until the backward pass is through with a layer, which is fetched whole."""
@@ -154,17 +159,18 @@ class Engine:
         elements = min(self.weights, max(self.sharding.zero.reduce_bucket_size, max(self.sizes)))
         return [self._item("gradients being reduced", elements * self._each)]
 
-    def step(self) -> list[Item]:
-        """What the optimizer's step takes for a moment: gradients in the type of what is updated."""
+    def step(self, several: bool) -> list[Item]:
+        """What the optimizer's step takes for a moment: gradients in float32, and in the type of what is updated."""
         zero = self.sharding.zero
         if self.sharding.uses_zero:
             if zero.offload_optimizer:
                 return []
             converted = self._state_bytes if self._state_bytes != self._gradient_bytes else 0
             return [self._item("gradients for the optimizer", self._group * (self._gradient_bytes + converted))]
-        if self._state_bytes == _FLOAT32:
-            return []
-        return [self._item("gradients for the optimizer", self.weights * self._state_bytes)]
+        each = 0 if several or self._each == _FLOAT32 else _FLOAT32
+        each += 0 if self._state_bytes == _FLOAT32 else self._state_bytes
+        together = min(self.weights, max(_TOGETHER, *self.sizes))
+        return [self._item("gradients for the optimizer", together * each)] if each else []
 
     def start(self) -> list[Item]:
         """What is on the device while the engine is made: masters and, for a moment, another copy of some of them."""

@@ -134,7 +134,7 @@ def training_moments(
 
     several: whether sums of gradients stand there from an earlier micro-batch; else they grow as activations go.
     """
-    sums = engine.gradients()
+    sums = engine.gradients(several)
     for one in passes:
         before = sums if several else []
         of_head = before if several else [replace(item, bytes=_head_gradient(engine)) for item in sums]
@@ -154,12 +154,12 @@ def training_moments(
 
 
 def _head_gradient(engine: Engine) -> int:
-    """Bytes of the float32 gradient of a head over the vocabulary with weights of its own: the first that is done."""
+    """Bytes of the gradient of a head over the vocabulary with weights of its own: the first that is done."""
     module = meta_model(engine.architecture, 1)
     if not isinstance(module, ResponseLM):
         return 0
     head, embeddings = module.model.get_output_embeddings().weight, module.model.get_input_embeddings().weight
-    return 0 if head is embeddings else 4 * int(head.numel())
+    return 0 if head is embeddings else engine.architecture.dtype.itemsize * int(head.numel())
 
 
 def largest_parameter(engines: tuple[Engine, ...]) -> list[Item]:

@@ -184,7 +184,7 @@ class PPORun(Run):
         for engine, passes in ((self.policy, policy), (self.value_model, value)):
             held = engine.gathered(ppo.gather)
             yield from training_moments(engine, passes, held, self._moment, several)
-            yield self._moment("update", f"{engine.role}, optimizer", *engine.gradients(), *engine.step())
+            yield self._moment("update", f"{engine.role}, optimizer", *engine.gradients(several), *engine.step(several))
 
     def _save(self) -> Iterator[Moment]:
         trained = (self.policy, self.value_model)

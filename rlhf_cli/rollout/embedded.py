@@ -18,7 +18,7 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import Engine
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.models.compiled import as_written
-from rlhf_cli.models.cpu_linear import laid_out
+from rlhf_cli.models.cpu_decoding import decoding
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.rollout.cache import roomy_cache
 
@@ -55,7 +55,7 @@ class EmbeddedSampler:
             model = cast(ResponseLM, module)
             model.eval()  # gradient checkpointing, where it is on, would switch the KV cache off
             try:
-                whole = laid_out(model, max(map(len, groups))) if config.gather else nullcontext()
+                whole = decoding(model.model, max(map(len, groups))) if config.gather else nullcontext()
                 with whole, as_written(model):
                     for places in groups if config.gather else [group for group, _ in distributed.evened(groups)]:
                         PROGRESS.tick()

@@ -16,7 +16,7 @@ from rlhf_cli.data.conversation import Message, Renderer
 from rlhf_cli.data.tokens import EndTokens, collate, micro_batches, rooms
 from rlhf_cli.data.tokens import Sequence as Tokens
 from rlhf_cli.engine.plain import PlainFrozen
-from rlhf_cli.models.cpu_linear import laid_out
+from rlhf_cli.models.cpu_decoding import decoding
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load import load_causal_lm, load_tokenizer, pad_id, positions
 from rlhf_cli.models.packed import reads_packed
@@ -85,7 +85,7 @@ class Policy:
         cache = roomy_cache(model.model, len(prompt) + config.max_new_tokens)
         ids = torch.tensor([prompt], device=device)
         places = torch.arange(len(prompt), device=device)[None]
-        with laid_out(model, 1):
+        with decoding(model.model, 1):
             for step in range(config.max_new_tokens):
                 logits = model.next_logits(ids, None, places, cache)
                 drawn = (

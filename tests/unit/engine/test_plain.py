@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.errors import CheckpointError, NonFiniteError
 from rlhf_cli.config.sections import DType, OptimConfig, Schedule
+from rlhf_cli.engine import plain
 from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -138,6 +139,33 @@ def test_bfloat16_gradients_add_up_in_float32():
     for factor in (1.0, 2**-9, 2**-9):
         engine.backward(engine(factor))
     assert engine.step(0).grad_norm == 1 + 2**-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_the_same_whatever_is_updated_at_a_time(dtype, monkeypatch):
+    """All at once; or parameters of 12, 4, 4, 1 and 2 numbers in groups of at most five, of which one is larger."""
+    found = []
+    for together in (plain.TOGETHER, 5):
+        monkeypatch.setattr(plain, "TOGETHER", together)
+        engine = PlainTrain(Small(dtype), OPTIM, 5)
+        for update in range(3):
+            for part in range(update):
+                engine.backward(engine(rows_of(update, part)).sum())
+            engine.step(update)
+        found.append([engine._master(parameter) for parameter in engine.module.parameters()])
+    assert [[one.numel() for one in group] for group in engine._groups] == [[2], [12], [4], [4, 1]]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_gradient_of_one_micro_batch_takes_no_more_room_than_its_weight():
+    """It is turned into float32 for the second one, or for the step."""
+    engine = PlainTrain(OneWeight(torch.bfloat16), OPTIM, 5)
+    for dtype in (torch.bfloat16, torch.float32):
+        engine.backward(engine(1.0))
+        assert engine._gradients[engine.module.w].dtype is dtype
+        assert engine.module.w.grad is None
+    engine.step(0)
+    assert engine._gradients == {}
 
 
 def test_bfloat16_keeps_float32_weights():

@@ -68,10 +68,24 @@ def test_output_and_gradients_are_those_by_hand(heads, block):
         assert_close(got, wanted.float(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(params=[False, True], ids=["no tiles", "tiles"])
+def tiles(request, monkeypatch):
+    """Both kinds of processors, whatever this one is."""
+    monkeypatch.setattr(cpu_attention, "_has_tiles", lambda dtype: request.param and dtype is torch.bfloat16)
+
+
+def test_processors_with_tiles_for_bfloat16_are_known(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert cpu_attention._has_tiles(torch.bfloat16)
+    assert not cpu_attention._has_tiles(torch.float32)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
+    assert not cpu_attention._has_tiles(torch.bfloat16)
+
+
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("length", [7, 150])
-def test_output_and_gradients_are_those_of_torchs_own(heads, dtype, tolerance, length):
+def test_output_and_gradients_are_those_of_torchs_own(heads, dtype, tolerance, length, tiles):
     inputs, gradient = tensors(heads, dtype, length)
     found = read(CausalAttention.apply, inputs, gradient)
     for got, wanted in zip(found, read(by_torch, inputs, gradient), strict=True):
@@ -103,7 +117,7 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
-def test_the_newest_token_looks_at_all_before_it_but_what_is_masked(heads, dtype, tolerance):
+def test_the_newest_token_looks_at_all_before_it_but_what_is_masked(heads, dtype, tolerance, tiles):
     """Of the second row two places are padding."""
     (query, key, value), _ = tensors(heads, dtype)
     whole = by_hand(query.double(), key.double(), value.double(), SCALE)[:, :, -1:]

@@ -8,8 +8,8 @@ from transformers import AutoConfig
 
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero import REDUCE_BUCKET, ZeroSettings, with_weights_on_host
-from rlhf_cli.engine import roofline, shards
-from rlhf_cli.plan import moments
+from rlhf_cli.engine import plain, roofline, shards
+from rlhf_cli.plan import engines, moments
 from rlhf_cli.plan.architecture import Architecture
 from rlhf_cli.plan.engines import Engine, Sharding
 from rlhf_cli.plan.memory_map import total
@@ -38,17 +38,23 @@ def test_weights_are_counted_once():
 @pytest.mark.parametrize(
     ("given", "resident", "gradients", "step"),
     [
-        # bfloat16 weights, float32 masters, two float32 moments; sums of gradients in float32
-        ({}, {"weights": 2, "master weights": 4, "optimizer states": 8}, 4, 0),
+        # bfloat16 weights, float32 masters, two float32 moments; one micro-batch's gradients, float32 for the step
+        ({}, {"weights": 2, "master weights": 4, "optimizer states": 8}, (2, 4), (4, 0)),
         # float32 weights are their own masters
-        ({"dtype": torch.float32}, {"weights": 4, "optimizer states": 8}, 4, 0),
-        # so are bfloat16 ones; the step needs gradients in that type
-        ({"state_dtype": DType.bfloat16}, {"weights": 2, "optimizer states": 4}, 4, 2),
-        ({"ema": True}, {"weights": 2, "master weights": 4, "optimizer states": 8, "moving average": 4}, 4, 0),
+        ({"dtype": torch.float32}, {"weights": 4, "optimizer states": 8}, (4, 4), (0, 0)),
+        # so are bfloat16 ones; the step needs gradients in that type, too
+        ({"state_dtype": DType.bfloat16}, {"weights": 2, "optimizer states": 4}, (2, 4), (6, 2)),
+        (
+            {"ema": True},
+            {"weights": 2, "master weights": 4, "optimizer states": 8, "moving average": 4},
+            (2, 4),
+            (4, 0),
+        ),
         ({"trained": False}, {"weights": 2}, None, None),
     ],
 )
 def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step):
+    """gradients, step: with one micro-batch an update, and with several."""
     one = engine(**given)
     assert held(one.resident()) == {what: each * WEIGHTS for what, each in resident.items()}
     assert one.on_host() == []
@@ -56,8 +62,18 @@ def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step)
     assert one.reduction() == one.largest() == []
     assert held(one.start()) == {"weights": resident["weights"] * WEIGHTS}
     if given.get("trained", True):
-        assert total(one.gradients()) == gradients * WEIGHTS
-        assert total(one.step()) == step * WEIGHTS
+        for several in (False, True):
+            assert total(one.gradients(several)) == gradients[several] * WEIGHTS
+            assert total(one.step(several)) == step[several] * WEIGHTS
+
+
+def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
+    """As many as fit, or the largest one."""
+    assert engines._TOGETHER == plain.TOGETHER
+    monkeypatch.setattr(engines, "_TOGETHER", 20_000)
+    assert total(engine().step(several=False)) == 4 * 20_000
+    monkeypatch.setattr(engines, "_TOGETHER", 1000)
+    assert total(engine().step(several=False)) == 4 * 300 * 32
 
 
 @pytest.mark.parametrize(
@@ -111,8 +127,8 @@ def test_two_ranks_share_them(given, resident, host, step):
     bucket = {"reduce bucket": 1000 * each}
     assert held(one.resident()) == {what: size * half for what, size in resident.items()} | bucket
     assert held(one.on_host()) == {what: size * half for what, size in host.items()}
-    assert one.gradients() == []
-    assert total(one.step()) == step * half
+    assert one.gradients(several=True) == []
+    assert total(one.step(several=True)) == step * half
     assert total(one.largest()) == 300 * 32 * each
     assert total(one.reduction()) == 300 * 32 * each  # the largest parameter is more than the bucket
     sent = each * half if given.get("offload_param") else 0
@@ -146,7 +162,7 @@ def test_a_model_has_no_average_unless_asked_for():
 
 def test_a_step_goes_through_groups_of_weights():
     """Gradients in 2 bytes and again in 4, of a group; a parameter is not cut: the largest one's part comes on top."""
-    assert total(engine(2, sub_group_size=1000).step()) == 6 * (1000 + 300 * 32 // 2)
+    assert total(engine(2, sub_group_size=1000).step(several=True)) == 6 * (1000 + 300 * 32 // 2)
 
 
 def test_without_a_gpu_what_is_offloaded_is_on_the_device_already():

@@ -1,0 +1,125 @@
+"""Decoding on a CPU: the logits of transformers' own layers, in fewer operations; and who gets it."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.models import cpu_decoding
+from rlhf_cli.models.byte_tokenizer import byte_tokenizer
+from rlhf_cli.models.cpu_decoding import decoding
+from rlhf_cli.models.heads import ResponseLM
+from rlhf_cli.models.load import load_causal_lm
+from rlhf_cli.rollout.cache import roomy_cache
+from tests.unit.models.tiny import tiny_config
+
+BATCH, PROMPT, STEPS = 3, 5, 4
+KINDS = {
+    "llama": ("llama", {}),
+    "one head a group": ("llama", {"num_key_value_heads": 4}),
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "another width of heads": ("llama", {"head_dim": 16}),
+    "qwen2": ("qwen2", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+}
+
+
+def model_of(architecture, dtype=torch.float32, **extra):
+    """A model whose weights, biases and norms among them, are large enough to matter."""
+    model = load_causal_lm(tiny_config(architecture, **extra), "model", byte_tokenizer(), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return ResponseLM(model.to(dtype)).eval()
+
+
+@torch.no_grad()
+def decoded(model, padding=0):
+    """The logits [B, V] of each step over fixed tokens; the first row begins with so much padding."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, 250, (BATCH, PROMPT + STEPS), generator=generator)
+    mask = torch.ones_like(tokens)
+    mask[0, :padding] = 0
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = roomy_cache(model.model, PROMPT + STEPS)
+    found, start = [], 0
+    for end in range(PROMPT, PROMPT + STEPS):
+        seen = mask[:, :end] if padding else None
+        found.append(model.next_logits(tokens[:, start:end], seen, positions[:, start:end], cache))
+        start = end
+    return torch.stack(found)
+
+
+def replaced(model):
+    return [layer for layer in model.modules() if isinstance(layer.__dict__.get("forward"), cpu_decoding._Layer)]
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_transformers_own_layers(kind, dtype, tolerance, padding):
+    architecture, extra = KINDS[kind]
+    model = model_of(architecture, dtype, **extra)
+    expected = decoded(model, padding)
+    with decoding(model.model, BATCH):
+        assert len(replaced(model)) == 2
+        found = decoded(model, padding)
+    assert found.dtype is dtype
+    largest = float(expected.abs().max())
+    assert_close(found, expected, atol=tolerance * largest, rtol=0)
+
+
+def test_every_step_is_read_by_the_short_way_and_the_prompt_by_the_layers_own():
+    model, lengths = model_of("llama"), []
+
+    def counted(own):
+        def forward(hidden, **given):
+            lengths.append(hidden.shape[1])
+            return own(hidden, **given)
+
+        return forward
+
+    layers = model.model.model.layers
+    for layer in layers:
+        layer.forward = counted(layer.forward)
+    given = [layer.forward for layer in layers]
+    with decoding(model.model, BATCH):
+        decoded(model)
+    assert lengths == [PROMPT, PROMPT]
+    assert [layer.forward for layer in layers] == given
+
+
+OTHERS = [("gpt2", {}), ("gpt_neox", {}), ("mistral", {"sliding_window": 4}), ("llama", {"eager": True})]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra"),
+    [("gpt2", {}), ("gpt_neox", {}), ("mistral", {"sliding_window": 4}), ("llama", {"eager": 1})],
+)
+def test_other_layers_stay_as_they_are(architecture, extra):
+    """A window, another architecture, or attention that is not this CPU's."""
+    model = model_of(architecture, **{name: value for name, value in extra.items() if name != "eager"})
+    if "eager" in extra:
+        model.model.set_attn_implementation("eager")
+    with decoding(model.model, BATCH):
+        assert replaced(model) == []
+        decoded(model)
+
+
+def test_layers_are_their_own_again_after_a_failure():
+    model = model_of("llama")
+    with pytest.raises(KeyError), decoding(model.model, BATCH):
+        raise KeyError
+    assert not any("forward" in layer.__dict__ for layer in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_may_change_between_two_bodies(dtype):
+    model = model_of("llama", dtype)
+    with decoding(model.model, BATCH):
+        before = decoded(model)
+    with torch.no_grad():
+        model.model.model.layers[0].self_attn.k_proj.weight.mul_(-1)
+    with decoding(model.model, BATCH):
+        after = decoded(model)
+    assert not torch.equal(before, after)
+    assert_close(after, decoded(model), atol=0.02 * float(after.abs().max()), rtol=0)
