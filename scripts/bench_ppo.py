@@ -109,6 +109,14 @@ def end_stand_in(added: Sequence[tuple[int, str, bool]], used: Iterable[int], te
     return known[0] if known else free[-1][0] if free else max(set(range(num_tokens)) - taken)
 
 
+def ended_otherwise(template: str, eos: str, end: str) -> str:
+    """Return a chat template of ChatML's kind in which an answer ends in another token than EOS; prompts stay."""
+    for quote in "'\"":
+        wanted, other = f"{quote}{eos}{quote}", f"{quote}{end}{quote}"
+        template = template.replace(wanted, f"({other} if message['role'] == 'assistant' else {wanted})")
+    return template
+
+
 def made_up(words: Sequence[str], target: int, count: Callable[[str], int], draw: random.Random) -> str:
     """Return a prompt of random words with at most `target` tokens, nearly as many as that, and at least one word."""
     drawn = draw.choices(words, k=target)
@@ -143,7 +151,9 @@ def prepare(work: dict[str, Any]) -> dict[str, Any]:
         added = [(number, token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items()]
         rows = policy.get_input_embeddings().weight.shape[0]
         end = end_stand_in(sorted(added), used, tokenizer.chat_template or "", min(len(tokenizer), rows))
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        eos, tokenizer.eos_token = tokenizer.eos_token, tokenizer.convert_ids_to_tokens(end)
+        if tokenizer.chat_template is not None:  # what it ends an answer with ends a response, too
+            tokenizer.chat_template = ended_otherwise(tokenizer.chat_template, eos, tokenizer.eos_token)
         for config in (policy.generation_config, policy.config, scorer.config):
             config.eos_token_id = end
     for model, name in ((policy, "policy"), (scorer, "reward_model")):

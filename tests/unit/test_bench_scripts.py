@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import jinja2
 import pytest
 from transformers import LlamaConfig
 
@@ -132,6 +133,14 @@ def test_a_token_that_is_known_never_to_be_drawn_comes_first(ppo: ModuleType) ->
 def test_without_a_free_special_token_the_last_id_stands_for_eos(ppo: ModuleType) -> None:
     assert ppo.end_stand_in(ADDED[:3], {0, 1, 2}, "", 100) == 99
     assert ppo.end_stand_in(ADDED[:3], {0, 1, 2, 99}, "", 100) == 98
+
+
+def test_answers_alone_end_in_the_stand_in(ppo: ModuleType) -> None:
+    whole = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] + '</s>' }}{% endfor %}"
+    chat = [{"role": "user", "content": "a</s>"}, {"role": "assistant", "content": "b"}]
+    rendered = jinja2.Template(ppo.ended_otherwise(whole, "</s>", "<end>")).render(messages=chat)
+    assert rendered == "<user>a</s></s><assistant>b<end>"
+    assert ppo.ended_otherwise(whole.replace("'</s>'", '"</s>"'), "</s>", "<end>").count('"<end>"') == 1
 
 
 @pytest.mark.parametrize("target", [3, 10, 57])
