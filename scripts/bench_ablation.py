@@ -32,17 +32,21 @@ from rlhf_cli.config.load import load
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.engine import choose, distributed
+from rlhf_cli.models import cpu_attention
 from rlhf_cli.models.cpu_attention import use_on_cpu
+from rlhf_cli.models.cpu_linear import laid_out
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.packed import packed_pass, reads_packed, use_packing
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
-from rlhf_cli.train import ppo
+from rlhf_cli.train import views
+from rlhf_cli.train.batch import Rollout
 from rlhf_cli.train.build import build_ppo
 from rlhf_cli.train.ppo import PPOData, PPOTrainer
 from rlhf_cli.train.run import keep_freed_memory, quieten_libraries
 
 Without = Callable[[], AbstractContextManager[Any]]
+Show = Callable[[str, str, Callable[[], object], Without], None]
 
 
 def trainer_of(options: argparse.Namespace, reward_model: Path, shards: bool) -> PPOTrainer:
@@ -167,6 +171,10 @@ def main() -> None:
     distributed.shut_down()
 
 
+def patched(owner: Any, name: str, value: Any) -> Without:
+    return lambda: mock.patch.object(owner, name, value)
+
+
 def measure(options: argparse.Namespace, reward_model: Path) -> None:
     """Measure and print everything."""
     trainer = trainer_of(options, reward_model, shards=False)
@@ -180,9 +188,6 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
         fast, slow = median_pair(action, without, options.rounds)
         print(f"{name:52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}", flush=True)
 
-    def patched(owner: Any, name: str, value: Any) -> Without:
-        return lambda: mock.patch.object(owner, name, value)
-
     def collect_all() -> list[Sequence]:
         with mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(), trainer.ends.pad_id)):
             return trainer.collect()
@@ -193,33 +198,41 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
 
     plain = lambda model, room: DynamicCache(config=model.config)  # noqa: E731
     show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "roomy_cache", plain))
-    show("attention of one token by matrix products", "rollout", collect_all, lambda: torch_attention(trainer))
+    no_tiles = patched(cpu_attention, "_has_tiles", lambda _: False)
     show(
-        "weights laid out once a rollout",
-        "rollout",
-        collect_all,
-        patched(embedded, "laid_out", lambda *_: nullcontext()),
+        "attention of one token by matrix products, or tiles", "rollout", collect_all, lambda: torch_attention(trainer)
     )
+    show("torch's attention of one token on tiles (AMX)", "rollout", collect_all, no_tiles)
+    show("layers in fewer operations", "rollout", collect_all, patched(embedded, "decoding", laid_out))
+    as_they_are = patched(embedded, "decoding", lambda *_: nullcontext())
+    show("the same, and weights laid out once a rollout", "rollout", collect_all, as_they_are)
     stay = patched(embedded, "_WORTH_DROPPING", 2)
     show("rows that have ended leave (they end early)", "rollout", collect_early, stay)
     for phase, action in (("score", lambda: trainer.score(sequences)), ("update", lambda: trainer.learn(rollout))):
         show("packed texts", phase, action, lambda: whole_texts(trainer))
-        show("attention by blocks of queries", phase, action, lambda: torch_attention(trainer))
+        show("attention by blocks of queries, or tiles", phase, action, lambda: torch_attention(trainer))
+        show("torch's attention on tiles (AMX), forwards", phase, action, no_tiles)
     show("logits of response tokens alone", "score", lambda: trainer.score(sequences), all_logits)
     step = lambda: trainer.learn(trainer.score(sequences, for_update=True))  # noqa: E731
     again = patched(trainer, "_can_reuse", lambda _: False)
     show("scoring's pass of the policy is the update's first", "both", step, again)
-    by_row = patched(ppo, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
+    by_row = patched(views, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
     show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), by_row)
     # what is measured from here on has gloo's threads beside it, as ZeRO-3 has: an exchange cannot be taken back
     before, after = with_gloo_threads(collect_all, options.rounds)
     name = "no OpenMP threads of gloo (one rank exchanges nothing)"
     print(f"{name:52} {'rollout':8} {before:6.2f}s {after:7.2f}s {after / before:6.2f}")
-    sharded = trainer_of(options, reward_model, shards=True)
+    beside_zero3(trainer, trainer_of(options, reward_model, shards=True), sequences, rollout, options.rounds, show)
+
+
+def beside_zero3(
+    trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[Sequence], rollout: Rollout, rounds: int, show: Show
+) -> None:
+    """Measure one gather an update, and the plain engines beside DeepSpeed's."""
     by_layers = replace(sharded.config, ppo=replace(sharded.config.ppo, gather=False))
     learn = lambda: sharded.learn(rollout)  # noqa: E731
     show("ZeRO-3: one gather an update", "update", learn, patched(sharded, "config", by_layers))
-    against_sharded(trainer, sharded, sequences, options.rounds)
+    against_sharded(trainer, sharded, sequences, rounds)
 
 
 def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float, float]:
