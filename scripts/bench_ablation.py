@@ -199,9 +199,7 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
     plain = lambda model, room: DynamicCache(config=model.config)  # noqa: E731
     show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "roomy_cache", plain))
     no_tiles = patched(cpu_attention, "_has_tiles", lambda _: False)
-    show(
-        "attention of one token by matrix products, or tiles", "rollout", collect_all, lambda: torch_attention(trainer)
-    )
+    show("this CPU's attention and layers in decoding", "rollout", collect_all, lambda: torch_attention(trainer))
     show("torch's attention of one token on tiles (AMX)", "rollout", collect_all, no_tiles)
     show("layers in fewer operations", "rollout", collect_all, patched(embedded, "decoding", laid_out))
     as_they_are = patched(embedded, "decoding", lambda *_: nullcontext())

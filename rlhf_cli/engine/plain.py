@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
+from rlhf_cli.engine.groups import groups
 from rlhf_cli.engine.watchdog import PROGRESS
-
-TOGETHER = 2**25  # weights that the optimizer updates at a time, or one larger parameter: their gradients in float32
 
 
 class PlainFrozen(FrozenEngine):
@@ -54,7 +53,7 @@ class PlainTrain(TrainEngine):
             self._masters[parameter] = parameter.detach().to(dtype)
             parameter.register_post_accumulate_grad_hook(self._add_gradient)  # type: ignore[no-untyped-call]
         self._adamw = adamw(list(self._masters.values()), optim)
-        self._groups = list(_groups(self._masters))
+        self._groups = list(groups(self._masters))
         super().__init__(optim, num_updates, ema_decay, distributed.device())
 
     @property
@@ -91,8 +90,8 @@ class PlainTrain(TrainEngine):
 
     @torch.no_grad()
     def _update(self, rate: float) -> tuple[float, bool]:
-        found = self._gradients.values()
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in found]
+        held = (self._gradients[parameter] for parameter in self._masters if parameter in self._gradients)
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in held]
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
         if norm == float("inf") or norm != norm:
             self._gradients.clear()
@@ -151,16 +150,3 @@ class PlainTrain(TrainEngine):
     @contextmanager
     def _loading(self) -> Iterator[None]:
         yield
-
-
-def _groups(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Cut parameters into groups of at most so many numbers, or of one."""
-    group: list[nn.Parameter] = []
-    size = 0
-    for parameter in parameters:
-        if group and size + parameter.numel() > TOGETHER:
-            yield group
-            group, size = [], 0
-        group.append(parameter)
-        size += parameter.numel()
-    yield group

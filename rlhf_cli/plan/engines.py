@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero import ZeroSettings
+from rlhf_cli.engine import groups
 from rlhf_cli.plan.architecture import Architecture, layer_size, parameter_sizes
 from rlhf_cli.plan.memory_map import Item
 
 _FLOAT32 = 4
-_TOGETHER = 2**25  # weights that plain PyTorch's optimizer updates at a time: engine/plain.py
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Engine:
             return [self._item("gradients for the optimizer", self._group * (self._gradient_bytes + converted))]
         each = 0 if several or self._each == _FLOAT32 else _FLOAT32
         each += 0 if self._state_bytes == _FLOAT32 else self._state_bytes
-        together = min(self.weights, max(_TOGETHER, *self.sizes))
+        together = min(self.weights, max(groups.TOGETHER, *self.sizes))
         return [self._item("gradients for the optimizer", together * each)] if each else []
 
     def start(self) -> list[Item]:

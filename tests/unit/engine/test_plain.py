@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.errors import CheckpointError, NonFiniteError
 from rlhf_cli.config.sections import DType, OptimConfig, Schedule
-from rlhf_cli.engine import plain
+from rlhf_cli.engine import groups
 from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -145,8 +145,8 @@ def test_bfloat16_gradients_add_up_in_float32():
 def test_weights_are_the_same_whatever_is_updated_at_a_time(dtype, monkeypatch):
     """All at once; or parameters of 12, 4, 4, 1 and 2 numbers in groups of at most five, of which one is larger."""
     found = []
-    for together in (plain.TOGETHER, 5):
-        monkeypatch.setattr(plain, "TOGETHER", together)
+    for together in (groups.TOGETHER, 5):
+        monkeypatch.setattr(groups, "TOGETHER", together)
         engine = PlainTrain(Small(dtype), OPTIM, 5)
         for update in range(3):
             for part in range(update):

@@ -8,8 +8,8 @@ from transformers import AutoConfig
 
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero import REDUCE_BUCKET, ZeroSettings, with_weights_on_host
-from rlhf_cli.engine import plain, roofline, shards
-from rlhf_cli.plan import engines, moments
+from rlhf_cli.engine import groups, roofline, shards
+from rlhf_cli.plan import moments
 from rlhf_cli.plan.architecture import Architecture
 from rlhf_cli.plan.engines import Engine, Sharding
 from rlhf_cli.plan.memory_map import total
@@ -69,10 +69,9 @@ def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step)
 
 def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
     """As many as fit, or the largest one."""
-    assert engines._TOGETHER == plain.TOGETHER
-    monkeypatch.setattr(engines, "_TOGETHER", 20_000)
+    monkeypatch.setattr(groups, "TOGETHER", 20_000)
     assert total(engine().step(several=False)) == 4 * 20_000
-    monkeypatch.setattr(engines, "_TOGETHER", 1000)
+    monkeypatch.setattr(groups, "TOGETHER", 1000)
     assert total(engine().step(several=False)) == 4 * 300 * 32
 
 
