@@ -15,7 +15,8 @@ from rlhf_cli.config.schema import COMMANDS
 from rlhf_cli.config.sections import DataConfig, ModelConfig, PreferenceDataConfig, RowPolicy
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.convert import write
-from rlhf_cli.data.formats import NUM_DETECTED, compared, mapping
+from rlhf_cli.data.detect import NUM_DETECTED, mapping
+from rlhf_cli.data.formats import compared
 from rlhf_cli.data.look import Look, as_the_model_sees_it, histogram, look_at, quantile, shared_prompts
 from rlhf_cli.data.rows import NUM_SHOWN, BadRow
 from rlhf_cli.data.sources import Filtered, load_rows, recognised

@@ -1,4 +1,4 @@
-"""How rows are laid out: which of the known formats they have, and what a row of each says.
+"""What a row says, in each of the known formats (detect.py tells which one it has).
 
 Whatever the format, a row becomes a `Case`: the conversation up to the answer, and the answers, the best first.
 docs/data.md has an example of each.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
-from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig, RowPolicy
 from rlhf_cli.config.sources import Format
 from rlhf_cli.data.conversation import Message, as_messages, split_answers
+from rlhf_cli.data.ratings import SCORES, as_number, number_or_none, score_name
 from rlhf_cli.data.rows import BadRow, Row, column
 
-NUM_DETECTED = 20  # rows that a format is told from
-SCORES = ("overall_score", "score", "rating", "helpfulness")  # usual names of what ranks answers, the first there wins
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 _SHAREGPT_ROLES = {
@@ -40,90 +37,9 @@ class Case:
     ranks: tuple[int, ...] = ()  # of the answers, 0 the best, equal where tied; (): none is
 
 
-def detect(rows: Iterable[Row], config: DataConfig) -> Format:
-    """Return the format of the first rows; `columns`, whose errors say what is missing, where none is recognised.
-
-    Raises InputError where they have several.
-    """
-    found = dict.fromkeys(one for one in (_format_of(row, config) for row in rows) if one is not None)
-    if len(found) > 1:
-        raise InputError(f"rows of several formats, {' and '.join(one.name for one in found)}; set data.format")
-    return next(iter(found), Format.columns)
-
-
-def _format_of(row: Row, config: DataConfig) -> Format | None:
-    if isinstance(config, PreferenceDataConfig):
-        return _of_preference(row, config)
-    return _of_prompt(row, config.prompt_column)
-
-
-def _of_preference(row: Row, config: PreferenceDataConfig) -> Format | None:
-    if config.ranking_column is not None:
-        return Format.columns
-    if _is_rated(row):
-        return Format.rated
-    chosen, prompt = row.get(config.chosen_column), row.get(config.prompt_column)
-    if chosen is None or config.rejected_column not in row:
-        return _without_pair(row, config)
-    if (_is_hh(chosen) and prompt is None) or (_is_hh(prompt) and isinstance(chosen, str)):
-        return Format.hh
-    if _is_sharegpt(chosen) or "conversations" in row:
-        return Format.sharegpt
-    if config.prompt_column in row and not isinstance(chosen, dict):
-        return Format.columns
-    if isinstance(chosen, list | dict):
-        return Format.messages
-    return _of_question(row)
-
-
-def _without_pair(row: Row, config: PreferenceDataConfig) -> Format | None:
-    """Tell the format of a row that has no chosen and rejected answer of its own."""
-    if config.response_column in row and _score_name(row, config.score_column) is not None:
-        return Format.rated_rows
-    if "preferred_output" in row:
-        return Format.messages
-    if "output_1" in row or isinstance(row.get("output"), list):
-        return Format.alpaca
-    return None
-
-
-def _of_prompt(row: Row, prompt_column: str) -> Format | None:
-    if prompt_column in row:
-        if _is_hh(row[prompt_column]):
-            return Format.hh
-        is_scored = "chosen" not in row and "response" in row and _score_name(row, None) is not None
-        return Format.rated_rows if is_scored else Format.columns
-    if "chosen" in row and _is_hh(row["chosen"]):
-        return Format.hh
-    found = _of_question(row)
-    if found is None and isinstance(row.get("chosen"), list | dict):
-        return Format.sharegpt if _is_sharegpt(row["chosen"]) else Format.messages
-    return found
-
-
-def _of_question(row: Row) -> Format | None:
-    """Tell the format of a row by the column with the question."""
-    if "conversations" in row:
-        return Format.sharegpt
-    if isinstance(row.get("messages"), list) or "preferred_output" in row:
-        return Format.messages
-    if _is_rated(row):
-        return Format.rated
-    return Format.alpaca if "instruction" in row else None
-
-
-def _is_hh(value: Any) -> bool:
+def is_hh(value: Any) -> bool:
+    """Say whether a value is a transcript, `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
     return isinstance(value, str) and value.lstrip("\n").startswith("Human:") and "\n\nAssistant:" in value
-
-
-def _is_sharegpt(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and "from" in first
-
-
-def _is_rated(row: Row) -> bool:
-    completions = row.get("completions")
-    return isinstance(completions, list) and bool(completions) and isinstance(completions[0], dict)
 
 
 def question_columns(config: DataConfig, row_format: Format) -> frozenset[str]:
@@ -241,7 +157,7 @@ def _hh_pair(row: Row, config: PreferenceDataConfig) -> Case:
     prompt = (
         None if asking is None else _without_answer(_transcript(asking, config.prompt_column), config.prompt_column)
     )
-    if prompt is not None and isinstance(better, str) and not _is_hh(better):
+    if prompt is not None and isinstance(better, str) and not is_hh(better):
         case = _case(prompt, better, worse, config)
         return Case(case.messages, [(field, text.strip()) for field, text in case.answers])
     left, right = _transcript(better, config.chosen_column), _transcript(worse, config.rejected_column)
@@ -428,69 +344,9 @@ def _rated(row: Row, config: PreferenceDataConfig) -> Case:
 
 def _rating(completion: Row, score_column: str | None) -> float | None:
     """Return the rating of a completion; None where it has none."""
-    name = _score_name(completion, score_column)
+    name = score_name(completion, score_column)
     if name is None:
         if score_column is not None:
             raise BadRow(f"completions.{score_column}", "missing")
         raise BadRow("completions", f"no rating, wanted one of {', '.join(SCORES)}; set data.score_column")
     return number_or_none(completion[name], f"completions.{name}")
-
-
-def _score_name(row: Row, score_column: str | None) -> str | None:
-    """Return the name of the column that ranks answers, if a row has it."""
-    return next((name for name in ((score_column,) if score_column else SCORES) if name in row), None)
-
-
-def score_of(row: Row, config: PreferenceDataConfig) -> Any:
-    """Return what ranks the answer of a row of `rated_rows`."""
-    name = _score_name(row, config.score_column)
-    if name is None:
-        return column(row, config.score_column or SCORES[-1])
-    number_or_none(row[name], name)
-    return row[name]
-
-
-def number_or_none(value: Any, field: str) -> float | None:
-    """Return a rating, which may be written as text; None for null and "N/A"; raise BadRow for anything else."""
-    if value is None or value in ("N/A", ""):
-        return None
-    number = as_number(value)
-    if math.isnan(number):
-        raise BadRow(field, f"wanted a number, got {value!r}")
-    return number
-
-
-def as_number(value: Any) -> float:
-    """Return a finite number, or the one that a text spells; NaN for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
-        return math.nan
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def mapping(config: DataConfig, row_format: Format) -> str:
-    """Say which columns of a row are read as what."""
-    better = worse = ""
-    if isinstance(config, PreferenceDataConfig):
-        better, worse = config.chosen_column, config.rejected_column
-        if config.ranking_column is not None:
-            return f"prompt from {config.prompt_column}, answers from {config.ranking_column}, the best first"
-    pair = f", answers from {better} over {worse}" if better else ""
-    prompt, scores = config.prompt_column, " or ".join(SCORES)
-    response = "response"
-    if isinstance(config, PreferenceDataConfig):
-        response, scores = config.response_column, config.score_column or scores
-    return {
-        Format.hh: f"transcripts, the prompt from {prompt} or the turns that {better or 'chosen'} begins with{pair}",
-        Format.messages: f"the prompt from messages, {prompt} or input, or what the answers begin with alike{pair}",
-        Format.sharegpt: f"the prompt from conversations, or what the answers begin with alike{pair}",
-        Format.alpaca: "prompt from system, history, instruction and input"
-        + (f"{pair}, or output, or output_1 and output_2" if pair else ""),
-        Format.rated: f"prompt from {prompt} or instruction"
-        + (f", answers from completions: {response}, ranked by {scores}" if pair else ""),
-        Format.rated_rows: f"prompt from {prompt}, rows with the same one together"
-        + (f", answers from {response}, ranked by {scores}" if pair else ""),
-    }.get(row_format, f"prompt from {prompt}{pair}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig
-from rlhf_cli.data.formats import SCORES, score_of
+from rlhf_cli.data.ratings import SCORES, score_of
 from rlhf_cli.data.rows import BadRow, Row, column, json_value
 from rlhf_cli.data.store import temporary_room
 

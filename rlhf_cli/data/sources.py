@@ -21,7 +21,7 @@ from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.config.sources import Format, Source
 from rlhf_cli.data.cache import Account, Draft, Loaded, RowCache
 from rlhf_cli.data.csv_rows import read_csv
-from rlhf_cli.data.formats import NUM_DETECTED, detect
+from rlhf_cli.data.detect import NUM_DETECTED, detect
 from rlhf_cli.data.groups import grouped
 from rlhf_cli.data.json_rows import read_json, read_jsonl
 from rlhf_cli.data.order import shuffled

@@ -11,8 +11,10 @@ from torch import Tensor
 from rlhf_cli.algo.advantages import length_scores, min_length_scores, missing_eos_scores, repetition
 from rlhf_cli.algo.kl import kl_k1
 from rlhf_cli.algo.masking import length_mask, masked_mean, masked_sum, masked_variance
+from rlhf_cli.algo.normalise import Moments
 from rlhf_cli.config.objectives import MissingEOS, PPOConfig
 from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.rewards.weighted_sum import WeightedSum
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,16 @@ def summary(batch: PPOBatch, ppo: PPOConfig) -> dict[str, float]:
         "repetition": repetitions(rollout, ppo.repetition_size).mean(),
     }
     return {name: float(value) for name, value in metrics.items()}
+
+
+def source_means(rollout: Rollout, weigh: WeightedSum, moments: dict[str, Moments]) -> dict[str, float]:
+    """Return what each source says, and what it adds to the scores: means over the responses."""
+    columns = {"reward": rollout.source_scores, "reward_part": weigh.parts(rollout.source_scores, moments)}
+    return {
+        f"{kind}/{name}": float(mean)
+        for kind, scores in columns.items()
+        for name, mean in zip(weigh.names, scores.mean(dim=0), strict=True)
+    }
 
 
 def per_response(rollout: Rollout) -> dict[str, list[float]]:

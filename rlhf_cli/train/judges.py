@@ -21,8 +21,7 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.engine.choose import frozen_engine
 from rlhf_cli.models.load import torch_dtype
-from rlhf_cli.rewards.function import FunctionSource
-from rlhf_cli.rewards.http import HttpSource
+from rlhf_cli.rewards.outside import outside_source
 from rlhf_cli.rewards.own_model import OwnModel, load_reader
 from rlhf_cli.rewards.source import Exchange, Source
 
@@ -70,14 +69,8 @@ def _columns(prompts: Iterable[Prompt]) -> dict[str, None]:
 
 def outside_sources(config: TrainPPOConfig) -> dict[str, Source]:
     """Return the functions and services of a run, by name; raise InputError for a function that is not there."""
-    found: dict[str, Source] = {}
-    for place, source in enumerate(config.reward):
-        key = f"reward[{place}]"
-        if source.function is not None:
-            found[source.name] = FunctionSource(source, key)
-        elif source.url is not None:
-            found[source.name] = HttpSource(source, key)
-    return found
+    opened = {source.name: outside_source(source, f"reward[{place}]") for place, source in enumerate(config.reward)}
+    return {name: source for name, source in opened.items() if source is not None}
 
 
 def as_input_error(error: RewardError) -> InputError:

@@ -35,7 +35,16 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import StepResult
 from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.rollout import RolloutEngine
-from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, per_response, shaped_scores, summary
+from rlhf_cli.train.batch import (
+    Episode,
+    PPOBatch,
+    PPOTargets,
+    Rollout,
+    per_response,
+    shaped_scores,
+    source_means,
+    summary,
+)
 from rlhf_cli.train.boundary import Boundary
 from rlhf_cli.train.views import Models, Views
 from rlhf_cli.train.work import Read, Sizes
@@ -168,7 +177,8 @@ class PPOTrainer:
         batch = self.estimate(rollout)
         losses = self.update(batch)
         self._look_for_negative_kl(rollout)
-        sources = self._source_metrics(rollout)
+        weigh = self.models.judging.weigh
+        sources = source_means(rollout, weigh, self.state.moments) if self.config.reward else {}
         return {**summary(batch, self.config.ppo), **sources, "kl_coef": self.state.kl_coef, **losses}
 
     def normalised(self, rollout: Rollout) -> Rollout:
@@ -191,17 +201,6 @@ class PPOTrainer:
         first = next(iter(judging.failed.values()))
         self.report.warn(f"step {self.state.step + 1} is skipped: {first}")
         return {"failed_rewards": float(len(judging.failed))}
-
-    def _source_metrics(self, rollout: Rollout) -> dict[str, float]:
-        """Return what the sources of a list say, and what each adds to the scores: means over the responses."""
-        if not self.config.reward:
-            return {}
-        weigh = self.models.judging.weigh
-        said, parts = rollout.source_scores, weigh.parts(rollout.source_scores, self.state.moments)
-        return {
-            **{f"reward/{name}": float(mean) for name, mean in zip(weigh.names, said.mean(dim=0), strict=True)},
-            **{f"reward_part/{name}": float(mean) for name, mean in zip(weigh.names, parts.mean(dim=0), strict=True)},
-        }
 
     def _tell(self, rollout: Rollout) -> None:
         """Write down the responses of the step as figures, and one of them, another one each time, as text."""

@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rlhf_cli.config.errors import InputError, RewardError
-from rlhf_cli.config.rewards import RewardSourceConfig
-from rlhf_cli.rewards.function import FunctionSource
-from rlhf_cli.rewards.http import HttpSource
+from rlhf_cli.rewards.outside import outside_source
 from rlhf_cli.rewards.source import Exchange, Source, checked_scores, shown
 from rlhf_cli.use.runs import Role, find, with_options
 from rlhf_cli.use.scorer import RewardScorer, device_of
@@ -32,7 +30,8 @@ class Judge:
     def of(rewarding: Rewarding, key: str) -> Judge:
         """Open the source; raise InputError where it is not there. key: the option that names it, for messages."""
         config = rewarding.config
-        return Judge(_opened(rewarding, key), config.function or config.url or str(config.model), config.random)
+        address = None if config.url is None else config.url.partition("?")[0]  # a query may hold a secret
+        return Judge(_opened(rewarding, key), config.function or address or str(config.model), config.random)
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """Return one score an exchange, in order.
@@ -75,12 +74,10 @@ def _first(exchanges: Sequence[Exchange]) -> list[Exchange]:
 
 
 def _opened(rewarding: Rewarding, key: str) -> Source:
-    config: RewardSourceConfig = rewarding.config
-    if config.url is not None:
-        return HttpSource(config, key)
-    if config.function is not None:
-        return FunctionSource(config, key)
-    loading = rewarding.loading
+    config, loading = rewarding.config, rewarding.loading
+    outside = outside_source(config, key)
+    if outside is not None:
+        return outside
     found = find(str(config.model), Role.reward_model)
     found = with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
     return RewardScorer(found, device_of(loading.device), config.batch_size, whole_turn=config.whole_turn)

@@ -3,8 +3,10 @@
 import pytest
 
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.rewards import RewardSourceConfig
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.use.judge import Judge
+from rlhf_cli.use.words import Loading, Rewarding
 
 
 class Counter:
@@ -35,6 +37,14 @@ def test_a_reward_that_failed_its_trial_is_tried_again():
     source.steady = True
     assert judge.score(exchanges({})) == judge.score(exchanges({})) == [0.5]
     assert len(source.asked) == 4 + 2 + 2
+
+
+def test_a_service_is_named_without_its_query_which_may_hold_a_secret():
+    loading = Loading(device=None, dtype=None, system_prompt=None, trust_remote_code=False)
+    config = RewardSourceConfig(name="reward", url="http://127.0.0.1:1/score?key=s3cret")
+    judge = Judge.of(Rewarding(config, loading), "--reward")
+    assert judge.name == "http://127.0.0.1:1/score"
+    judge.close()
 
 
 def test_the_trial_sees_every_column():
