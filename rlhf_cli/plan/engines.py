@@ -138,13 +138,18 @@ class Engine:
         live = min(self.weights, zero.stage3_max_live_parameters + zero.stage3_prefetch_bucket_size)
         return [self._item("live weights", live * self._each)]
 
-    def gradients(self, several: bool) -> list[Item]:
-        """Gradients that stand on the device during an update alone; ZeRO-3 has its own at all times.
+    def gradients(self, num_passes: int) -> list[Item]:
+        """Gradients that stand on the device during an update alone, after so many micro-batches of it.
 
-        several: whether they are sums, of several micro-batches.
+        ZeRO-3 has its own at all times.
         """
-        each = _FLOAT32 if several else self._each
-        return [] if self.sharding.uses_zero else [self._item("gradients", self.weights * each)]
+        if self.sharding.uses_zero or num_passes == 0:
+            return []
+        return [self._item("gradients", self.weights * self._summed_bytes(num_passes))]
+
+    def _summed_bytes(self, num_passes: int) -> int:
+        """Of a number in plain PyTorch's gradients of so many micro-batches."""
+        return self._each if num_passes == 1 else _FLOAT32
 
     def of_a_layer(self) -> list[Item]:
         """Gradients that ZeRO-3 keeps until the backward pass is through with a layer, which is fetched whole."""
@@ -159,18 +164,22 @@ class Engine:
         elements = min(self.weights, max(self.sharding.zero.reduce_bucket_size, max(self.sizes)))
         return [self._item("gradients being reduced", elements * self._each)]
 
-    def step(self, several: bool) -> list[Item]:
-        """What the optimizer's step takes for a moment: gradients in float32, and in the type of what is updated."""
+    def step(self, num_passes: int) -> list[Item]:
+        """What the optimizer's step takes for a moment: gradients in the type of what is updated, by way of float32.
+
+        num_passes: micro-batches of the update. In plain PyTorch each gradient goes as soon as it is converted.
+        """
         zero = self.sharding.zero
         if self.sharding.uses_zero:
             if zero.offload_optimizer:
                 return []
             converted = self._state_bytes if self._state_bytes != self._gradient_bytes else 0
             return [self._item("gradients for the optimizer", self._group * (self._gradient_bytes + converted))]
-        each = 0 if several or self._each == _FLOAT32 else _FLOAT32
-        each += 0 if self._state_bytes == _FLOAT32 else self._state_bytes
-        together = min(self.weights, max(groups.TOGETHER, *self.sizes))
-        return [self._item("gradients for the optimizer", together * each)] if each else []
+        had, wanted = self._summed_bytes(num_passes), self._state_bytes
+        together = min(self.weights, max(groups.TOGETHER, *self.sizes)) * max(0, wanted - had)
+        in_float32 = 0 if had == _FLOAT32 else _FLOAT32  # of one parameter, beside the gradient that it had
+        one = max(self.sizes) * (in_float32 + (0 if wanted == _FLOAT32 else wanted))
+        return [self._item("gradients for the optimizer", max(together, one))] if one else []
 
     def start(self) -> list[Item]:
         """What is on the device while the engine is made: masters and, for a moment, another copy of some of them."""

@@ -128,16 +128,16 @@ def training_moments(
     passes: list[Passes],
     held: list[Item],
     moment: Callable[..., Moment],
-    several: bool,
+    num_passes: int,
 ) -> Iterator[Moment]:
     """The fullest moment of a forward and a backward pass, of each kind of micro-batch.
 
-    several: whether sums of gradients stand there from an earlier micro-batch; else they grow as activations go.
+    num_passes: micro-batches of an update, the last of which is the fullest. Its gradients grow as activations go.
     """
-    sums = engine.gradients(several)
+    before, sums = engine.gradients(num_passes - 1), engine.gradients(num_passes)
+    grown = (total(sums) - total(before)) * _head_size(engine) // engine.weights
+    of_head = [replace(item, bytes=total(before) + grown) for item in sums]
     for one in passes:
-        before = sums if several else []
-        of_head = before if several else [replace(item, bytes=_head_gradient(engine)) for item in sums]
         full = min(1.0, engine.sharding.zero.reduce_bucket_size / engine.weights)  # of the layers, when first reduced
         candidates = [
             (before, one.head, []),
@@ -153,13 +153,13 @@ def training_moments(
         yield max(found, key=lambda candidate: candidate.device_bytes)
 
 
-def _head_gradient(engine: Engine) -> int:
-    """Bytes of the gradient of a head over the vocabulary with weights of its own: the first that is done."""
+def _head_size(engine: Engine) -> int:
+    """The numbers of a head over the vocabulary with weights of its own, whose gradient is the first that is done."""
     module = meta_model(engine.architecture, 1)
     if not isinstance(module, ResponseLM):
         return 0
     head, embeddings = module.model.get_output_embeddings().weight, module.model.get_input_embeddings().weight
-    return 0 if head is embeddings else engine.architecture.dtype.itemsize * int(head.numel())
+    return 0 if head is embeddings else int(head.numel())
 
 
 def largest_parameter(engines: tuple[Engine, ...]) -> list[Item]:

@@ -175,16 +175,21 @@ class PPORun(Run):
         own = ppo.minibatch_size // self.place.num_ranks
         texts = self._texts(own)
         policy = [training(self.policy.architecture, one) for one in texts]
+        num_blocks = 0
         if pretrain.path is not None:
             rows = min(pretrain.micro_batch_size, pretrain.batch_size // self.place.num_ranks)
             block = Texts(rows, 1, self.lengths.longest_text - 1)
             policy.append(training(replace(self.policy.architecture, packing=False), block))
+            num_blocks = -(-pretrain.batch_size // (rows * self.place.num_ranks))
         value = [training(self.value_model.architecture, one) for one in texts]
-        several = pretrain.path is not None or any(one.rows < own for one in texts)
-        for engine, passes in ((self.policy, policy), (self.value_model, value)):
+        num_passes = max(-(-own // one.rows) for one in texts)
+        for engine, passes, num in (
+            (self.policy, policy, num_passes + num_blocks),
+            (self.value_model, value, num_passes),
+        ):
             held = engine.gathered(ppo.gather)
-            yield from training_moments(engine, passes, held, self._moment, several)
-            yield self._moment("update", f"{engine.role}, optimizer", *engine.gradients(several), *engine.step(several))
+            yield from training_moments(engine, passes, held, self._moment, num)
+            yield self._moment("update", f"{engine.role}, optimizer", *engine.gradients(num), *engine.step(num))
 
     def _save(self) -> Iterator[Moment]:
         trained = (self.policy, self.value_model)

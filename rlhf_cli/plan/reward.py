@@ -58,9 +58,9 @@ class RewardRun(Run):
         texts = self._texts(min(train.micro_batch_size, own), own, train.micro_batch_tokens)
         passes = [training(self.model.architecture, texts)]
         held = self.model.gathered(train.gather)
-        several = texts.rows < own * self.lengths.answers
-        yield from training_moments(self.model, passes, held, self._moment, several)
-        yield self._moment("update", "model, optimizer", *self.model.gradients(several), *self.model.step(several))
+        num = -(-own * self.lengths.answers // texts.rows)
+        yield from training_moments(self.model, passes, held, self._moment, num)
+        yield self._moment("update", "model, optimizer", *self.model.gradients(num), *self.model.step(num))
 
     def _save(self) -> Iterator[Moment]:
         written = self.written(self.model.saved)

@@ -39,22 +39,22 @@ def test_weights_are_counted_once():
     ("given", "resident", "gradients", "step"),
     [
         # bfloat16 weights, float32 masters, two float32 moments; one micro-batch's gradients, float32 for the step
-        ({}, {"weights": 2, "master weights": 4, "optimizer states": 8}, (2, 4), (4, 0)),
+        ({}, {"weights": 2, "master weights": 4, "optimizer states": 8}, (2, 4), (2 * WEIGHTS, 0)),
         # float32 weights are their own masters
         ({"dtype": torch.float32}, {"weights": 4, "optimizer states": 8}, (4, 4), (0, 0)),
-        # so are bfloat16 ones; the step needs gradients in that type, too
-        ({"state_dtype": DType.bfloat16}, {"weights": 2, "optimizer states": 4}, (2, 4), (6, 2)),
+        # so are bfloat16 ones; one gradient at a time is in float32 and in that type
+        ({"state_dtype": DType.bfloat16}, {"weights": 2, "optimizer states": 4}, (2, 4), (6 * 300 * 32, 2 * 300 * 32)),
         (
             {"ema": True},
             {"weights": 2, "master weights": 4, "optimizer states": 8, "moving average": 4},
             (2, 4),
-            (4, 0),
+            (2 * WEIGHTS, 0),
         ),
         ({"trained": False}, {"weights": 2}, None, None),
     ],
 )
 def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step):
-    """gradients, step: with one micro-batch an update, and with several."""
+    """gradients (bytes a weight) and step (bytes): with one micro-batch an update, and with several."""
     one = engine(**given)
     assert held(one.resident()) == {what: each * WEIGHTS for what, each in resident.items()}
     assert one.on_host() == []
@@ -62,17 +62,18 @@ def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step)
     assert one.reduction() == one.largest() == []
     assert held(one.start()) == {"weights": resident["weights"] * WEIGHTS}
     if given.get("trained", True):
-        for several in (False, True):
-            assert total(one.gradients(several)) == gradients[several] * WEIGHTS
-            assert total(one.step(several)) == step[several] * WEIGHTS
+        assert one.gradients(0) == []
+        for num, several in ((1, False), (2, True), (3, True)):
+            assert total(one.gradients(num)) == gradients[several] * WEIGHTS
+            assert total(one.step(num)) == step[several]
 
 
 def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
-    """As many as fit, or the largest one."""
+    """As many as fit, whose gradients go; or the largest one, whose gradient stands in both types."""
     monkeypatch.setattr(groups, "TOGETHER", 20_000)
-    assert total(engine().step(several=False)) == 4 * 20_000
+    assert total(engine().step(1)) == (4 - 2) * 20_000
     monkeypatch.setattr(groups, "TOGETHER", 1000)
-    assert total(engine().step(several=False)) == 4 * 300 * 32
+    assert total(engine().step(1)) == 4 * 300 * 32
 
 
 @pytest.mark.parametrize(
@@ -126,8 +127,8 @@ def test_two_ranks_share_them(given, resident, host, step):
     bucket = {"reduce bucket": 1000 * each}
     assert held(one.resident()) == {what: size * half for what, size in resident.items()} | bucket
     assert held(one.on_host()) == {what: size * half for what, size in host.items()}
-    assert one.gradients(several=True) == []
-    assert total(one.step(several=True)) == step * half
+    assert one.gradients(2) == []
+    assert total(one.step(2)) == step * half
     assert total(one.largest()) == 300 * 32 * each
     assert total(one.reduction()) == 300 * 32 * each  # the largest parameter is more than the bucket
     sent = each * half if given.get("offload_param") else 0
@@ -161,7 +162,7 @@ def test_a_model_has_no_average_unless_asked_for():
 
 def test_a_step_goes_through_groups_of_weights():
     """Gradients in 2 bytes and again in 4, of a group; a parameter is not cut: the largest one's part comes on top."""
-    assert total(engine(2, sub_group_size=1000).step(several=True)) == 6 * (1000 + 300 * 32 // 2)
+    assert total(engine(2, sub_group_size=1000).step(2)) == 6 * (1000 + 300 * 32 // 2)
 
 
 def test_without_a_gpu_what_is_offloaded_is_on_the_device_already():

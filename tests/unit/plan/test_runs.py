@@ -111,12 +111,15 @@ def test_a_token_budget_is_planned_for_long_texts_and_for_short_ones():
 
 
 def test_gradients_stand_beside_activations_from_the_second_micro_batch_on():
-    """4 rows in one pass: the sums grow as activations go. In two passes they are all there when the second starts."""
-    one = planned(["ppo.minibatch_size=4"])
-    two = planned(["ppo.minibatch_size=8"])
-    backward = [sizes(moment(found, "update", "value_model, backward").device, "value_model") for found in (one, two)]
-    assert backward[1]["gradients"] == 4 * SCORER
-    assert backward[0].get("gradients", 0) < 4 * SCORER
+    """4 rows a pass. In one pass gradients grow as activations go. Those of one stand in bfloat16 when the second one
+    starts, and sums in float32 when the third one does.
+    """
+    runs = [planned([f"ppo.batch_size={rows}", f"ppo.minibatch_size={rows}"]) for rows in (4, 8, 12)]
+    backward = [sizes(moment(found, "update", "value_model, backward").device, "value_model") for found in runs]
+    assert backward[0].get("gradients", 0) < 2 * SCORER
+    assert [found["gradients"] for found in backward[1:]] == [2 * SCORER, 4 * SCORER]
+    optimizer = [sizes(moment(found, "update", "value_model, optimizer").device, "value_model") for found in runs]
+    assert [found["gradients"] for found in optimizer] == [2 * SCORER, 4 * SCORER, 4 * SCORER]
 
 
 def test_checkpointing_changes_the_update_alone():
