@@ -51,9 +51,9 @@ def product(layers: Sequence[nn.Linear], num_rows: int) -> Product:
     if not _can_be_laid_out(layers[0].weight):
         return layers[0] if len(layers) == 1 else lambda rows: torch.cat([layer(rows) for layer in layers], dim=-1)
     # the functions that torch's own compiler calls; torch is pinned, and a test says where they are gone
-    whole = torch.cat([layer.weight.detach() for layer in layers])
+    weights = [layer.weight.detach() for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
-    weight = torch.ops.mkldnn._reorder_linear_weight(whole, num_rows)
+    weight = torch.ops.mkldnn._reorder_linear_weight(weights[0] if len(weights) == 1 else torch.cat(weights), num_rows)
     linear = torch.ops.mkldnn._linear_pointwise
     return lambda rows: cast(Tensor, linear(rows, weight, bias, "none", [], ""))
