@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,23 @@ class Terminal(pyte.HistoryScreen):  # type: ignore[misc]
         above = ["".join(row[column].data for column in range(COLUMNS)) for row in self.history.top]
         return "\n".join(row.rstrip() for row in (*above, *self.display))
 
-    def wait_for(self, text: str, times: int = 1) -> None:
+    def wait_for(self, text: str) -> None:
+        self._read_until(lambda: text in self.text)
+
+    def _read_until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
-        while self.text.count(text) < times:
+        while not done():
             assert time.monotonic() < deadline, self.text
             if select.select([self.ours], [], [], 0.1)[0]:
                 self.stream.feed(os.read(self.ours, 65536))
 
+    def wait_for_prompt(self) -> None:
+        """Wait for an empty prompt as the last line; what is typed before is read as a line without keys: no Ctrl-D."""
+        self._read_until(lambda: self.text.rstrip().endswith("\n>"))
+
     def end(self) -> int:
         with contextlib.suppress(OSError):  # the other side is closed
-            while part := os.read(self.ours, 65536):
-                self.stream.feed(part)
+            self._read_until(lambda: False)
         os.close(self.ours)
         return self.child.wait(30)
 
@@ -98,17 +105,19 @@ def talkative(tmp_path: Path) -> Path:
 def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(talkative: Path) -> None:
     words = ["model", "--greedy", "--max-new-tokens", str(NUM_TOKENS), "--reward", "rewards.py:length"]
     screen = Terminal(talkative, "chat", *words)
-    screen.wait_for("\n>")
+    screen.wait_for_prompt()
     screen.type("Hello\r")
     screen.wait_for("> Hello\n")
     time.sleep(1.0)  # in the middle of the answer
     screen.type("\x03")
     screen.wait_for("tokens, stopped, score +")
-    screen.wait_for("\n>", times=2)
+    screen.wait_for_prompt()
     screen.type("\x03")
     screen.wait_for("(/quit or Ctrl-D leaves)")
+    screen.wait_for_prompt()
     screen.type("/reset\r")
     screen.wait_for("(forgotten)")
+    screen.wait_for_prompt()
     screen.type("\x04")
     assert screen.end() == 0
     assert "Traceback" not in screen.text
@@ -117,8 +126,9 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(talkative: Path) -> None:
 def test_quit_leaves(talkative: Path) -> None:
     screen = Terminal(talkative, "chat", "model", "--max-new-tokens", "5")
     screen.wait_for("model: /help lists the commands")
-    screen.wait_for("\n>")
+    screen.wait_for_prompt()
     screen.type("Hello\r")
     screen.wait_for("[5 tokens]")
+    screen.wait_for_prompt()
     screen.type("/quit\r")
     assert screen.end() == 0
