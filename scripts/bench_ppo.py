@@ -2,8 +2,8 @@
 
 usage: python scripts/bench_ppo.py --model DIR [--peer-python PY] [--peer-scripts DIR] [--ranks 1] [--batch 16]
            [--resp 48] [--shape 32x128 ...] [--iters 3] [--rounds 2] [--natural] [--dtype bfloat16]
-           [--prompts FILE.jsonl] [--prompt-tokens LOW HIGH] [--micro-tokens 1024] [--peer-micro 4] [--seed 0]
-           [--out FILE] [-- key=value ...]
+           [--prompts FILE.jsonl] [--prompt-tokens LOW HIGH] [--micro-tokens 2560] [--peer-micro 4] [--seed 0]
+           [--float32-states] [--out FILE] [-- key=value ...]
 
   --model DIR            a causal language model with its tokenizer and chat template; policy and reference, and with
                          a fresh head reward and value model
@@ -18,12 +18,13 @@ usage: python scripts/bench_ppo.py --model DIR [--peer-python PY] [--peer-script
   --prompts FILE         lines with a `prompt`; default: prompts.jsonl of the peer's scripts, or the embedded ones
   --prompt-tokens L H    instead: prompts of L to H tokens (or what the chat template takes), random words of those
   --micro-tokens         ppo.micro_batch_tokens; the peer has --peer-micro rows instead
+  --float32-states       in bfloat16 on one process, keep float32 master weights and moments, this project's default
   --out FILE             append the JSON line to a file
   -- key=value ...       more options of `rlhf train-ppo`
 
 The same on both sides: the model four times, prompts of at most 96 tokens (or H), one PPO epoch and one update a step,
-learning rate 1e-6, type. In bfloat16 this project keeps float32 master weights; TRL does under ZeRO-3 only. This
-project's step is the sum of its phases, TRL's the time from one to the next. FLOPs are those of the tokens that count,
+learning rate 1e-6, type, type of AdamW's state: TRL keeps float32 weights and moments under ZeRO-3 only. This project's
+step is the sum of its phases, TRL's the time from one to the next. FLOPs are those of the tokens that count,
 without padding: 2 a weight and token, attention besides; scoring is four forward passes, the update three times that
 of policy and value model. What texts begin with alike counts in each of them; this project reads it once, so its share
 of the product rate can pass 1 here: the lines `perf/` count what is read. Memory is that of the largest process. The
@@ -241,6 +242,8 @@ def our_words(options: argparse.Namespace, given: Prepared, shape: Shape) -> lis
         "value_optim.learning_rate=1e-6",
         *("check.num_prompts=0", "eval.num_prompts=0", "checkpoint.every_steps=0", "guard.action=warn"),
     ]
+    if options.ranks == 1 and options.dtype == "bfloat16" and not options.float32_states:
+        words += ["optim.state_dtype=bfloat16", "value_optim.state_dtype=bfloat16"]
     return common.overridden(words, options.overrides)
 
 
@@ -493,9 +496,10 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iters", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--natural", action="store_true")
-    parser.add_argument("--micro-tokens", type=int, default=1024)
+    parser.add_argument("--micro-tokens", type=int, default=2560)
     parser.add_argument("--peer-micro", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float32-states", action="store_true")
     options = parser.parse_args(argv)
     options.shape = options.shape or [Shape(options.batch, options.resp)]
     common.check_options(parser, options, FIXED)

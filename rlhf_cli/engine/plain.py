@@ -53,6 +53,7 @@ class PlainTrain(TrainEngine):
             self._masters[parameter] = parameter.detach().to(dtype)
             parameter.register_post_accumulate_grad_hook(self._add_gradient)  # type: ignore[no-untyped-call]
         self._adamw = adamw(list(self._masters.values()), optim)
+        self._start_adam(torch.zeros(()))  # now: made in the first update, it would lie among what a step frees again
         self._groups = list(groups(self._masters))
         super().__init__(optim, num_updates, ema_decay, distributed.device())
 
@@ -101,8 +102,7 @@ class PlainTrain(TrainEngine):
         for some in self._groups:
             for parameter in some:
                 gradient, master = self._gradients.pop(parameter, None), self._masters[parameter]
-                scaled = torch.zeros_like(master) if gradient is None else gradient.float().mul_(min(1.0, factor))
-                master.grad = scaled.to(master.dtype)
+                master.grad = torch.zeros_like(master) if gradient is None else _scaled(gradient, factor, master.dtype)
             self._adamw.step()
             self._adamw.zero_grad()
         for parameter, master in self._masters.items():
@@ -131,9 +131,9 @@ class PlainTrain(TrainEngine):
         self._masters[parameter].copy_(shard.view(parameter.shape))
         parameter.data.copy_(self._masters[parameter])
 
-    def _adam_step(self) -> Tensor | None:
-        state = self._adamw.state
-        return next(iter(state.values()))["step"] if state else None
+    def _adam_step(self) -> Tensor:
+        step: Tensor = next(iter(self._adamw.state.values()))["step"]
+        return step
 
     def _start_adam(self, step: Tensor) -> None:
         for master in self._masters.values():
@@ -150,3 +150,9 @@ class PlainTrain(TrainEngine):
     @contextmanager
     def _loading(self) -> Iterator[None]:
         yield
+
+
+def _scaled(gradient: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """Return a gradient in the optimizer's type, less if the factor is below 1; it may be overwritten."""
+    wide = gradient.to(torch.promote_types(gradient.dtype, dtype))
+    return (wide.mul_(factor) if factor < 1 else wide).to(dtype)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
@@ -22,7 +23,7 @@ from rlhf_cli.models.cpu_linear import laid_out, product
 
 _KINDS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)  # the same but for biases and windows
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines [B, 1, d], the first half of the sines negated
+Rotation = tuple[Tensor, Tensor]  # cosines and sines [B, 1, d]
 
 
 @contextmanager
@@ -31,12 +32,12 @@ def decoding(model: PreTrainedModel, num_rows: int) -> Iterator[None]:
 
     The body must not change weights, nor need gradients. Elsewhere than on a CPU nothing changes.
     """
-    rotations = _Rotations()
+    step = _Step()
     layers = [layer for layer in model.modules() if type(layer) in _KINDS and _is_plain(layer)]
     before = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
-            layer.forward = _Layer(layer, num_rows, rotations)
+            layer.forward = _Layer(layer, num_rows, step)
         with laid_out(model, num_rows, [linear for layer in layers for linear in layer.modules()]):
             yield
     finally:
@@ -58,29 +59,39 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-class _Rotations:
-    """The rotation of a step, which all layers share."""
+class _Step:
+    """What the layers share in a step, made by the first of them."""
 
     def __init__(self) -> None:
         self._given: Rotation | None = None
-        self._made: Rotation | None = None
+        self._rotation: Rotation | None = None
+        self._seen: list[Tensor | None] = []  # one, once it is made
 
-    def of(self, given: Rotation) -> Rotation:
-        """Return the sines with the sign that a rolled head takes."""
-        if self._made is None or given is not self._given:
+    def rotation(self, given: Rotation) -> Rotation:
+        """Return the sines with the sign that a rolled head takes; given: what the model gives all layers of a step."""
+        if self._rotation is None or given is not self._given:
             cosines, sines = given
             left, right = sines.chunk(2, dim=-1)
-            self._given, self._made = given, (cosines, torch.cat([-left, right], dim=-1))
-        return self._made
+            self._given, self._rotation = given, (cosines, torch.cat([-left, right], dim=-1))
+            self._seen.clear()
+        return self._rotation
+
+    def seen(self, mask: Tensor | None, num_held: int, num_keys: int) -> Tensor | None:
+        """Return which keys are seen, [B or 1, 1, 1, keys], of which some are held; mask: of those, None for all."""
+        if not self._seen:
+            if mask is None and num_held < num_keys:
+                mask = torch.ones((1, 1, 1, num_held), dtype=torch.bool)
+            self._seen.append(None if mask is None else pad(mask, (0, num_keys - num_held)))
+        return self._seen[0]
 
 
 class _Layer:
     """The forward pass of a layer."""
 
-    def __init__(self, layer: Any, num_rows: int, rotations: _Rotations) -> None:
+    def __init__(self, layer: Any, num_rows: int, step: _Step) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.own = layer.forward
-        self.rotations = rotations
+        self.step = step
         self.index, self.width, self.scale = attention.layer_idx, attention.head_dim, attention.scaling
         self.num_queries = attention.q_proj.out_features // self.width
         self.num_turned = self.num_queries + attention.k_proj.out_features // self.width
@@ -100,13 +111,14 @@ class _Layer:
             return own
         hidden = hidden_states[:, 0]
         heads = self.heads(self.norms[0](hidden)).view(len(hidden), -1, self.width)
-        cosines, sines = self.rotations.of(given["position_embeddings"])
+        cosines, sines = self.step.rotation(given["position_embeddings"])
         turned = heads[:, : self.num_turned]
         turned = turned * cosines + turned.roll(self.width // 2, dims=-1) * sines
-        new_key, new_value = turned[:, self.num_queries :, None], heads[:, self.num_turned :, None]
-        key, value = cache.update(new_key, new_value, self.index)
+        cache.update(turned[:, self.num_queries :, None], heads[:, self.num_turned :, None], self.index)
+        held: Any = cache.layers[self.index]  # its keys are dense, as the views of them that `update` returns are not
+        seen = self.step.seen(given["attention_mask"], held.get_seq_length(), held.keys.shape[2])
         query = turned[:, : self.num_queries, None]
-        seen = cpu_attention.one_token(query, key, value, given["attention_mask"], self.scale)
-        hidden = hidden + self.output(seen.reshape(len(hidden), -1))
+        mixed = cpu_attention.one_token(query, held.keys, held.values, seen, self.scale)
+        hidden = hidden + self.output(mixed.reshape(len(hidden), -1))
         normed = self.norms[1](hidden)
         return (hidden + self.down(self.activation(self.gate(normed)) * self.up(normed)))[:, None]

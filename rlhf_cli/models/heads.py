@@ -36,7 +36,7 @@ class ResponseLM(nn.Module):
         else:
             with self._reading(rows, columns):
                 logits = self.model(input_ids=input_ids, use_cache=False).logits
-        return logits[0]
+        return logits.squeeze(0)  # logits[0] would copy its gradient into zeros
 
     def next_logits(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
         """Return the logits [B, V] behind the last of input_ids [B, P], which `cache` takes up; padding: on the left.
@@ -91,7 +91,7 @@ class TokenScorer(nn.Module):
         """
         backbone = self.model.base_model
         if packing is not None and reads_packed(self.model):
-            packed: Tensor = packed_pass(backbone, packing).last_hidden_state[0]
+            packed: Tensor = packed_pass(backbone, packing).last_hidden_state.squeeze(0)
             return packing.spread(self.model.score(packed)).squeeze(-1), packing.spread(packed)
         hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.score(hidden).squeeze(-1), hidden

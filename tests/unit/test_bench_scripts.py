@@ -261,6 +261,24 @@ def test_our_options_compose(ppo: ModuleType, options: argparse.Namespace, folde
     assert ppo.decode_rows(options, given, shape) == 3
 
 
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "kept", "expected"),
+    [
+        (1, "bfloat16", False, "bfloat16"),
+        (1, "bfloat16", True, "float32"),
+        (2, "bfloat16", False, "float32"),
+        (1, "float32", False, "float32"),
+    ],
+)
+def test_states_are_of_the_peers_type(
+    ppo: ModuleType, options: argparse.Namespace, folder: Path, ranks: int, dtype: str, kept: bool, expected: str
+) -> None:
+    options.ranks, options.dtype, options.float32_states = ranks, dtype, kept
+    words = ppo.our_words(options, ppo.Prepared(folder, [3], "<end>", 0), ppo.Shape(8, 5))
+    config = load("train-ppo", [*words, "run.name=a"])
+    assert config.optim.state_dtype.value == config.value_optim.state_dtype.value == expected  # type: ignore[union-attr]
+
+
 def test_our_reward_model_options_compose(rm: ModuleType, folder: Path) -> None:
     options = rm.parsed(["--model", str(folder / "model"), "--", "train.micro_batch_tokens=1024"])
     config = load("train-rm", rm.our_words(options, folder, 2))

@@ -111,8 +111,8 @@ def test_without_gradients_nothing_is_kept():
 
 def test_chunks_by_hand(monkeypatch):
     """Six numbers are two rows of three; a row that is larger has a chunk of its own."""
-    assert all((rows.stop - rows.start) * 50_000 <= 2**20 for rows in logprobs._chunks(100, 50_000))  # 4 MiB of float32
-    assert next(logprobs._chunks(100, 50_000)) == slice(0, 20)
+    assert all((rows.stop - rows.start) * 50_000 <= 2**19 for rows in logprobs._chunks(100, 50_000))  # 2 MiB of float32
+    assert next(logprobs._chunks(100, 50_000)) == slice(0, 10)
     monkeypatch.setattr(logprobs, "_CHUNK", 6)
     assert list(logprobs._chunks(5, 3)) == [slice(0, 2), slice(2, 4), slice(4, 6)]
     assert list(logprobs._chunks(2, 7)) == [slice(0, 1), slice(1, 2)]

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.errors import CheckpointError, NonFiniteError
 from rlhf_cli.config.sections import DType, OptimConfig, Schedule
-from rlhf_cli.engine import groups
+from rlhf_cli.engine import groups, plain
 from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -168,6 +168,35 @@ def test_a_gradient_of_one_micro_batch_takes_no_more_room_than_its_weight():
     assert engine._gradients == {}
 
 
+def test_the_moments_are_made_with_the_engine_and_stay_where_they_are():
+    """Made in the first update, they would lie in memory that a step frees and wants again."""
+    engine = PlainTrain(Small(torch.bfloat16), OPTIM, 5)
+    places = [engine._moment(one, "exp_avg").data_ptr() for one in engine.module.parameters()]
+    assert engine._adam_step() == 0
+    assert not any(one.any() for one in moments(engine).values())
+    make_update(engine, 0)
+    assert engine._adam_step() == 1
+    assert [engine._moment(one, "exp_avg").data_ptr() for one in engine.module.parameters()] == places
+
+
+SCALED = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize(("of_gradient", "of_state"), SCALED)
+def test_a_gradient_is_scaled_in_float32_and_rounded_once(of_gradient, of_state, factor):
+    gradient = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(of_gradient)
+    expected = (gradient.float() * min(1.0, factor)).to(of_state)
+    found = plain._scaled(gradient.clone(), factor, of_state)
+    assert found.dtype is of_state
+    assert torch.equal(found, expected)
+
+
 def test_bfloat16_keeps_float32_weights():
     """A hundred steps of 1e-5 move a weight of 1 by 0.001, though the next smaller bfloat16 is 0.0039 away."""
     optim = OptimConfig(learning_rate=1e-5, schedule=Schedule.constant, warmup_ratio=0.0)
@@ -256,7 +285,7 @@ def test_so_many_skipped_updates_in_a_row_stop_the_run(limit):
 @pytest.mark.parametrize("ema_decay", [None, 0.7])
 @pytest.mark.parametrize("done", [0, 2])
 def test_what_is_saved_goes_on_bit_for_bit(done, ema_decay, dtype, states, tmp_path):
-    """After two updates, and before the first, when AdamW has no state; into an engine that was elsewhere."""
+    """After two updates, and before the first; into an engine that was elsewhere."""
     optim = replace(OPTIM, state_dtype=states)
     engine = PlainTrain(Small(dtype), optim, 5, ema_decay)
     run(engine, 0, done)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.models import cpu_decoding
+from rlhf_cli.models import cpu_attention, cpu_decoding
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.cpu_decoding import decoding
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load import load_causal_lm
+from rlhf_cli.rollout import cache
 from rlhf_cli.rollout.cache import roomy_cache
 from tests.unit.models.tiny import tiny_config
 
@@ -41,11 +42,11 @@ def decoded(model, padding=0):
     mask = torch.ones_like(tokens)
     mask[0, :padding] = 0
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = roomy_cache(model.model, PROMPT + STEPS)
+    held = roomy_cache(model.model, PROMPT + STEPS + 1)
     found, start = [], 0
     for end in range(PROMPT, PROMPT + STEPS):
         seen = mask[:, :end] if padding else None
-        found.append(model.next_logits(tokens[:, start:end], seen, positions[:, start:end], cache))
+        found.append(model.next_logits(tokens[:, start:end], seen, positions[:, start:end], held))
         start = end
     return torch.stack(found)
 
@@ -87,6 +88,27 @@ def test_every_step_is_read_by_the_short_way_and_the_prompt_by_the_layers_own():
         decoded(model)
     assert lengths == [PROMPT, PROMPT]
     assert [layer.forward for layer in layers] == given
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_keys_are_taken_by_blocks_and_those_to_come_are_not_seen(monkeypatch, padding):
+    """Blocks of 3: the steps see 6, 7 and 8 keys of 6, 9 and 9."""
+    model, seen = model_of("llama"), []
+    expected = decoded(model, padding)
+    monkeypatch.setattr(cache, "_CPU_BLOCK", 3)
+    one_token = cpu_attention.one_token
+
+    def watched(query, key, value, mask, scale):
+        assert key.is_contiguous()
+        assert value.is_contiguous()
+        seen.append((key.shape[2], None if mask is None else mask[-1].sum().item()))
+        return one_token(query, key, value, mask, scale)
+
+    monkeypatch.setattr(cpu_attention, "one_token", watched)
+    with decoding(model.model, BATCH):
+        assert_close(decoded(model, padding), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    whole = 6 if padding else None  # without padding no mask is needed for whole blocks
+    assert seen[::2] == seen[1::2] == [(6, whole), (9, 7), (9, 8)]
 
 
 OTHERS = [("gpt2", {}), ("gpt_neox", {}), ("mistral", {"sliding_window": 4})]
