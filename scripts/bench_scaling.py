@@ -459,6 +459,7 @@ def our_words(options: argparse.Namespace, folder: Path, point: Point) -> list[s
         iters=options.steps,
         micro_tokens=options.micro_tokens,
         overrides=overrides,
+        float32_states=True,  # as several ranks have them
     )
     return [
         *ppo.our_words(shared, ppo.Prepared(model, [], "", 0), ppo.Shape(point.prompts, point.response)),
