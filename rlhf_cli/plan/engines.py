@@ -165,7 +165,7 @@ class Engine:
         return [self._item("gradients being reduced", elements * self._each)]
 
     def step(self, num_passes: int) -> list[Item]:
-        """What the optimizer's step takes for a moment: gradients in the type of what is updated, by way of float32.
+        """What the optimizer's step takes for a moment: gradients in the type of what is updated.
 
         num_passes: micro-batches of the update. In plain PyTorch each gradient goes as soon as it is converted.
         """
@@ -176,10 +176,11 @@ class Engine:
             converted = self._state_bytes if self._state_bytes != self._gradient_bytes else 0
             return [self._item("gradients for the optimizer", self._group * (self._gradient_bytes + converted))]
         had, wanted = self._summed_bytes(num_passes), self._state_bytes
-        together = min(self.weights, max(groups.TOGETHER, *self.sizes)) * max(0, wanted - had)
-        in_float32 = 0 if had == _FLOAT32 else _FLOAT32  # of one parameter, beside the gradient that it had
-        one = max(self.sizes) * (in_float32 + (0 if wanted == _FLOAT32 else wanted))
-        return [self._item("gradients for the optimizer", max(together, one))] if one else []
+        if had == wanted:
+            return []
+        one = max(self.sizes) * wanted  # a parameter, beside the gradient that it had
+        together = min(self.weights, max(groups.TOGETHER, *self.sizes)) * (wanted - had)
+        return [self._item("gradients for the optimizer", max(together, one))]
 
     def start(self) -> list[Item]:
         """What is on the device while the engine is made: masters and, for a moment, another copy of some of them."""

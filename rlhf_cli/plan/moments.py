@@ -100,11 +100,12 @@ class Run:
                 yield Moment("load", f"{engine.role} loaded", tuple(done), (*host, coming, *here))
             if engine.sharding.uses_zero:
                 yield Moment("load", f"{engine.role} moved", (*done, moving), (*host, *here))
-            states = [item for item in engine.resident() if item.what not in _LATER]
+            later = _LATER if engine.sharding.uses_zero else ()
+            states = [item for item in engine.resident() if item.what not in later]
             if trained:
                 yield Moment("load", f"{engine.role} prepared", (*done, *engine.start()), (*host, *here))
             done += states
-            host += [item for item in engine.on_host() if item.what not in _LATER]
+            host += [item for item in engine.on_host() if item.what not in later]
         each = order[0][0].architecture.dtype.itemsize
         matrices = Item(
             "", "matrices to measure products with", 3 * each * (_SIDE_ON_GPU if self.place.on_gpu else _SIDE) ** 2
@@ -112,7 +113,7 @@ class Run:
         yield Moment("load", "matrix products measured", (*done, matrices), tuple(host))
 
 
-_LATER = ("optimizer states",)  # made by the first update
+_LATER = ("optimizer states",)  # made by the first update under ZeRO-3
 
 
 def items_of(role: str, held: Held, what: str = "") -> list[Item]:

@@ -164,6 +164,14 @@ def test_three_models_are_loaded_before_the_first_is_moved():
     }
 
 
+def test_one_rank_has_its_moments_when_it_is_loaded_and_zero3_makes_them_in_the_first_update():
+    for place, expected in ((GPU, 8 * POLICY), (TWO, None)):
+        last = moment(planned(place=place), "load", "matrix products measured")
+        assert sizes(last.device, "policy").get("optimizer states") == expected
+        assert sizes(last.device, "policy")["master weights"] == 4 * POLICY // place.num_ranks
+        assert "optimizer states" not in sizes(last.device, "reference")
+
+
 def test_rank_0_alone_holds_what_is_exported():
     export = moment(planned(["ppo.ema_decay=0.9"], TWO), "save", "export")
     assert [(item.model, item.bytes) for item in export.first] == [("policy", 4 * POLICY), ("value_model", 2 * SCORER)]
