@@ -73,7 +73,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("share", "balanced_share", "evened", "pad_to_ranks"),
         ("tests/unit/engine/test_distributed.py", *TRAIN),
     ),
-    "rlhf_cli/engine/plain.py": (("_add_gradient", "_update"), ("tests/unit/engine/test_plain.py",)),
+    "rlhf_cli/engine/plain.py": (("_add_gradient", "_update", "_scaled"), ("tests/unit/engine/test_plain.py",)),
     "rlhf_cli/rollout/cache.py": (("RoomyLayer",), ROLLOUT),
     "rlhf_cli/rollout/embedded.py": (("sample", "_decode", "_all_ended", "_Rows"), ROLLOUT),
     "rlhf_cli/rewards/reward_model.py": ((), ("tests/unit/rewards/test_reward_model.py", *TRAIN)),
@@ -118,6 +118,7 @@ PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf
 PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/cache.py"
 DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
 FLAT = "the tensors have two dimensions: the last is number 1"
+NOTHING = "no tokens either way"
 FOUR = "the tensors have four dimensions: the last but one is number 2"
 # (file, mutated line) -> why no test can tell it from the original
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -133,10 +134,18 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     (NORMALISE, "covariance = (rows + mean).T @ (rows - mean) / len(rows)"): DEVIATIONS,
     (NORMALISE, "covariance = (rows - mean).T @ (rows + mean) / len(rows)"): DEVIATIONS,
     (PLAIN, "factor = self._optim.max_grad_norm / (norm + 1e-6) if self._optim.max_grad_norm else 2.0"): (
-        "min(1.0, factor) follows"
+        "only a factor below 1 changes a gradient"
     ),
+    (PLAIN, "wide = gradient.to(torch.promote_types(dtype, gradient.dtype))"): "the wider of both, in any order",
+    (PLAIN, "return (wide.mul_(factor) if factor <= 1 else wide).to(dtype)"): "a product with 1 is the same",
     (CACHE, "end = self.length + key_states.shape[2]"): FOUR,
-    (CACHE, "return like.new_empty((*like.shape[:2], self.room, like.shape[-1]))"): FOUR,
+    (CACHE, "self.keys, self.values = key_states[..., 1:0, :], value_states[..., :0, :]"): NOTHING,
+    (CACHE, "self.keys, self.values = key_states[..., :0, :], value_states[..., 1:0, :]"): NOTHING,
+    (CACHE, "self.keys, self.values = key_states[..., :0, :], value_states[..., :1, :]"): (
+        "values are made anew when keys are, and nothing is held yet"
+    ),
+    (CACHE, "if end > self.keys.shape[2]:"): FOUR,
+    (CACHE, "roomy = held.new_zeros((*held.shape[:2], tokens, held.shape[-1]))"): FOUR,
     (
         REWARD,
         "return (self.weight * preference_loss(better, self.margin, worse, self.confidence)).sum()",

@@ -35,6 +35,11 @@ def test_weights_are_counted_once():
     assert engine().weights == WEIGHTS == 74_912
 
 
+def test_zero3_keeps_the_gradients_of_a_layer_until_it_is_through():
+    assert engine().of_a_layer() == []
+    assert held(engine(ranks=2).of_a_layer()) == {"gradients of a layer": 2 * (64 + 2048 + 1024 + 6144)}
+
+
 @pytest.mark.parametrize(
     ("given", "resident", "gradients", "step"),
     [
