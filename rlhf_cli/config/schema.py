@@ -216,6 +216,9 @@ def _check_deepspeed(deepspeed: dict[str, Any]) -> None:
         device = section.get("device", "none")
         known = device in ("none", "cpu")
         require(known, f"deepspeed.zero_optimization.{key}.device", device, "cpu or none: checkpoints read no nvme")
+    ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1.0)
+    whole = "1.0: checkpoints read no optimizer that is in two places"
+    require(ratio == 1, "deepspeed.zero_optimization.offload_optimizer.ratio", ratio, whole)
 
 
 def _check_state_dtype(section: str, optim: OptimConfig, model: ModelConfig, deepspeed: dict[str, Any]) -> None:

@@ -179,18 +179,18 @@ class TrainEngine(Engine):
         write_shards(self._shards(), folder, distributed.rank())
 
     def _shards(self) -> Iterator[tuple[str, Tensor]]:
-        adam_step = self._adam_step()  # None before the first update
+        states = list(self._optimizer()[0].state.values())  # none before the first update under ZeRO-3
         for name, parameter in self.module.named_parameters():
             master = self._real_part(self._master(parameter), parameter)
             if not master.isfinite().all():
                 raise NonFiniteError(f"the weight {name} is not finite; no checkpoint of it is written")
             yield f"master/{name}", master
-            for moment in MOMENTS if adam_step is not None else ():
+            for moment in MOMENTS if states else ():
                 yield f"{moment}/{name}", self._real_part(self._moment(parameter, moment), parameter)
             if self.has_ema:
                 yield f"ema/{name}", self._real_part(self._ema[name], parameter)
-        if adam_step is not None:
-            yield _ADAM_STEP, adam_step.reshape(1)
+        if states:
+            yield _ADAM_STEP, states[0]["step"].reshape(1)
 
     def load(self, folder: Path, num_skipped: int) -> None:
         """Read back what `save` wrote on any number of ranks; all ranks together."""
@@ -206,6 +206,16 @@ class TrainEngine(Engine):
                 if self.has_ema:
                     self._ema[name] = reader.read(f"ema/{name}", start, size).to(self._ema_device)
         self._num_skipped = num_skipped
+
+    def _start_adam(self, step: Tensor) -> None:
+        """Make AdamW's states, which its first update would make, with moments of 0 and such a count of updates.
+
+        Each has a count of its own: AdamW adds to it in place.
+        """
+        optimizer, weights = self._optimizer()
+        for weight in weights:
+            zeros = {moment: torch.zeros_like(weight) for moment in MOMENTS}
+            optimizer.state[weight] = {"step": step.clone().to(weight.device), **zeros}
 
     def _real_part(self, shard: Tensor, parameter: nn.Parameter) -> Tensor:
         """A shard without the elements that fill up the last ranks' shards, which nobody sets."""
@@ -233,12 +243,8 @@ class TrainEngine(Engine):
         """Set this rank's part of a parameter, in the optimizer's dtype and in the training dtype."""
 
     @abstractmethod
-    def _adam_step(self) -> Tensor | None:
-        """Return AdamW's count of updates; None before the first."""
-
-    @abstractmethod
-    def _start_adam(self, step: Tensor) -> None:
-        """Make the optimizer's state with such a count, for its moments to be set."""
+    def _optimizer(self) -> tuple[torch.optim.AdamW, list[Tensor]]:
+        """Return AdamW and the weights, or flat groups of weights, that it updates at a time."""
 
     @abstractmethod
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
+from rlhf_cli.engine.base import FrozenEngine, TrainEngine, adamw, saved_buffers
 from rlhf_cli.engine.groups import groups
 from rlhf_cli.engine.watchdog import PROGRESS
 
@@ -131,14 +131,8 @@ class PlainTrain(TrainEngine):
         self._masters[parameter].copy_(shard.view(parameter.shape))
         parameter.data.copy_(self._masters[parameter])
 
-    def _adam_step(self) -> Tensor:
-        step: Tensor = next(iter(self._adamw.state.values()))["step"]
-        return step
-
-    def _start_adam(self, step: Tensor) -> None:
-        for master in self._masters.values():
-            zeros = {moment: torch.zeros_like(master) for moment in MOMENTS}
-            self._adamw.state[master] = {"step": step.clone().to(master.device), **zeros}
+    def _optimizer(self) -> tuple[torch.optim.AdamW, list[Tensor]]:
+        return self._adamw, list(self._masters.values())
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         tensor: Tensor = self._adamw.state[self._masters[parameter]][moment]

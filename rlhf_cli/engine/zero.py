@@ -27,7 +27,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero import REDUCE_BUCKET
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.base import MOMENTS, FrozenEngine, TrainEngine, adamw, saved_buffers
+from rlhf_cli.engine.base import FrozenEngine, TrainEngine, adamw, saved_buffers
 from rlhf_cli.engine.watchdog import PROGRESS
 
 
@@ -166,15 +166,9 @@ class ZeroTrain(TrainEngine):
         safe_set_local_fp32_param(parameter, shard)
         parameter.ds_tensor.data.copy_(shard)
 
-    def _adam_step(self) -> Tensor | None:
-        adam = self._engine.optimizer.optimizer.state
-        return next(iter(adam.values()))["step"] if adam else None
-
-    def _start_adam(self, step: Tensor) -> None:
+    def _optimizer(self) -> tuple[torch.optim.AdamW, list[Tensor]]:
         optimizer = self._engine.optimizer
-        for flat in optimizer.fp32_partitioned_groups_flat:
-            zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-            optimizer.optimizer.state[flat] = {"step": step.to(flat.device), **zeros}
+        return optimizer.optimizer, optimizer.fp32_partitioned_groups_flat
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         tensor: Tensor = safe_get_local_optimizer_state(parameter, moment)

@@ -65,7 +65,7 @@ class _Step:
     def __init__(self) -> None:
         self._given: Rotation | None = None
         self._rotation: Rotation | None = None
-        self._seen: list[Tensor | None] = []  # one, once it is made
+        self._seen: Tensor | None = None
 
     def rotation(self, given: Rotation) -> Rotation:
         """Return the sines with the sign that a rolled head takes; given: what the model gives all layers of a step."""
@@ -73,16 +73,15 @@ class _Step:
             cosines, sines = given
             left, right = sines.chunk(2, dim=-1)
             self._given, self._rotation = given, (cosines, torch.cat([-left, right], dim=-1))
-            self._seen.clear()
+            self._seen = None
         return self._rotation
 
-    def seen(self, mask: Tensor | None, num_held: int, num_keys: int) -> Tensor | None:
+    def seen(self, mask: Tensor | None, num_held: int, num_keys: int) -> Tensor:
         """Return which keys are seen, [B or 1, 1, 1, keys], of which some are held; mask: of those, None for all."""
-        if not self._seen:
-            if mask is None and num_held < num_keys:
-                mask = torch.ones((1, 1, 1, num_held), dtype=torch.bool)
-            self._seen.append(None if mask is None else pad(mask, (0, num_keys - num_held)))
-        return self._seen[0]
+        if self._seen is None:
+            held = torch.ones((1, 1, 1, num_held), dtype=torch.bool) if mask is None else mask
+            self._seen = pad(held, (0, num_keys - num_held))
+        return self._seen
 
 
 class _Layer:

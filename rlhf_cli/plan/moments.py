@@ -113,7 +113,7 @@ class Run:
         yield Moment("load", "matrix products measured", (*done, matrices), tuple(host))
 
 
-_LATER = ("optimizer states",)  # made by the first update under ZeRO-3
+_LATER = ("optimizer states",)  # made by the first update under ZeRO-3, when no model stands whole on a device
 
 
 def items_of(role: str, held: Held, what: str = "") -> list[Item]:

@@ -55,3 +55,7 @@ def test_bfloat16_keeps_float32_masters(on_ranks):
 
 def test_bfloat16_states_go_on_bit_for_bit(on_ranks):
     on_ranks("bfloat16_states")
+
+
+def test_many_groups_of_weights_go_on_bit_for_bit(on_ranks):
+    on_ranks("small_groups")

@@ -311,6 +311,23 @@ def bfloat16_states(folder: Path) -> None:
     assert first._ema["model.lm_head.weight"].dtype is torch.float32
 
 
+def small_groups(folder: Path) -> None:
+    """AdamW counts updates once a group of weights, of which there are many here; so it does when it goes on."""
+    deepspeed = {"zero_optimization": {**ZERO3["zero_optimization"], "sub_group_size": 1000}}
+    first, second = (ZeroTrain(policy(), torch.float32, OPTIM, 5, deepspeed) for _ in range(2))
+    assert len(first._engine.optimizer.fp32_partitioned_groups_flat) > 3
+    for update in range(4):
+        if update == 2:
+            first.save(folder)
+            distributed.barrier()
+            second.load(folder, 0)
+        for engine in (first, second) if update >= 2 else (first,):
+            engine.backward(token_loss(engine, SEQUENCES[:2]) / 10)
+            engine.step(update)
+            assert {state["step"].item() for state in engine._optimizer()[0].state.values()} == {update + 1}
+    assert shards(first) == shards(second)
+
+
 def skipping(_: Path) -> None:
     """A gradient that is not finite on one rank skips the update on all; three in a row stop the run."""
     for dtype in (torch.float32, torch.bfloat16):

@@ -91,6 +91,13 @@ WRONG = {
     "deepspeed.x=1": "deepspeed.x is not in the composed deepspeed section; write +deepspeed.x=1 to add it",
     "+deepspeed.bf16=true": "deepspeed.bf16 is filled in from the other options; set model.dtype instead",
     "deepspeed.zero_optimization.stage=2": "deepspeed.zero_optimization.stage must be 3, got 2",
+    "+deepspeed.zero_optimization.offload_param={device: nvme}": (
+        "deepspeed.zero_optimization.offload_param.device must be cpu or none: checkpoints read no nvme, got nvme"
+    ),
+    "+deepspeed.zero_optimization.offload_optimizer={device: cpu, ratio: 0.3}": (
+        "deepspeed.zero_optimization.offload_optimizer.ratio must be 1.0: "
+        "checkpoints read no optimizer that is in two places, got 0.3"
+    ),
     "deepspeed.zero_optimization=3": "deepspeed.zero_optimization must be a section of keys, got 3",
     "+ppo.x=1": "+ppo.x=1: '+' and '~' are for deepspeed.*; every other key is in the schema",
     "model._target_=os.system": "model._target_=os.system: _target_ is refused; no option runs code",

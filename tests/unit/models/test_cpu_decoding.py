@@ -101,14 +101,13 @@ def test_keys_are_taken_by_blocks_and_those_to_come_are_not_seen(monkeypatch, pa
     def watched(query, key, value, mask, scale):
         assert key.is_contiguous()
         assert value.is_contiguous()
-        seen.append((key.shape[2], None if mask is None else mask[-1].sum().item()))
+        seen.append((key.shape[2], mask[-1].sum().item()))
         return one_token(query, key, value, mask, scale)
 
     monkeypatch.setattr(cpu_attention, "one_token", watched)
     with decoding(model.model, BATCH):
         assert_close(decoded(model, padding), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
-    whole = 6 if padding else None  # without padding no mask is needed for whole blocks
-    assert seen[::2] == seen[1::2] == [(6, whole), (9, 7), (9, 8)]
+    assert seen[::2] == seen[1::2] == [(6, 6), (9, 7), (9, 8)]
 
 
 OTHERS = [("gpt2", {}), ("gpt_neox", {}), ("mistral", {"sliding_window": 4})]
