@@ -14,13 +14,14 @@ from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.schema import COMMANDS
 from rlhf_cli.config.sections import DataConfig, ModelConfig, PreferenceDataConfig, RowPolicy
 from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.conversion import Filtered, recognised
 from rlhf_cli.data.convert import write
 from rlhf_cli.data.detect import NUM_DETECTED, mapping
 from rlhf_cli.data.formats import compared
 from rlhf_cli.data.look import Look, as_the_model_sees_it, histogram, look_at, quantile, shared_prompts
+from rlhf_cli.data.reading import load_rows
 from rlhf_cli.data.rows import NUM_SHOWN, BadRow
-from rlhf_cli.data.sources import Filtered, load_rows, recognised
-from rlhf_cli.models.load import load_tokenizer
+from rlhf_cli.models.tokenizers import load_tokenizer
 from rlhf_cli.report.text import one_line, printable
 
 USAGE = """\

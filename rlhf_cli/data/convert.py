@@ -14,10 +14,11 @@ from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig
 from rlhf_cli.config.sources import Format
 from rlhf_cli.data.conversation import is_empty
+from rlhf_cli.data.conversion import Conversion, Filtered
 from rlhf_cli.data.formats import asked, empty, question_columns
 from rlhf_cli.data.preferences import judged, wanted_columns
+from rlhf_cli.data.reading import load_rows
 from rlhf_cli.data.rows import BadRow, Rejected, Row, json_value, summary
-from rlhf_cli.data.sources import Conversion, Filtered, load_rows
 from rlhf_cli.report.text import one_line
 
 

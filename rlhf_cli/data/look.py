@@ -16,10 +16,11 @@ from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig, PromptDat
 from rlhf_cli.config.sources import Format, Source
 from rlhf_cli.data import preferences, prompts
 from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.conversion import Conversion, Filtered, Prepare
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.reading import load_rows
 from rlhf_cli.data.rows import BadRow
-from rlhf_cli.data.sources import Conversion, Filtered, Prepare, load_rows
 from rlhf_cli.data.store import Ids
 
 NUM_EXAMPLES = 3

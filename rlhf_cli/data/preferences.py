@@ -13,10 +13,11 @@ from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.config.sources import Format
 from rlhf_cli.data.cache import RowCache
 from rlhf_cli.data.conversation import Renderer, is_empty
+from rlhf_cli.data.conversion import Prepare
 from rlhf_cli.data.formats import Case, compared, empty
 from rlhf_cli.data.ratings import as_number
 from rlhf_cli.data.rows import BadRow, Row, column
-from rlhf_cli.data.sources import Prepare, Sides, load_sides
+from rlhf_cli.data.sources import Sides, load_sides
 from rlhf_cli.data.store import Ids
 from rlhf_cli.data.tokens import Sequence
 

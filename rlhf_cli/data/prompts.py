@@ -11,9 +11,10 @@ from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.config.sources import Format
 from rlhf_cli.data.cache import RowCache
 from rlhf_cli.data.conversation import Message, Renderer, is_empty
+from rlhf_cli.data.conversion import Prepare
 from rlhf_cli.data.formats import asked, empty, question_columns
 from rlhf_cli.data.rows import BadRow, Row, json_value
-from rlhf_cli.data.sources import Prepare, Sides, load_sides
+from rlhf_cli.data.sources import Sides, load_sides
 from rlhf_cli.data.store import Ids
 
 

@@ -1,135 +1,25 @@
-"""Rows from files, folders and the Hub, through `datasets`; the sides of a run from one source or many."""
+"""The sides of a run, from one source or many."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import datasets
-
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.paths import COMPRESSIONS, resolve_path, resolve_pattern
+from rlhf_cli.config.paths import resolve_path, resolve_pattern
 from rlhf_cli.config.sections import DataConfig
-from rlhf_cli.config.sources import Format, Source
+from rlhf_cli.config.sources import Source
 from rlhf_cli.data.cache import Account, Draft, Loaded, RowCache
-from rlhf_cli.data.csv_rows import read_csv
-from rlhf_cli.data.detect import NUM_DETECTED, detect
-from rlhf_cli.data.groups import grouped
-from rlhf_cli.data.json_rows import read_json, read_jsonl
+from rlhf_cli.data.conversion import Conversion, Filtered, Prepare
 from rlhf_cli.data.order import shuffled
-from rlhf_cli.data.rows import NUM_SHOWN, BadRow, Columns, Rejected, Row, column, summary
+from rlhf_cli.data.reading import content_of, load_rows
+from rlhf_cli.data.rows import BadRow, Rejected, summary
 from rlhf_cli.data.store import Rows, Storable, number_by_key
-from rlhf_cli.engine.files import sha256
-from rlhf_cli.report.text import one_line
-
-Place = tuple[str, Row | BadRow]  # where a row stands, and what stands there
-_LOADERS = {".parquet": "parquet"}
-_READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
-_COMPRESSED = (".jsonl", ".json")  # that are read compressed too
-_BLOCK_ROWS = 1000  # of a table that become Python objects at a time
-
-
-def load_rows(path: str, split: str, key: str) -> Iterator[Place]:
-    """Yield (place, row) of every row of one source; `key` (data.train, data.eval) names the option in messages.
-
-    path: a .jsonl or .json file, as it is or compressed, a .csv or .parquet file, a folder written by `save_to_disk`,
-    `pkg://...`, or a Hub id. split: which one of a DatasetDict or a Hub id; single files have none. Places count from
-    1: `pairs.jsonl:3` is a line, `pairs.csv: row 3` a row. Raises InputError for a source that cannot be read at all.
-    """
-    source = resolve_path(path, key)
-    datasets.disable_progress_bars()
-    is_empty = True
-    try:
-        for place in _load(source, path, split, key):
-            is_empty = False
-            yield place
-    except InputError:
-        raise
-    except Exception as error:  # datasets wraps parser, schema and network errors in classes of many modules
-        cause = error.__cause__ or error
-        raise InputError(f"{key}={path}: cannot read rows: {_reason(cause, source)}") from error
-    if is_empty:
-        raise InputError(f"{key}={path}: no rows")
-
-
-def _load(source: str, name: str, split: str, key: str) -> Iterator[Place]:
-    file = Path(source)
-    if file.is_file() and _suffix(file) in _READERS:
-        yield from _READERS[_suffix(file)](file, name)
-        return
-    dataset = _dataset(source, split)
-    if isinstance(dataset, datasets.DatasetDict):
-        if split not in dataset:
-            raise InputError(f"{key}={name}: no split '{split}'; there are: {', '.join(dataset)}; set {key}_split")
-        dataset = dataset[split]
-    number = 0
-    for table in dataset.with_format("arrow").iter(_BLOCK_ROWS):
-        for row in table.to_pylist():
-            number += 1
-            yield f"{name}: row {number}", row
-
-
-def _suffix(file: Path) -> str:
-    """Return what a file's name says of its rows, whether they are compressed or not."""
-    inner = Path(file.stem).suffix
-    return inner if file.suffix in COMPRESSIONS and inner in _COMPRESSED else file.suffix
-
-
-def _dataset(source: str, split: str) -> Any:
-    path = Path(source)
-    if path.is_file():
-        loader = _LOADERS.get(path.suffix)
-        if loader is None:
-            known = ", ".join([*_READERS, *_LOADERS])
-            raise InputError(f"{source}: unknown file type '{path.suffix}', wanted one of {known}")
-        return datasets.load_dataset(loader, data_files=source, split="train")
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return datasets.load_from_disk(source)
-    return datasets.load_dataset(source, split=split)
-
-
-def _content(source: str, split: str) -> str | None:
-    """Return what changes with the rows of a source: a SHA-256 of a file or of a folder's files, or the fingerprint of
-    a Hub id; None where it cannot be read, as load_rows will say.
-
-    A saved folder has a fingerprint too, but the same one where a function was mapped anew and gave other rows.
-    """
-    path = Path(source)
-    try:
-        if path.is_file():
-            return f"{split} {''.join(path.suffixes[-2:])} {sha256(path)}"
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            listed = "".join(f"{sha256(file)} {file.relative_to(path)}\n" for file in files)
-            return f"{split} {hashlib.sha256(listed.encode()).hexdigest()}"
-        datasets.disable_progress_bars()
-        return f"{split} {_dataset(source, split)._fingerprint}"
-    except Exception:  # of as many kinds as in load_rows
-        return None
-
-
-def _reason(error: BaseException, source: str) -> str:
-    if isinstance(error, UnicodeDecodeError) and source.endswith(".csv"):
-        with Path(source).open("rb") as file:
-            bad = [number for number, line in enumerate(file, 1) if not _is_utf8(line)]
-        return f"{len(bad)} lines are not UTF-8 text, the first of them {', '.join(map(str, bad[:NUM_SHOWN]))}"
-    return one_line(error, 300) or f"the file is empty or not of its type ({type(error).__name__})"
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def split_by_prompt(prompts: Iterable[str], fraction: float, seed: int) -> tuple[array[int], array[int]]:
@@ -157,10 +47,6 @@ class HasPrompt(Storable, Protocol):
 
 
 Example = TypeVar("Example", bound=HasPrompt)
-Made = TypeVar("Made")
-# options and format of a source -> columns that its rows must have, each with the option that names it; and what makes
-# something of a row, or raises BadRow
-Prepare = Callable[[Any, Format], tuple[dict[str, str], Callable[[Row], Made]]]
 
 
 @dataclass(frozen=True)
@@ -268,7 +154,7 @@ class _Loader(Generic[Example]):
         return _Part(parts, source.weight, unfit)
 
     def _load(self, path: str, split: str, option: str, options: DataConfig, wanted: dict[str, Any]) -> Loaded[Example]:
-        content = partial(_content, resolve_path(path, option), split)
+        content = partial(content_of, resolve_path(path, option), split)
         key = self.cache.key(options, wanted, content)
         loaded = self.cache.read(key)
         if loaded is not None:
@@ -293,94 +179,6 @@ class _Loader(Generic[Example]):
         conversion.check()
         rejected.raise_if_refused(label, conversion.num_rows)
         return Account(dict(rejected.dropped), rows.others, rows.unfit, conversion.format.name)
-
-
-class Conversion(Generic[Made]):
-    """The rows of one file, each with what is made of it or what is wrong with it."""
-
-    def __init__(self, rows: Filtered, label: str, options: DataConfig, prepare: Prepare[Made]) -> None:
-        """Tell the format; raise InputError where that cannot be, or where the file cannot be read."""
-        self.num_rows = 0
-        self._label = label
-        self.format, self._places = recognised(rows, label, options)
-        wanted, self._convert = prepare(options, self.format)
-        self._columns = Columns(wanted)
-
-    def __iter__(self) -> Iterator[tuple[str, Made | BadRow]]:
-        for place, row in self._places:
-            self.num_rows += 1
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                self._columns.see(row)
-                yield place, self._convert(row)
-            except BadRow as bad:
-                yield place, bad
-            except RecursionError:
-                yield place, BadRow("", "nested too deeply")
-
-    def check(self) -> None:
-        """Raise InputError where no row has a wanted column; once all were read."""
-        self._columns.check(self._label)
-
-
-def recognised(rows: Iterable[Place], label: str, options: DataConfig) -> tuple[Format, Iterator[Place]]:
-    """Return the format of the rows of a source, told from the first of them if need be, and all rows.
-
-    Rows that stand for one answer each come grouped by their prompt. Raises InputError for rows of several formats.
-    """
-    there = iter(rows)
-    first = list(islice(there, NUM_DETECTED))
-    row_format = options.format
-    if row_format is Format.auto:
-        try:
-            row_format = detect([row for _, row in first if not isinstance(row, BadRow)], options)
-        except InputError as error:
-            raise InputError(f"{label}: {error}") from error
-    places = chain(first, there)
-    return row_format, grouped(places, options) if row_format is Format.rated_rows else places
-
-
-class Filtered:
-    """The rows of a source that have the wanted values; a row without such a column is bad."""
-
-    def __init__(self, rows: Iterator[Place], wanted: dict[str, Any]) -> None:
-        self.others = 0  # rows that have others
-        self._rows = rows
-        self._wanted = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
-        self._seen: dict[str, dict[str, None]] = {name: {} for name in wanted}
-        self._num_fit = 0
-
-    def __iter__(self) -> Iterator[Place]:
-        for place, row in self._rows:
-            fits: Row | BadRow | None = row
-            try:
-                if not isinstance(row, BadRow) and not self._fits(row):
-                    fits = None
-            except BadRow as bad:
-                fits = bad
-            if fits is None:
-                self.others += 1
-            else:
-                self._num_fit += 1
-                yield place, fits
-
-    def _fits(self, row: Row) -> bool:
-        fit = True
-        for name, values in self._wanted.items():
-            value = column(row, name)
-            if len(self._seen[name]) < NUM_SHOWN:
-                self._seen[name][one_line(value, 40)] = None
-            fit = fit and any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
-        return fit
-
-    @property
-    def unfit(self) -> str:
-        """That no row was left, with what their columns hold; "" where one was."""
-        if self._num_fit or not self.others:
-            return ""
-        there = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._seen.items())
-        return f"no row fits the filter {self._wanted}; {there}"
 
 
 def _note(name: str, kept: int, accounts: list[Account], weight: float) -> str:

@@ -1,11 +1,9 @@
-"""Hugging Face models and tokenizers from a ModelConfig: Hub id, local folder, GGUF file, or random weights."""
+"""Hugging Face models from a ModelConfig: Hub id, local folder, GGUF file, or random weights."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     GgufConfig,
     PreTrainedConfig,
@@ -27,12 +24,11 @@ from transformers.utils import is_liger_kernel_available
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
-from rlhf_cli.data.chat_template import set_template
 from rlhf_cli.data.conversation import end_of_turn
-from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.compiled import compile_layers
 from rlhf_cli.models.cpu_attention import use_on_cpu
 from rlhf_cli.models.heads import Float32Head
+from rlhf_cli.models.outside import gguf_file, hub_options, location, outside_input
 from rlhf_cli.models.packed import use_packing
 from rlhf_cli.models.sound import (
     HEAD,
@@ -43,75 +39,21 @@ from rlhf_cli.models.sound import (
     check_token_ids,
     check_tokenizer,
 )
-from rlhf_cli.report.text import one_line
+from rlhf_cli.models.tokenizers import load_tokenizer
 
 _PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")  # their positions start behind the pad id
-
-
-def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, with a pad token that is not its EOS where it has one to spare.
-
-    Its chat template is what `chat_template` asks for. Raises InputError when there is none, when it has no EOS token
-    to end a response with, or a template that renders nothing.
-    """
-    tokenizer = load_pair_tokenizer(config, key)
-    if tokenizer.eos_token_id is None:
-        source = config.tokenizer or config.path
-        raise InputError(f"{key}: the tokenizer of {source} has no EOS token, wanted one that ends a response")
-    set_template(tokenizer, config.chat_template, f"{key}.chat_template")
-    set_pad_token(tokenizer)
-    return tokenizer
-
-
-def load_pair_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model as it is; raise InputError when there is none."""
-    if config.tokenizer == "bytes":
-        return byte_tokenizer()
-    source = config.tokenizer or config.path
-    assert source is not None  # ModelConfig.check
-    option = f"{key}.tokenizer" if config.tokenizer else f"{key}.path"
-    path = resolve_path(source, option)
-    check_config_json(Path(path), f"{option}={source}")
-    with _outside_input(f"{key}: no tokenizer in {source}"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            *_location(path), **_hub_options(config), **_gguf_file(path)
-        )
-    return tokenizer
-
-
-def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Where pad ends a response or is missing, take <unk>, or a token named after padding or <|endoftext|>.
-
-    Training does not need it (masks come from lengths), but an exported reward model does: transformers finds the
-    last token as the last that is not the pad token, and would step over an end token that is also the pad token.
-    """
-    taken = (None, tokenizer.eos_token_id, end_of_turn(tokenizer))
-    if tokenizer.pad_token_id not in taken:
-        return
-    names = sorted(token.content for token in tokenizer.added_tokens_decoder.values())
-    spare = [name for name in names if "pad" in name.lower() or "endoftext" in name]
-    for name in (tokenizer.unk_token, *spare):
-        if name is not None and tokenizer.convert_tokens_to_ids(name) not in taken:
-            tokenizer.pad_token = name
-            return
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
-    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return token
 
 
 def load_config(config: ModelConfig, key: str) -> PreTrainedConfig:
     """Return the transformers config of a model, without its weights; raise InputError where there is none."""
     if config.from_config is not None:
-        with _outside_input(f"{key}.from_config"):
+        with outside_input(f"{key}.from_config"):
             return _random_config(config, key, load_tokenizer(config, key))
     assert config.path is not None  # ModelConfig.check
     path = resolve_path(config.path, f"{key}.path")
     check_config_json(Path(path), f"{key}.path={config.path}")
-    with _outside_input(f"{key}.path={config.path}: cannot read its config"):
-        return AutoConfig.from_pretrained(*_location(path), **_hub_options(config), **_gguf_file(path))
+    with outside_input(f"{key}.path={config.path}: cannot read its config"):
+        return AutoConfig.from_pretrained(*location(path), **hub_options(config), **gguf_file(path))
 
 
 def load_causal_lm(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -120,7 +62,7 @@ def load_causal_lm(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizer
     `seed` fixes the weights of a `from_config` model. Raises InputError for files that are not such a model.
     """
     if config.from_config is not None:
-        with torch.random.fork_rng(devices=[]), _outside_input(f"{key}.from_config"):
+        with torch.random.fork_rng(devices=[]), outside_input(f"{key}.from_config"):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(
                 _random_config(config, key, tokenizer), dtype=torch_dtype(config), **_attention(config)
@@ -146,7 +88,7 @@ def load_sequence_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.from_config is not None:
-            with _outside_input(f"{key}.from_config"):
+            with outside_input(f"{key}.from_config"):
                 model = AutoModelForSequenceClassification.from_config(
                     _random_config(config, key, tokenizer, num_labels=1),
                     dtype=torch_dtype(config),
@@ -175,7 +117,7 @@ def is_encoder(config: ModelConfig, key: str) -> bool:
     if config.path is None or config.path.endswith(".gguf"):
         return False
     options = copy.deepcopy(load_config(config, key))
-    with _outside_input(f"{key}.path={config.path}: no sequence classifier"), torch.device("meta"):
+    with outside_input(f"{key}.path={config.path}: no sequence classifier"), torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(options)
     return not isinstance(getattr(model, "score", None), torch.nn.Linear)
 
@@ -192,9 +134,9 @@ def load_pair_classifier(config: ModelConfig, key: str) -> PreTrainedModel:
 
 def check_length(model: PreTrainedModel, longest: int, key: str, option: str) -> None:
     """Raise InputError where `longest` tokens are more than the model has positions; `option` is what to lower."""
-    positions = getattr(model.config, "max_position_embeddings", None)  # absent where positions have no limit
-    if positions is not None and longest > positions:
-        raise InputError(f"{key} has {positions} positions, the longest sequence may have {longest}; lower {option}")
+    most = positions(model)
+    if most is not None and longest > most:
+        raise InputError(f"{key} has {most} positions, the longest sequence may have {longest}; lower {option}")
 
 
 def positions(model: PreTrainedModel) -> int | None:
@@ -219,7 +161,7 @@ def _from_pretrained(
     """Load weights; return the model and the names of the tensors that the files lack."""
     assert config.path is not None
     where, path = f"{key}.path={config.path}", resolve_path(config.path, f"{key}.path")
-    gguf = _gguf_file(path)
+    gguf = gguf_file(path)
     if gguf:
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
@@ -229,10 +171,10 @@ def _from_pretrained(
             check_folder(Path(path), where)
         options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # check_loaded names them
     options |= {"dtype": torch_dtype(config), "output_loading_info": True, **gguf}
-    with _outside_input(f"{where}: cannot load the weights"), warnings.catch_warnings():
+    with outside_input(f"{where}: cannot load the weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, info = auto_class.from_pretrained(
-            *_location(path), **options, **_attention(config), **_hub_options(config)
+            *location(path), **options, **_attention(config), **hub_options(config)
         )
     check_loaded(model, info, where)
     return model, sorted(info["missing_keys"])
@@ -243,8 +185,8 @@ def _given_config(config: ModelConfig, key: str) -> dict[str, Any]:
     assert config.path is not None
     path = resolve_path(config.path, f"{key}.path")
     check_config_json(Path(path), f"{key}.path={config.path}")
-    with _outside_input(f"{key}.path={config.path}: cannot read config.json"):
-        given: dict[str, Any] = PreTrainedConfig.get_config_dict(path, **_hub_options(config))[0]
+    with outside_input(f"{key}.path={config.path}: cannot read config.json"):
+        given: dict[str, Any] = PreTrainedConfig.get_config_dict(path, **hub_options(config))[0]
     return given
 
 
@@ -323,21 +265,6 @@ def _make_savable(generation: GenerationConfig) -> None:
         generation.do_sample = True
 
 
-@contextmanager
-def _outside_input(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a user's files and settings into one line.
-
-    Its errors come from a dozen libraries (json, safetensors, tokenizers, hub, dataclasses): no list of them is
-    complete.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what}: {type(error).__name__}: {one_line(error, 300)}") from error
-
-
 def switch_dropout_off(model: PreTrainedModel) -> None:
     """Set every dropout rate to 0: ratio and KL must compare weights, not noise (train mode stays usable)."""
     for module in model.modules():
@@ -349,19 +276,6 @@ def switch_dropout_off(model: PreTrainedModel) -> None:
     for name, value in model.config.to_dict().items():
         if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
             setattr(model.config, name, 0.0)
-
-
-def _location(path: str) -> tuple[str]:
-    return (str(Path(path).parent) if path.endswith(".gguf") else path,)
-
-
-def _gguf_file(path: str) -> dict[str, str]:
-    return {"gguf_file": Path(path).name} if path.endswith(".gguf") else {}
-
-
-def _hub_options(config: ModelConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    return options if config.revision is None else {**options, "revision": config.revision}
 
 
 def _attention(config: ModelConfig) -> dict[str, str]:

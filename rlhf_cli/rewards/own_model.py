@@ -15,14 +15,8 @@ from rlhf_cli.data.tokens import Sequence as Tokens
 from rlhf_cli.data.tokens import chunks, collate
 from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.models.heads import PairScorer, TokenScorer
-from rlhf_cli.models.load import (
-    is_encoder,
-    load_pair_classifier,
-    load_pair_tokenizer,
-    load_sequence_classifier,
-    load_tokenizer,
-    positions,
-)
+from rlhf_cli.models.load import is_encoder, load_pair_classifier, load_sequence_classifier, positions
+from rlhf_cli.models.tokenizers import load_pair_tokenizer, load_tokenizer
 from rlhf_cli.rewards.source import Exchange
 
 

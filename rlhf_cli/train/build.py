@@ -22,16 +22,10 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.choose import frozen_engine, train_engine
 from rlhf_cli.models.export import export_ends
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
-from rlhf_cli.models.load import (
-    check_length,
-    load_causal_lm,
-    load_sequence_classifier,
-    load_tokenizer,
-    pad_id,
-    torch_dtype,
-)
+from rlhf_cli.models.load import check_length, load_causal_lm, load_sequence_classifier, torch_dtype
 from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
+from rlhf_cli.models.tokenizers import load_tokenizer, pad_id
 from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.judging import Judging

@@ -6,7 +6,6 @@ preferences. All ranks look at the same probes, and the largest figure of any ra
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,26 +14,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from rlhf_cli.algo.sampling import distance_from_slice
-from rlhf_cli.config.errors import InputError, RewardError
-from rlhf_cli.config.objectives import ValueInit
-from rlhf_cli.config.sections import CheckConfig, DataConfig, DType, ModelConfig
-from rlhf_cli.data.conversation import Renderer
-from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import Sequence as TokenSequence
-from rlhf_cli.data.tokens import chunks, collate
+from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import CheckConfig, DType, ModelConfig
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.report.checks import Check
 from rlhf_cli.report.reporter import Reporter
-from rlhf_cli.rollout.embedded import uniforms
-from rlhf_cli.train.batch import Rollout
-from rlhf_cli.train.judges import as_input_error
-from rlhf_cli.train.ppo import PPOTrainer
-from rlhf_cli.train.reward import RewardTrainer
 
 Item = TypeVar("Item")
 
@@ -53,7 +38,6 @@ class Bounds:
 # float32 rounds at 6e-8; a few hundred additions a layer and some dozen layers stay below 1e-4. bfloat16 rounds at
 # 4e-3, so logits of size 16 are off by some hundredths; another batch shape adds in another order, and no test of one
 # token can be sharp. Means over tokens can: a mistake in masks or positions moves them by tenths or more.
-_LOGIT = 16.0  # that the bounds of bfloat16 are for, at temperature 1
 FLOAT32 = Bounds(same=1e-5, padded=1e-4, score=1e-3, drawn=1e-4, clipped=0.0)
 BFLOAT16 = Bounds(same=1e-3, padded=0.05, score=0.15, drawn=0.01, clipped=0.02)
 
@@ -61,15 +45,6 @@ BFLOAT16 = Bounds(same=1e-3, padded=0.05, score=0.15, drawn=0.01, clipped=0.02)
 def bounds_of(*models: ModelConfig) -> Bounds:
     """Return the bounds for models that work together: the coarsest type counts."""
     return BFLOAT16 if any(model.dtype is DType.bfloat16 for model in models) else FLOAT32
-
-
-@dataclass(frozen=True)
-class TextSide:
-    """How policy and reward model turn text into ids."""
-
-    tokenizer: PreTrainedTokenizerBase
-    reward_tokenizer: PreTrainedTokenizerBase | None  # None without a reward model that reads the policy's tokens
-    data: DataConfig
 
 
 def spread(items: Sequence[Item], lengths: Sequence[int], size: int) -> list[Item]:
@@ -93,288 +68,18 @@ def report_checks(check: Callable[[], list[Check]], config: CheckConfig, report:
         )
 
 
-@torch.no_grad()
-def check_ppo(trainer: PPOTrainer, prompts: Sequence[Prompt], texts: TextSide, bounds: Bounds) -> list[Check]:
-    """Check the four models, the sampler and the texts of a run that has made no update; all ranks together."""
-    probes = spread(prompts, [len(prompt.ids) for prompt in prompts], trainer.config.check.num_prompts)
-    keys = [f"{trainer.config.run.seed}/check/{place}" for place in range(len(probes))]
-    # ranks could part where rounding decides between two tokens; from here all look at the same ones
-    sequences = distributed.broadcast(trainer.sampler.sample([probe.ids for probe in probes], keys))
-    rollout, again = (_scored(trainer, sequences, probes) for _ in range(2))
-    bounds = _for_logits(bounds, trainer, sequences)
-    checks = [
-        *_start_checks(trainer, rollout, again, sequences, bounds),
-        *_padding_checks(trainer, sequences, bounds),
-        *_source_checks(trainer, (rollout, again), probes, sequences),
-        *_update_checks(trainer, rollout, sequences, bounds),
-        _sampling_check(trainer, sequences, keys, bounds),
-        *_text_checks(probes, sequences, texts),
-        *_end_checks(trainer, sequences, Renderer(texts.tokenizer, texts.data)),
-    ]
-    return _largest_of_all_ranks(checks)
-
-
-def _scored(trainer: PPOTrainer, sequences: list[TokenSequence], probes: list[Prompt]) -> Rollout:
-    judging = trainer.models.judging
-    try:
-        rollout = trainer.score(sequences, probes)
-    except RewardError as error:
-        raise as_input_error(error) from error
-    if judging.failed:
-        raise as_input_error(next(iter(judging.failed.values())))
-    return rollout
-
-
-def _for_logits(bounds: Bounds, trainer: PPOTrainer, sequences: list[TokenSequence]) -> Bounds:
-    """Widen the bounds of bfloat16 to the logits that the run has.
-
-    With 8 bits a logit from 16 on is a multiple of 1/8, from 32 on of 1/4, and the temperature divides it: where a
-    batch of another shape rounds it the other way, its token's log-probability is that far off.
-    """
-    if bounds is not BFLOAT16:
-        return bounds
-    largest = float(trainer.views.response_logits(sequences[:1]).float().abs().amax(dim=1).mean())
-    coarser = max(1.0, largest / _LOGIT / trainer.config.rollout.temperature)
-    # beyond the clip range lies a share of the tokens that grows faster than the spread does
-    return replace(bounds, padded=bounds.padded * coarser, clipped=bounds.clipped * coarser**2)
-
-
-def _start_checks(
-    trainer: PPOTrainer, rollout: Rollout, again: Rollout, sequences: list[TokenSequence], bounds: Bounds
-) -> list[Check]:
-    models = trainer.models
-    of_models = [place for place, source in enumerate(models.judging.sources) if not source.is_outside]
-    repeated = _largest(
-        *(getattr(rollout, name) - getattr(again, name) for name in ("logprobs", "ref_logprobs", "values")),
-        (rollout.source_scores - again.source_scores)[:, of_models],
-    )
-    frozen = sum(_num_unfrozen(engine) for engine in (models.reference, *models.judging.engines.values()))
-    return [
-        Check(
-            "KL(policy || reference) is 0",
-            _largest(rollout.logprobs - rollout.ref_logprobs),
-            bounds.same,
-            "the reference must start from the policy's weights and dtype",
-        ),
-        Check(
-            "a second look gives the same numbers",
-            repeated,
-            bounds.same,
-            "a model has dropout, noise or a routing that changes; switch it off",
-        ),
-        _value_check(trainer, sequences, bounds),
-        Check("reference and reward model are frozen", frozen, 0, "parameters with gradients, or layers in train mode"),
-    ]
-
-
-def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bounds) -> Check:
-    models = trainer.models
-    if trainer.config.value_model.init is ValueInit.policy:
-        return Check(
-            "the value model starts from the policy's backbone",
-            models.value_model.largest_difference(models.policy),
-            0,
-            "the weights of policy and value model differ beyond their heads",
-        )
-    reward_model, differences = models.judging.reward_model, []
-    assert reward_model is not None  # TrainPPOConfig.check_together
-    for part in chunks(sequences, trainer.config.ppo.micro_batch_size):
-        batch = collate(part, trainer.ends.pad_id, trainer.device)
-        values = models.value_model(batch.input_ids, packing=batch.packing)[0]
-        scores = reward_model.engine(batch.input_ids, packing=batch.packing)[0]
-        differences.append(batch.before_each_response_token(values - scores))
-    advice = "the reward model's head must be copied with its backbone, in the same dtype"
-    return Check("the value model starts as the reward model", _largest(*differences), bounds.same, advice)
-
-
-def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bounds) -> list[Check]:
-    """Read every text alone, and in a batch in which prompts and responses are of different lengths."""
-    mixed = [_cut(sequence) if place % 2 else sequence for place, sequence in enumerate(sequences)]
-    parts = chunks(mixed, max(2, trainer.config.ppo.micro_batch_size))
-    together = torch.cat([row for part in parts for row in trainer.views.response_logprobs(part)])
-    alone = torch.cat([trainer.views.response_logprobs([sequence])[0] for sequence in mixed])
-    checks = [
-        Check(
-            "logprobs do not change with padding and neighbours",
-            float((together - alone).abs().mean()),
-            bounds.padded,
-            "masks or positions are wrong, or the model mixes rows; see the model's attention implementation",
-        )
-    ]
-    reward_model = trainer.models.judging.reward_model
-    if reward_model is None:
-        return checks
-    scores = torch.cat([reward_model.score(part).cpu() for part in parts])
-    alone_scores = torch.cat([reward_model.score([sequence]).cpu() for sequence in mixed])
-    return [
-        *checks,
-        Check(
-            "scores do not change with padding and neighbours",
-            _relative(scores, alone_scores),
-            bounds.score,
-            "the reward model's masks, positions or last token are wrong",
-        ),
-    ]
-
-
-def _source_checks(
-    trainer: PPOTrainer, looks: tuple[Rollout, Rollout], probes: list[Prompt], sequences: list[TokenSequence]
-) -> list[Check]:
-    """Ask models with tokenizers of their own about every text alone; compare what the others said twice."""
-    judging, checks = trainer.models.judging, []
-    start = distributed.rank() * len(sequences)  # a look has those of all ranks
-    for place, source in enumerate(judging.sources):
-        said, repeated = (look.source_scores[start : start + len(sequences), place] for look in looks)
-        own = source.own_model("reward")
-        if own is not None:
-            texts = [judging.exchange(*both) for both in zip(probes, sequences, strict=True)]
-            alone = torch.tensor([judging.own[source.name].score([text])[0] for text in texts])
-            name = f"scores of {source.name} do not change with padding and neighbours"
-            advice = "its masks, positions or last token are wrong; see reward[].whole_turn and its chat template"
-            checks.append(Check(name, _relative(said, alone), bounds_of(own).score, advice))
-        elif source.is_outside and not source.random:
-            name = f"{source.name} says the same again"
-            advice = f"mend the source, or declare it: random: true in the source {source.name} of reward"
-            checks.append(Check(name, _relative(said, repeated), BFLOAT16.score, advice))
-    return checks
-
-
-def _update_checks(
-    trainer: PPOTrainer, rollout: Rollout, sequences: list[TokenSequence], bounds: Bounds
-) -> list[Check]:
-    """Run the update's own objective on the probes, in other micro-batches than the scoring's."""
-    batch = trainer.estimate(rollout)
-    size = max(1, min(trainer.config.ppo.micro_batch_size, len(sequences) // 2))
-    num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
-    kl = clipped = 0.0
-    for places in chunks(list(range(len(sequences)))[::-1], size):
-        tokens = collate([sequences[place] for place in places], trainer.ends.pad_id, trainer.device)
-        part = batch.rows(places, tokens.response_mask, trainer.device)
-        _, sums = trainer.policy_objective(part, tokens)
-        kl, clipped = kl + float(sums["approx_kl"]), clipped + float(sums["clipfrac/policy"])
-    advice = "the update computes other logprobs than the scoring: look at temperature, masks, rows"
-    return [
-        Check("the ratio of the first minibatch is 1", math.sqrt(2 * max(kl, 0.0) / num_tokens), bounds.padded, advice),
-        Check("nothing is clipped on the first minibatch", clipped / num_tokens, bounds.clipped, advice),
-    ]
-
-
-def _cut(sequence: TokenSequence) -> TokenSequence:
-    """The first half of a response, as if it had been cut off."""
-    return replace(sequence, response_ids=sequence.response_ids[: (len(sequence.response_ids) + 1) // 2])
-
-
-def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: list[str], bounds: Bounds) -> Check:
-    """Each token must be the one that its uniform number picks from the distribution that scoring sees."""
-    rollout = trainer.config.rollout
-    distances = []
-    for sequence, key in zip(sequences, keys, strict=True):
-        logits, ids = trainer.views.response_logits([sequence]), torch.tensor(sequence.response_ids)
-        numbers = uniforms(key, rollout.max_new_tokens)[: len(ids)]
-        distances.append(distance_from_slice(logits, ids, numbers, rollout.temperature))
-    neutral = rollout.top_p == 1
-    advice = "sampling and scoring differ: look at temperature and masks"
-    return Check(
-        "responses are drawn from the scored distribution",
-        float(torch.cat(distances).mean()),
-        bounds.drawn,
-        advice if neutral else f"rollout.top_p={rollout.top_p:g} cuts the distribution; 1 does not",
-        warns=not neutral,
-    )
-
-
-def _text_checks(probes: list[Prompt], sequences: list[TokenSequence], texts: TextSide) -> list[Check]:
-    own, other = texts.tokenizer, texts.reward_tokenizer
-    if other is None:
-        return []
-    renderer, num_different = Renderer(other, texts.data), 0
-    for probe, sequence in zip(probes, sequences, strict=True):
-        same_prompt = renderer.prompt_ids(json.loads(probe.prompt_key)) == probe.ids
-        same_response = own.decode(sequence.response_ids) == other.decode(sequence.response_ids)
-        answer = own.decode(sequence.response_ids, skip_special_tokens=True)
-        same_ids = own(answer)["input_ids"] == other(answer)["input_ids"]
-        num_different += not (same_prompt and same_response and same_ids)
-    advice = "policy and reward model need tokenizers that turn a text into the same ids"
-    return [Check("policy and reward model read the same text", num_different, 0, advice)]
-
-
-def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: Renderer) -> list[Check]:
-    ends, longest = trainer.ends.ids, trainer.config.rollout.max_new_tokens
-    num_wrong = sum(
-        any(token in ends for token in sequence.response_ids[:-1])
-        or (len(sequence.response_ids) < longest and not trainer.ends.ended(sequence))
-        for sequence in sequences
-    )
-    return [
-        Check("responses end at their first EOS", num_wrong, 0, "the sampler goes on after EOS, or stops without one"),
-        Check(
-            "the chat template's end of turn ends a response",
-            int(renderer.end_id not in ends),
-            0,
-            "add the template's end-of-turn token to the model's generation config as an eos_token_id",
-            warns=True,
-        ),
-    ]
-
-
-@torch.no_grad()
-def check_rm(trainer: RewardTrainer, end_id: int, bounds: Bounds) -> list[Check]:
-    """Check the model and the rows of a reward-model run that has made no update; all ranks together.
-
-    end_id: the token that ends every answer.
-    """
-    rows = spread(trainer.rows, [row.num_tokens for row in trainer.rows], trainer.config.check.num_prompts)
-    parts = chunks(rows, max(2, trainer.config.train.eval_micro_batch_size))
-    together, again = (torch.cat([trainer.scores(part) for part in parts]) for _ in range(2))
-    alone = torch.cat([trainer.scores([_lone(row, place)]) for row in rows for place in range(len(row.answers))])
-    num_open = sum(answer.response_ids[-1] != end_id for row in rows for answer in row.answers)
-    num_early = sum(end_id in answer.response_ids[:-1] for row in rows for answer in row.answers)
-    checks = [
-        Check(
-            "scores do not change with padding and neighbours",
-            _relative(together, alone),
-            bounds.score,
-            "masks, positions or the place of the last token are wrong",
-        ),
-        Check(
-            "a second look gives the same numbers",
-            _largest(together - again),
-            bounds.same,
-            "the model has dropout, noise or a routing that changes; switch it off",
-        ),
-        Check("every answer ends in its end token", num_open, 0, "the score is read there, in training and in PPO"),
-        Check("no answer holds another end token", num_early, 0, "PPO's responses end at the first one", warns=True),
-        Check(
-            "the loss does not start far above ln 2",
-            trainer.mean_loss(parts[0]) - math.log(2),
-            1.0,
-            "a fresh head starts near 0.69; are better and worse swapped, or is the model a trained one?",
-            warns=True,
-        ),
-    ]
-    return _largest_of_all_ranks(checks)
-
-
-def _lone(row: Ranking, place: int) -> Ranking:
-    return replace(row, answers=(row.answers[place],))
-
-
-def _largest(*differences: Tensor) -> float:
+def largest(*differences: Tensor) -> float:
     """The largest absolute value; NaN where there is one, which Python's max would pass over."""
     return float(torch.cat([difference.flatten() for difference in differences]).abs().max())
 
 
-def _relative(scores: Tensor, others: Tensor) -> float:
+def relative(scores: Tensor, others: Tensor) -> float:
     """Largest difference of two readings, in units of the scores' own size where that is above 1."""
-    return _largest(scores - others) / max(1.0, _largest(scores))
+    return largest(scores - others) / max(1.0, largest(scores))
 
 
-def _num_unfrozen(engine: FrozenEngine) -> int:
-    with_gradient = sum(parameter.requires_grad for parameter in engine.module.parameters())
-    return with_gradient + sum(module.training for module in engine.module.modules())
-
-
-def _largest_of_all_ranks(checks: list[Check]) -> list[Check]:
+def worst_of_all_ranks(checks: list[Check]) -> list[Check]:
+    """Return the checks with the largest figure of any rank; all ranks together."""
     figures = distributed.gather_all([check.figure for check in checks])
     return [
         replace(check, figure=max(column, key=lambda figure: math.inf if math.isnan(figure) else figure))

@@ -39,22 +39,19 @@ from rlhf_cli.engine.roofline import matmul_flops
 from rlhf_cli.engine.watchdog import PROGRESS
 from rlhf_cli.models.export import export
 from rlhf_cli.models.heads import TokenScorer
-from rlhf_cli.models.load import (
-    check_length,
-    load_sequence_classifier,
-    load_tokenizer,
-    pad_id,
-    torch_dtype,
-)
+from rlhf_cli.models.load import check_length, load_sequence_classifier, torch_dtype
 from rlhf_cli.models.packed import reads_packed
 from rlhf_cli.models.size import ModelSize
+from rlhf_cli.models.tokenizers import load_tokenizer, pad_id
 from rlhf_cli.plan.moments import Lengths
 from rlhf_cli.report.logs import quieten_libraries
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import run_folder
 from rlhf_cli.train.answers import AnswerBook, HeldOut, Judges, compare
 from rlhf_cli.train.build import PPOParts, build_ppo, load_once
-from rlhf_cli.train.checks import TextSide, bounds_of, check_ppo, check_rm, report_checks
+from rlhf_cli.train.check_ppo import TextSide, check_ppo
+from rlhf_cli.train.check_rm import check_rm
+from rlhf_cli.train.checks import bounds_of, report_checks
 from rlhf_cli.train.failure import Ending, forget_watch_folder, watch_folder
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer, num_steps, pair_records

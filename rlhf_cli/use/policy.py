@@ -18,8 +18,9 @@ from rlhf_cli.data.tokens import Sequence as Tokens
 from rlhf_cli.engine.plain import PlainFrozen
 from rlhf_cli.models.cpu_decoding import decoding
 from rlhf_cli.models.heads import ResponseLM
-from rlhf_cli.models.load import load_causal_lm, load_tokenizer, pad_id, positions
+from rlhf_cli.models.load import load_causal_lm, positions
 from rlhf_cli.models.packed import reads_packed
+from rlhf_cli.models.tokenizers import load_tokenizer, pad_id
 from rlhf_cli.rollout.cache import roomy_cache
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids, uniforms
 from rlhf_cli.use.runs import Trained

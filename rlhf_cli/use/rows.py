@@ -17,11 +17,13 @@ from rlhf_cli.data import preferences
 from rlhf_cli.data import prompts as asked_for
 from rlhf_cli.data.cache import RowCache
 from rlhf_cli.data.conversation import Message, Renderer
+from rlhf_cli.data.conversion import Made, Prepare
 from rlhf_cli.data.formats import question_columns
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.reading import load_rows
 from rlhf_cli.data.rows import BadRow, Row, json_value
-from rlhf_cli.data.sources import Made, Prepare, load_rows, load_sides
+from rlhf_cli.data.sources import load_sides
 from rlhf_cli.data.store import Ids
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.use.words import Rows

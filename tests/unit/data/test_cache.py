@@ -15,7 +15,7 @@ import pytest
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
 from rlhf_cli.config.sources import Format
-from rlhf_cli.data import cache, sources
+from rlhf_cli.data import cache, reading, sources
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.prompts import load_prompts
@@ -115,7 +115,7 @@ def test_every_kind_of_source_is_cached(kind, tokenised):
 
 def test_a_hub_id_is_known_by_its_fingerprint(monkeypatch, tokenised):
     tables = [datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:5])]
-    monkeypatch.setattr(sources.datasets, "load_dataset", lambda name, split: tables[0])
+    monkeypatch.setattr(reading.datasets, "load_dataset", lambda name, split: tables[0])
     first = load(train="owner/name")
     tokenised.clear()
     assert load(train="owner/name") == first
@@ -439,7 +439,7 @@ def test_a_file_that_cannot_be_opened_is_the_same_error(monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     write([])
-    monkeypatch.setattr(sources, "sha256", refuse)
+    monkeypatch.setattr(reading, "sha256", refuse)
     with pytest.raises(InputError, match=r"data.train=a.jsonl: no rows"):
         load()
 

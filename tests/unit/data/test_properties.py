@@ -228,7 +228,7 @@ TABLES = """
 import sys
 from pathlib import Path
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.data.sources import load_rows
+from rlhf_cli.data.reading import load_rows
 
 for file in sorted(Path().iterdir()):
     try:

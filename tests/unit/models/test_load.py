@@ -11,13 +11,8 @@ from rlhf_cli.config.sections import DType, ModelConfig
 from rlhf_cli.data.tokens import EndTokens
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.export import export, export_ends
-from rlhf_cli.models.load import (
-    check_length,
-    load_causal_lm,
-    load_sequence_classifier,
-    load_tokenizer,
-    set_pad_token,
-)
+from rlhf_cli.models.load import check_length, load_causal_lm, load_sequence_classifier
+from rlhf_cli.models.tokenizers import load_tokenizer, set_pad_token
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
 
 

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType, ModelConfig
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer
+from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
+from rlhf_cli.models.tokenizers import load_tokenizer
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
 
 TOKENIZER = byte_tokenizer()

@@ -24,7 +24,8 @@ from rlhf_cli.config.sections import CheckpointConfig, DType, ModelConfig, Promp
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import TokenScorer
-from rlhf_cli.models.load import is_encoder, load_sequence_classifier, load_tokenizer
+from rlhf_cli.models.load import is_encoder, load_sequence_classifier
+from rlhf_cli.models.tokenizers import load_tokenizer
 from rlhf_cli.rewards.own_model import DecoderReader, OwnModel
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.train.judges import own_models

@@ -22,17 +22,9 @@ from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
 from rlhf_cli.train import views
-from rlhf_cli.train.checks import (
-    BFLOAT16,
-    FLOAT32,
-    TextSide,
-    _for_logits,
-    bounds_of,
-    check_ppo,
-    check_rm,
-    report_checks,
-    spread,
-)
+from rlhf_cli.train.check_ppo import TextSide, _for_logits, check_ppo
+from rlhf_cli.train.check_rm import check_rm
+from rlhf_cli.train.checks import BFLOAT16, FLOAT32, bounds_of, report_checks, spread
 from rlhf_cli.train.reward import RewardTrainer
 from tests.oracle.cases import ENDS, EOS, OPTIM, Record, ppo_config, ppo_trainer, rm_config, rm_rows
 from tests.oracle.engines import SimpleTrain

@@ -18,7 +18,8 @@ from rlhf_cli.data.sources import Sides
 from rlhf_cli.data.tokens import Sequence
 from rlhf_cli.rewards.judging import Judging
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.train.checks import FLOAT32, TextSide, check_ppo
+from rlhf_cli.train.check_ppo import TextSide, check_ppo
+from rlhf_cli.train.checks import FLOAT32
 from rlhf_cli.train.judges import texts_of
 from rlhf_cli.train.ppo import PPOState
 from tests.oracle.cases import PROMPTS, TOKENIZER, Record, ppo_config, ppo_models, ppo_trainer
