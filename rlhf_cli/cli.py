@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import rlhf_cli
 
 if TYPE_CHECKING:
-    from rlhf_cli.config.load import Config
+    from rlhf_cli.config.compose import Config
 
 USAGE = """\
 usage: rlhf COMMAND [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]
@@ -52,7 +52,7 @@ AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n")
 
 def entry() -> NoReturn:
     """Run one command and end this process with its exit code."""
-    from rlhf_cli.engine.signals import leave
+    from rlhf_cli.system.signals import leave
 
     leave(main())
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input; docs/reliability.md has them all."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not _is_launcher_flag(arg)]
     from rlhf_cli.config.errors import RunError
-    from rlhf_cli.report.text import printable
+    from rlhf_cli.system.text import printable
 
     _make_streams_usable()
     try:
@@ -156,8 +156,8 @@ def _unknown_command(got: str) -> str:
 
 
 def _list(args: list[str]) -> int:
-    from rlhf_cli.config.docs import experiments, groups
     from rlhf_cli.config.errors import InputError
+    from rlhf_cli.config.option_docs import experiments, groups
 
     if args:
         raise InputError(f"list takes no arguments, got {' '.join(args)}")
@@ -172,8 +172,8 @@ def _list(args: list[str]) -> int:
 def _show_config(args: list[str]) -> int:
     from omegaconf import OmegaConf
 
+    from rlhf_cli.config.compose import compose_yaml, to_object
     from rlhf_cli.config.errors import InputError
-    from rlhf_cli.config.load import compose_yaml, to_object
     from rlhf_cli.config.schema import COMMANDS
 
     if not args or args[0] not in COMMANDS:
@@ -185,7 +185,7 @@ def _show_config(args: list[str]) -> int:
 
 
 def _help(command: str) -> int:
-    from rlhf_cli.config.docs import options
+    from rlhf_cli.config.option_docs import options
     from rlhf_cli.config.schema import COMMANDS
 
     print(f"usage: rlhf {command} [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]\n")
@@ -208,31 +208,31 @@ def _check(args: list[str]) -> int:
 
 
 def _checkpoints(args: list[str]) -> int:
-    from rlhf_cli.report.checkpoints import show
+    from rlhf_cli.report.checkpoint_listing import show
 
     return show(args)
 
 
 def _report(args: list[str]) -> int:
-    from rlhf_cli.report.commands import report
+    from rlhf_cli.report.report_commands import report
 
     return report(args)
 
 
 def _compare(args: list[str]) -> int:
-    from rlhf_cli.report.commands import compare_runs
+    from rlhf_cli.report.report_commands import compare_runs
 
     return compare_runs(args)
 
 
 def _data(args: list[str]) -> int:
-    from rlhf_cli.data.commands import run
+    from rlhf_cli.use.data_commands import run
 
     return run(args)
 
 
 def _plan(args: list[str]) -> int:
-    from rlhf_cli.plan.command import show
+    from rlhf_cli.plan.plan_command import show
 
     return show(args)
 
@@ -244,8 +244,8 @@ def _serve_reward(args: list[str]) -> int:
 
 
 def _train(command: str, args: list[str], check_only: bool = False) -> int:
+    from rlhf_cli.config.compose import as_text, compose_yaml, read_composed, to_object
     from rlhf_cli.config.errors import InputError
-    from rlhf_cli.config.load import as_text, compose_yaml, read_composed, to_object
     from rlhf_cli.config.paths import check_paths
     from rlhf_cli.report.run_dir import run_folder
     from rlhf_cli.report.trackers import require_installed
@@ -265,19 +265,19 @@ def _train(command: str, args: list[str], check_only: bool = False) -> int:
         print(f"{run_folder(config.run)} is finished; nothing to do (give another run.name to run again)")
         return 0
     if config.launch.num_gpus > 1 and not launched:
-        from rlhf_cli.engine.supervisor import supervise
+        from rlhf_cli.system.supervisor import supervise
 
         return supervise(["check", command] if check_only else [command], words, num_ranks, run_folder(config.run))
-    from rlhf_cli.train.run import run
+    from rlhf_cli.run.launch import run
 
     return run(command, words, config, text, check_only)
 
 
 def _nothing_to_do(command: str, config: Config, text: str) -> bool:
     """Say whether the run is finished; raise InputError or CheckpointError where its folder forbids to start it."""
-    from rlhf_cli.config.compare import require_same
+    from rlhf_cli.config.config_diff import require_same
     from rlhf_cli.config.errors import InputError
-    from rlhf_cli.engine.manifest import saved_config
+    from rlhf_cli.engine.checkpoint_manifest import saved_config
     from rlhf_cli.report.run_dir import CONFIG, is_finished, require_unlocked, run_folder
 
     folder = run_folder(config.run)

@@ -28,22 +28,23 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from rlhf_cli.algo.packing import Packing
-from rlhf_cli.config.load import load
+from rlhf_cli.config.compose import load
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.data.tokens import Sequence
-from rlhf_cli.engine import choose, distributed
-from rlhf_cli.models import cpu_attention
-from rlhf_cli.models.cpu_attention import use_on_cpu
-from rlhf_cli.models.cpu_linear import laid_out
+from rlhf_cli.data.token_batches import TokenSequence
+from rlhf_cli.engine import distributed
+from rlhf_cli.engine import factory as choose
+from rlhf_cli.models.cpu import attention as cpu_attention
+from rlhf_cli.models.cpu.attention import use_on_cpu
+from rlhf_cli.models.cpu.linear import laid_out
 from rlhf_cli.models.heads import ResponseLM
-from rlhf_cli.models.packed import packed_pass, reads_packed, use_packing
+from rlhf_cli.models.packed_forward import packed_pass, reads_packed, use_packing
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
-from rlhf_cli.train import views
+from rlhf_cli.run.build import build_ppo
+from rlhf_cli.run.launch import keep_freed_memory, quieten_libraries
+from rlhf_cli.train import forward as views
 from rlhf_cli.train.batch import Rollout
-from rlhf_cli.train.build import build_ppo
 from rlhf_cli.train.ppo import PPOData, PPOTrainer
-from rlhf_cli.train.run import keep_freed_memory, quieten_libraries
 
 Without = Callable[[], AbstractContextManager[Any]]
 Show = Callable[[str, str, Callable[[], object], Without], None]
@@ -188,16 +189,16 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
         fast, slow = median_pair(action, without, options.rounds)
         print(f"{name:52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}", flush=True)
 
-    def collect_all() -> list[Sequence]:
+    def collect_all() -> list[TokenSequence]:
         with mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(), trainer.ends.pad_id)):
             return trainer.collect()
 
-    def collect_early() -> list[Sequence]:
+    def collect_early() -> list[TokenSequence]:
         with early_ends(trainer, options):
             return trainer.collect()
 
     plain = lambda model, room: DynamicCache(config=model.config)  # noqa: E731
-    show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "roomy_cache", plain))
+    show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "growing_cache", plain))
     no_tiles = patched(cpu_attention, "_has_tiles", lambda _: False)
     show("this CPU's attention and layers in decoding", "rollout", collect_all, lambda: torch_attention(trainer))
     show("torch's attention of one token on tiles (AMX)", "rollout", collect_all, no_tiles)
@@ -214,8 +215,8 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
     step = lambda: trainer.learn(trainer.score(sequences, for_update=True))  # noqa: E731
     again = patched(trainer, "_can_reuse", lambda _: False)
     show("scoring's pass of the policy is the update's first", "both", step, again)
-    by_row = patched(views, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
-    show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), by_row)
+    map_micro_batches = patched(views, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
+    show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), map_micro_batches)
     # what is measured from here on has gloo's threads beside it, as ZeRO-3 has: an exchange cannot be taken back
     before, after = with_gloo_threads(collect_all, options.rounds)
     name = "no OpenMP threads of gloo (one rank exchanges nothing)"
@@ -224,7 +225,7 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
 
 
 def beside_zero3(
-    trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[Sequence], rollout: Rollout, rounds: int, show: Show
+    trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[TokenSequence], rollout: Rollout, rounds: int, show: Show
 ) -> None:
     """Measure one gather an update, and the plain engines beside DeepSpeed's."""
     by_layers = replace(sharded.config, ppo=replace(sharded.config.ppo, gather=False))
@@ -247,7 +248,7 @@ def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float,
     return before, statistics.median(seconds() for _ in range(rounds))
 
 
-def against_sharded(trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[Sequence], rounds: int) -> None:
+def against_sharded(trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[TokenSequence], rounds: int) -> None:
     """Compare the plain engines with DeepSpeed's on this one rank, in turn."""
     rollout = trainer.score(sequences)
     for phase, actions in (

@@ -25,7 +25,7 @@ def child(keep: bool, layers: int, steps: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from rlhf_cli.train.run import keep_freed_memory
+    from rlhf_cli.run.launch import keep_freed_memory
 
     if keep:
         keep_freed_memory()

@@ -7,8 +7,9 @@ usage: python scripts/bench_memory.py [--only WORD ...] [--quick] [--out FILE.js
   --out FILE        write everything as JSON
 
 Every case is a run of `rlhf train-ppo` or `rlhf train-rm` on models with random weights, in processes of its own, one a
-rank, with the command's own code; what it holds is counted by storages that are alive (rlhf_cli/plan/live.py), not by
-resident memory, which has freed memory and libraries in it. Beside it stands what the plan says of that run. All
+rank, with the command's own code; what it holds is counted by storages that are alive
+(rlhf_cli/plan/live_tensors.py), not by resident memory, which has
+freed memory and libraries in it. Beside it stands what the plan says of that run. All
 prompts have the length that the options allow. Without a GPU, a model's copy in host memory and its place on the device
 are one: so are both sides here. On a GPU the count is the allocator's.
 
@@ -33,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from bench_common import begin, cores, cpu_name, environment, table
 
-from rlhf_cli.engine.ports import free_port
-from rlhf_cli.plan.live import LiveTensors
+from rlhf_cli.plan.live_tensors import LiveTensors
 from rlhf_cli.plan.memory_map import PHASES
+from rlhf_cli.system.ports import free_port
 
 _OF = {"answers before training": "rollout", "answers after training": "rollout", "rollout": "rollout"}
 _OF |= {"score": "score", "update": "update", "checkpoint": "save", "export": "save"}
@@ -255,7 +256,7 @@ class Phases:
 def child(work: dict[str, Any]) -> int:
     """Run the command with its live tensors counted; write the peaks of the phases to a file."""
     from rlhf_cli.cli import main
-    from rlhf_cli.engine.watchdog import PROGRESS
+    from rlhf_cli.system.watchdog import PROGRESS
 
     phases = Phases(LiveTensors(lambda tensor: None if tensor.is_meta else ""))  # meta: the plan's own
     enter = type(PROGRESS).enter
@@ -276,10 +277,10 @@ def child(work: dict[str, Any]) -> int:
 
 def planned(case: Case, folder: Path) -> dict[str, int]:
     """Return the bytes of tensors that rank 0 holds in each phase by plan, in host memory and on the device."""
-    from rlhf_cli.config.load import load
+    from rlhf_cli.config.compose import load
+    from rlhf_cli.plan.build_map import memory_map
     from rlhf_cli.plan.memory_map import Place, total
-    from rlhf_cli.plan.moments import Lengths
-    from rlhf_cli.plan.runs import memory_map
+    from rlhf_cli.plan.phases import Lengths
 
     config = load(case.command, words_of(case, folder))
     longest = case.prompt + case.response

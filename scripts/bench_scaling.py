@@ -383,8 +383,8 @@ class TimedWork:
 
 def counted_ranks(folder: Path, num_ranks: int, args: Sequence[str]) -> int:
     """Run so many counted ranks; return the exit code of the first one that fails, after which none is left, or 0."""
-    from rlhf_cli.engine.ports import free_port
-    from rlhf_cli.engine.process import SUPERVISED
+    from rlhf_cli.system.ports import free_port
+    from rlhf_cli.system.processes import SUPERVISED
 
     words = [sys.executable, __file__, COUNTED, str(folder), str(num_ranks), *args]
     shared = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1"}
@@ -414,7 +414,7 @@ def counted_rank(folder: Path, args: list[str]) -> NoReturn:
             setattr(module, name, counted)
     watch_phases(meter)
     from rlhf_cli.cli import main
-    from rlhf_cli.engine.signals import leave
+    from rlhf_cli.system.signals import leave
 
     code = main(args)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -425,7 +425,7 @@ def counted_rank(folder: Path, args: list[str]) -> NoReturn:
 
 def watch_phases(meter: Meter) -> None:
     """Let the trainer's clock tell the phases."""
-    import rlhf_cli.train.run  # noqa: F401  settings that DeepSpeed reads when it is imported
+    import rlhf_cli.run.launch  # noqa: F401  settings that DeepSpeed reads when it is imported
     from rlhf_cli.report.reporter import Reporter
 
     plain = Reporter.time

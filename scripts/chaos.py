@@ -31,10 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_cli.config.errors import CheckpointError, DiskError, Interrupted, StalledError
-from rlhf_cli.engine.manifest import LATEST, check_hashes, pointed, read_manifest, steps
-from rlhf_cli.report.checkpoints import listed, pointer_faults
+from rlhf_cli.engine.checkpoint_manifest import LATEST, check_hashes, pointed, read_manifest, steps
+from rlhf_cli.report.checkpoint_listing import listed, pointer_faults
 from rlhf_cli.report.run_dir import is_finished
-from rlhf_cli.report.status import read_status
+from rlhf_cli.system.run_status import read_status
 
 NUM_STEPS, EVERY_STEPS, TIMEOUT_S = 24, 2, 20
 WORDS = (

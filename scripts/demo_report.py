@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlhf_cli.report.text import printable
+from rlhf_cli.system.text import printable
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

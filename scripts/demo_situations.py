@@ -254,7 +254,7 @@ N If no quiet room is free tonight, I'll take this night off your bill.
 N I'm putting you down for the first quiet room that is free tomorrow morning.
 Q What's your room number?
 Q Would a room on a higher floor suit you?
-Q When would it suit you to change rooms?
+Q When would it suit you to change sized_rows?
 B You picked the cheapest room, so what did you expect?
 B Maybe you are just too sensitive to noise.
 C Use earplugs.
@@ -799,7 +799,7 @@ D We don't do that by message.
 = gym-showers | fitness | gym showers | broken gym showers
 ? The showers at the gym are cold again. ~ N4
 ? Two of the three showers don't work and the floor is filthy! ~ Q2 Q3
-? When are the changing rooms going to be repaired? ~ N4 Q2
+? When are the changing sized_rows going to be repaired? ~ N4 Q2
 ? Hi, the men's showers have been shut for three weeks. Any idea when they'll be open? ~ N4 Q2 Q3
 ? no hot water at the club ~ N4 Q2
 ? I pay 60 a month and have to drive home sweaty because your showers are out of order. ~ N4 Q2 Q3

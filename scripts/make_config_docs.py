@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from fresh import DOCS, main
 
-from rlhf_cli.config.docs import experiments, groups, options
+from rlhf_cli.config.option_docs import experiments, groups, options
 from rlhf_cli.config.schema import COMMANDS
 
 

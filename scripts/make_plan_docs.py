@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from fresh import DOCS, main
 
-from rlhf_cli.config.docs import experiments
-from rlhf_cli.plan.command import show
+from rlhf_cli.config.option_docs import experiments
+from rlhf_cli.plan.plan_command import show
 
 HEAD = """\
 # Presets for A100s, and their plans

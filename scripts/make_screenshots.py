@@ -18,7 +18,7 @@ from rich.text import Text
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from rlhf_cli.report.html.render import write_report
+from rlhf_cli.report.html.html_page import write_report
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDTH, HEIGHT = 1280, 1000

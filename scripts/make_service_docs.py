@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from fresh import DOCS, main
 
-from rlhf_cli.use.service import Info, make_app
+from rlhf_cli.use.score_service import Info, make_app
 
 
 def render() -> str:

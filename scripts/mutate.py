@@ -46,9 +46,9 @@ ALGO = "tests/unit/algo"
 TRAIN = tuple(
     f"tests/unit/train/test_{name}.py" for name in ("ppo_estimate", "update", "first_pass", "oracle", "correctness")
 )
-BATCHES = ("tests/unit/data/test_tokens.py", "tests/unit/models/test_padding.py")
-PACKED = (BATCHES[1], "tests/unit/models/test_packed.py")
-ROLLOUT = ("tests/unit/rollout/test_cache.py", "tests/unit/rollout/test_embedded.py")
+BATCHES = ("tests/unit/data/test_token_batches.py", "tests/unit/models/test_padding.py")
+PACKED = (BATCHES[1], "tests/unit/models/test_packed_forward.py")
+ROLLOUT = ("tests/unit/rollout/test_kv_cache.py", "tests/unit/rollout/test_embedded.py")
 REPORT = "tests/unit/report"
 PLAN = "tests/unit/plan"
 # file -> the functions and classes that are mutated (none: all of it), and its tests, the fastest first
@@ -61,31 +61,37 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         f"rlhf_cli/algo/{name}.py": ((), (f"{ALGO}/test_{name}.py",)) for name in ("sampling", "schedules", "normalise")
     },
     "rlhf_cli/algo/packing.py": ((), (f"{ALGO}/test_packing.py", *BATCHES)),
-    "rlhf_cli/data/tokens.py": ((), (*BATCHES, *TRAIN)),
+    "rlhf_cli/data/token_batches.py": ((), (*BATCHES, *TRAIN)),
     "rlhf_cli/models/heads.py": (("ResponseLM", "TokenScorer"), (*PACKED, *ROLLOUT, *TRAIN)),
-    "rlhf_cli/models/packed.py": ((), PACKED),
-    "rlhf_cli/models/cpu_linear.py": ((), ("tests/unit/models/test_cpu_linear.py",)),
-    "rlhf_cli/models/cpu_attention.py": (
+    "rlhf_cli/models/packed_forward.py": ((), PACKED),
+    "rlhf_cli/models/cpu/linear.py": ((), ("tests/unit/models/cpu/test_linear.py",)),
+    "rlhf_cli/models/cpu/attention.py": (
         ("CausalAttention", "_blocks", "one_token", "attention"),
-        ("tests/unit/models/test_cpu_attention.py",),
+        ("tests/unit/models/cpu/test_attention.py",),
     ),
     "rlhf_cli/engine/distributed.py": (
-        ("share", "balanced_share", "evened", "pad_to_ranks"),
+        ("share", "balanced_share", "pad_to_same_count", "pad_to_ranks"),
         ("tests/unit/engine/test_distributed.py", *TRAIN),
     ),
     "rlhf_cli/engine/plain.py": (("_add_gradient", "_update", "_scaled"), ("tests/unit/engine/test_plain.py",)),
-    "rlhf_cli/rollout/cache.py": (("RoomyLayer",), ROLLOUT),
+    "rlhf_cli/rollout/kv_cache.py": (("GrowingLayer",), ROLLOUT),
     "rlhf_cli/rollout/embedded.py": (("sample", "_decode", "_all_ended", "_Rows"), ROLLOUT),
     "rlhf_cli/rewards/reward_model.py": ((), ("tests/unit/rewards/test_reward_model.py", *TRAIN)),
     "rlhf_cli/rewards/weighted_sum.py": ((), ("tests/unit/rewards/test_weighted_sum.py", *TRAIN)),
-    "rlhf_cli/rewards/own_model.py": ((), ("tests/unit/rewards/test_own_model.py",)),
-    "rlhf_cli/rewards/judging.py": ((), ("tests/unit/train/test_sources.py", "tests/unit/train/test_answers.py")),
-    **{f"rlhf_cli/plan/{name}.py": ((), (f"{PLAN}/test_{name}.py",)) for name in ("batches", "engines", "live")},
-    **{f"rlhf_cli/report/{name}.py": ((), (f"{REPORT}/test_{name}.py",)) for name in ("judgement", "leash")},
+    "rlhf_cli/rewards/classifier_source.py": ((), ("tests/unit/rewards/test_classifier_source.py",)),
+    "rlhf_cli/rewards/ensemble.py": ((), ("tests/unit/train/test_sources.py", "tests/unit/run/test_evaluation.py")),
+    **{
+        f"rlhf_cli/plan/{name}.py": ((), (f"{PLAN}/test_{name}.py",))
+        for name in ("batch_counts", "engine_memory", "live_tensors")
+    },
+    **{
+        f"rlhf_cli/report/{name}.py": ((), (f"{REPORT}/test_{name}.py",))
+        for name in ("calibration", "overoptimization")
+    },
     "rlhf_cli/report/intervals.py": ((), (f"{REPORT}/test_intervals.py",)),
-    "rlhf_cli/train/answers.py": (("metrics", "compare", "_win_rate"), ("tests/unit/train/test_answers.py",)),
+    "rlhf_cli/run/evaluation.py": (("metrics", "compare", "_win_rate"), ("tests/unit/run/test_evaluation.py",)),
     "rlhf_cli/train/batch.py": ((), TRAIN),
-    "rlhf_cli/train/work.py": ((), TRAIN),
+    "rlhf_cli/train/flops.py": ((), TRAIN),
     "rlhf_cli/train/ppo.py": (
         (
             *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_can_reuse"),
@@ -94,9 +100,9 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         TRAIN,
     ),
-    "rlhf_cli/train/views.py": (
+    "rlhf_cli/train/forward.py": (
         (
-            *("micro_batches", "by_row", "logits", "policy", "logprobs_and_entropy", "logprobs", "values"),
+            *("micro_batches", "map_micro_batches", "logits", "policy", "logprobs_and_entropy", "logprobs", "values"),
             *("collate", "take_read"),
         ),
         TRAIN,
@@ -114,8 +120,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 ADVANTAGES, LOSSES, NORMALISE, SAMPLING = (
     f"rlhf_cli/algo/{name}.py" for name in ("advantages", "losses", "normalise", "sampling")
 )
-PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/tokens.py"
-PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/cache.py"
+PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/token_batches.py"
+PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/kv_cache.py"
 DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
 FLAT = "the tensors have two dimensions: the last is number 1"
 NOTHING = "no tokens either way"

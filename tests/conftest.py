@@ -15,8 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from rlhf_cli.engine.ports import free_port
-from rlhf_cli.engine.signals import STOPPING
+from rlhf_cli.system.ports import free_port
+from rlhf_cli.system.signals import STOPPING
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

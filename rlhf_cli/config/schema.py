@@ -9,11 +9,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import InputError, require
-from rlhf_cli.config.guards import GuardConfig, PPOGuardConfig
+from rlhf_cli.config.guard_options import GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig, ValueInit, ValueModelConfig
-from rlhf_cli.config.plan import PlanConfig
-from rlhf_cli.config.report import ReportConfig
-from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.config.plan_options import PlanConfig
+from rlhf_cli.config.report_options import ReportConfig
+from rlhf_cli.config.reward_options import RewardSourceConfig
 from rlhf_cli.config.sections import (
     CheckConfig,
     CheckpointConfig,
@@ -27,7 +27,7 @@ from rlhf_cli.config.sections import (
     RolloutConfig,
     RunConfig,
 )
-from rlhf_cli.config.zero import ZeroSettings, with_weights_on_host
+from rlhf_cli.config.zero_settings import ZeroSettings, with_weights_on_host
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from omegaconf import MISSING
 
+from rlhf_cli.config.data_sources import Format, Source, Sources, check_filter, sources_of
 from rlhf_cli.config.errors import require, require_finite_range
-from rlhf_cli.config.sources import Format, Source, Sources, check_filter, sources_of
 
 DEFAULT_TEMPLATE = "default"  # the name of the chat template for tokenizers without one
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import DEFAULT_TEMPLATE
-from rlhf_cli.report.text import one_line
+from rlhf_cli.system.text import one_line
 
 Message = dict[str, str]
 

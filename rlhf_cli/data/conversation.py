@@ -10,11 +10,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.sections import DataConfig
+from rlhf_cli.data.bad_rows import BadRow
 from rlhf_cli.data.chat_template import Message as Message
 from rlhf_cli.data.chat_template import RefusedError, Template, Turn, default_template, turn_of
-from rlhf_cli.data.rows import BadRow
-from rlhf_cli.data.special import SpecialTokens
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.special_tokens import SpecialTokens
+from rlhf_cli.data.token_batches import TokenSequence
 
 _SHOWN = ("system", "user")  # roles whose every word must be in the prompt; of an answer a template may leave out parts
 
@@ -68,9 +68,9 @@ class Renderer:
             return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
         return (*self._answer_ids(text.strip() if self._turn.trims else text), self.end_id)
 
-    def sequence(self, messages: list[Message], answer: str) -> Sequence:
+    def sequence(self, messages: list[Message], answer: str) -> TokenSequence:
         """Return the ids of a prompt and of an answer to it."""
-        return Sequence(self.prompt_ids(messages), self.response_ids(answer))
+        return TokenSequence(self.prompt_ids(messages), self.response_ids(answer))
 
     def conversation_text(self, messages: list[Message], answer: str) -> str:
         """Return a prompt and an answer as the template writes a whole conversation, all behind the answer included.

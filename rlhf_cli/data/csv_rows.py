@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.data.rows import BadRow, Row
-from rlhf_cli.report.text import one_line
+from rlhf_cli.data.bad_rows import BadRow, Row
+from rlhf_cli.system.text import one_line
 
 MAX_ROW_CHARS = 64 << 20  # an open quote makes one row of all that follows
 _MAX_COLUMNS = 1000  # rows of a file with one more for every text would be mostly names

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.data.rows import BadRow, Row
+from rlhf_cli.data.bad_rows import BadRow, Row
 
 MAX_LINE_BYTES = 64 << 20  # of one row; a longer one is bad, and is passed over in blocks
 MAX_ARRAY_BYTES = 1 << 30  # of a .json file, which is read whole

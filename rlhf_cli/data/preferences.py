@@ -8,25 +8,25 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Self
 
+from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import require
 from rlhf_cli.config.sections import PreferenceDataConfig
-from rlhf_cli.config.sources import Format
-from rlhf_cli.data.cache import RowCache
+from rlhf_cli.data.bad_rows import BadRow, Row, column
 from rlhf_cli.data.conversation import Renderer, is_empty
-from rlhf_cli.data.conversion import Prepare
-from rlhf_cli.data.formats import Case, compared, empty
 from rlhf_cli.data.ratings import as_number
-from rlhf_cli.data.rows import BadRow, Row, column
-from rlhf_cli.data.sources import Sides, load_sides
-from rlhf_cli.data.store import Ids
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.row_formats import Case, compared, empty
+from rlhf_cli.data.row_pipeline import Prepare
+from rlhf_cli.data.row_store import Ids
+from rlhf_cli.data.splits import Splits, load_splits
+from rlhf_cli.data.token_batches import TokenSequence
+from rlhf_cli.data.token_cache import RowCache
 
 
 @dataclass(frozen=True)
 class Ranking:
     """One prompt with K answers, the best first; a preference pair has K = 2."""
 
-    answers: tuple[Sequence, ...]
+    answers: tuple[TokenSequence, ...]
     longer_wins: float  # share of its pairs whose better text is the longer one, a half at equal length
     prompt_key: str  # equal for rows with the same prompt
     margin: float = 0.0  # by which a better score should exceed a worse one
@@ -45,7 +45,7 @@ class Ranking:
     def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
         """Return the ranking that has these parts."""
         longer_wins, prompt_key, margin, confidence, category, weight, ranks = rest
-        answers = tuple(Sequence(ids[0], response_ids) for response_ids in ids[1:])
+        answers = tuple(TokenSequence(ids[0], response_ids) for response_ids in ids[1:])
         return cls(answers, longer_wins, prompt_key, margin, confidence, category, weight, tuple(ranks))
 
     @property
@@ -60,9 +60,9 @@ class Ranking:
         return [(a, b) for a, b in pairs if self.ranks[a] < self.ranks[b]] if self.ranks else pairs
 
 
-def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int) -> Sides[Ranking]:
+def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int) -> Splits[Ranking]:
     """Load, render, filter and split; raise InputError where no row is left to train on."""
-    return load_sides(config, seed, preparing(renderer), RowCache(config, renderer, Ranking))
+    return load_splits(config, seed, preparing(renderer), RowCache(config, renderer, Ranking))
 
 
 def preparing(renderer: Renderer) -> Prepare[Ranking]:
@@ -110,7 +110,7 @@ def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, rendere
     messages, texts = said.case.messages, [text for _, text in said.case.answers]
     prompt_ids = renderer.prompt_ids(messages)
     ranking = Ranking(
-        answers=tuple(Sequence(prompt_ids, renderer.response_ids(text)) for text in texts),
+        answers=tuple(TokenSequence(prompt_ids, renderer.response_ids(text)) for text in texts),
         longer_wins=0.5,
         prompt_key=json.dumps(messages),
         margin=said.margin,

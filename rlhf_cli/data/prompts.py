@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.sections import PromptDataConfig
-from rlhf_cli.config.sources import Format
-from rlhf_cli.data.cache import RowCache
+from rlhf_cli.data.bad_rows import BadRow, Row, json_value
 from rlhf_cli.data.conversation import Message, Renderer, is_empty
-from rlhf_cli.data.conversion import Prepare
-from rlhf_cli.data.formats import asked, empty, question_columns
-from rlhf_cli.data.rows import BadRow, Row, json_value
-from rlhf_cli.data.sources import Sides, load_sides
-from rlhf_cli.data.store import Ids
+from rlhf_cli.data.row_formats import asked, empty, question_columns
+from rlhf_cli.data.row_pipeline import Prepare
+from rlhf_cli.data.row_store import Ids
+from rlhf_cli.data.splits import Splits, load_splits
+from rlhf_cli.data.token_cache import RowCache
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Prompt:
         return cls(text, ids[0], prompt_key, tuple(messages), columns)
 
 
-def load_prompts(config: PromptDataConfig, renderer: Renderer, seed: int) -> Sides[Prompt]:
+def load_prompts(config: PromptDataConfig, renderer: Renderer, seed: int) -> Splits[Prompt]:
     """Load, render, filter and split; raise InputError where no prompt is left to train on."""
-    return load_sides(config, seed, preparing(renderer), RowCache(config, renderer, Prompt))
+    return load_splits(config, seed, preparing(renderer), RowCache(config, renderer, Prompt))
 
 
 def preparing(renderer: Renderer) -> Prepare[Prompt]:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from rlhf_cli.config.sections import PreferenceDataConfig
-from rlhf_cli.data.rows import BadRow, Row, column
+from rlhf_cli.data.bad_rows import BadRow, Row, column
 
 SCORES = ("overall_score", "score", "rating", "helpfulness")  # usual names of what ranks answers, the first there wins
 

@@ -17,7 +17,7 @@ from rlhf_cli.config.errors import NonFiniteError
 from rlhf_cli.config.sections import DType, OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.shards import ShardReader, write_shards
-from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.system.watchdog import PROGRESS
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _ADAM_STEP = "adam_step"

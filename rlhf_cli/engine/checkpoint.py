@@ -16,8 +16,7 @@ import torch
 from rlhf_cli.config.errors import CheckpointError
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
-from rlhf_cli.engine.files import disk_errors, publish, require_room, sha256, sync, write_durably
-from rlhf_cli.engine.manifest import (
+from rlhf_cli.engine.checkpoint_manifest import (
     BEST,
     CONFIG,
     LATEST,
@@ -31,7 +30,8 @@ from rlhf_cli.engine.manifest import (
     to_resume,
     with_way_out,
 )
-from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.system.durable_files import disk_errors, publish, require_room, sha256, sync, write_durably
+from rlhf_cli.system.watchdog import PROGRESS
 
 STATE = "trainer.json"
 _SMALL_FILES = 2**20  # room for what is not tensors

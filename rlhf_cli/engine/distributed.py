@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf_cli.config.errors import InputError, RunError
-from rlhf_cli.engine.lean import deepspeed, get_accelerator
-from rlhf_cli.engine.ports import free_port
-from rlhf_cli.report.text import one_line
+from rlhf_cli.engine.deepspeed_import import deepspeed, get_accelerator
+from rlhf_cli.system.ports import free_port
+from rlhf_cli.system.text import one_line
 
 Item = TypeVar("Item")
 
@@ -171,7 +171,7 @@ def balanced_share(items: list[Item], sizes: list[int]) -> list[Item]:
     return [items[place] for place in mine]
 
 
-def evened(parts: list[Item]) -> list[tuple[Item, bool]]:
+def pad_to_same_count(parts: list[Item]) -> list[tuple[Item, bool]]:
     """Mark each part as real, and repeat the first one, not real, until every rank has as many.
 
     Under ZeRO-3 a forward pass is a collective: all ranks must make the same number of them.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, TrainEngine, adamw, saved_buffers
-from rlhf_cli.engine.groups import groups
-from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.engine.param_groups import groups
+from rlhf_cli.system.watchdog import PROGRESS
 
 
 class PlainFrozen(FrozenEngine):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_cli.config.errors import CheckpointError
-from rlhf_cli.engine.watchdog import PROGRESS
+from rlhf_cli.system.watchdog import PROGRESS
 
 FILE_BYTES = 2**30  # safetensors copies what it writes: a file's bytes are the memory that saving takes
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_cli.data.tokens import EndTokens
+from rlhf_cli.data.token_batches import EndTokens
 
 
 def export_ends(model: PreTrainedModel, ends: EndTokens) -> None:

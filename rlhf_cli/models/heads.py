@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from rlhf_cli.algo.packing import Packing
-from rlhf_cli.models.packed import packed_pass, reads_packed
+from rlhf_cli.models.packed_forward import packed_pass, reads_packed
 
 
 class ResponseLM(nn.Module):

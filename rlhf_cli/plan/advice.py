@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import DType
-from rlhf_cli.config.zero import ZeroSettings
+from rlhf_cli.config.zero_settings import ZeroSettings
 from rlhf_cli.plan.memory_map import MemoryMap
 
 Config = TrainPPOConfig | TrainRMConfig

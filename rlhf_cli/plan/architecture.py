@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.models.heads import Float32Head, PairScorer, ResponseLM, TokenScorer
-from rlhf_cli.models.load import switch_dropout_off
-from rlhf_cli.models.packed import use_packing
-from rlhf_cli.report.text import one_line
+from rlhf_cli.models.load_models import switch_dropout_off
+from rlhf_cli.models.packed_forward import use_packing
+from rlhf_cli.system.text import one_line
 
 
 @dataclass(frozen=True)

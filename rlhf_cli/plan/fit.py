@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.plan import Misfit
-from rlhf_cli.engine.files import folder_bytes
-from rlhf_cli.plan.batches import Batches, batches
+from rlhf_cli.config.plan_options import Misfit
+from rlhf_cli.plan.batch_counts import Batches, batches
+from rlhf_cli.plan.build_map import memory_map
 from rlhf_cli.plan.machine import Machine, gib, misfits, named, ranks
 from rlhf_cli.plan.memory_map import MemoryMap, Place
-from rlhf_cli.plan.moments import Config, Lengths
-from rlhf_cli.plan.runs import memory_map
-from rlhf_cli.report.text import one_line
+from rlhf_cli.plan.phases import Config, Lengths
+from rlhf_cli.system.durable_files import folder_bytes
+from rlhf_cli.system.text import one_line
 
 
 @dataclass(frozen=True)

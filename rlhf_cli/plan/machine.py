@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from rlhf_cli.config.plan import PlanConfig, num_bytes
-from rlhf_cli.engine.files import free_bytes
+from rlhf_cli.config.plan_options import PlanConfig, num_bytes
 from rlhf_cli.plan.memory_map import GIB, Item, MemoryMap
+from rlhf_cli.system.durable_files import free_bytes
 
 _SHARED_MEMORY = 2**30  # that NVIDIA's guide to NCCL asks containers for (--shm-size=1g)
 

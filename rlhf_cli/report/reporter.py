@@ -12,16 +12,16 @@ from typing import Any
 
 from rich.markup import escape
 
-from rlhf_cli.config.report import ReportConfig
-from rlhf_cli.engine.memory import PeakMemory
-from rlhf_cli.engine.signals import StopSignals
-from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.report.checks import Check, table
-from rlhf_cli.report.live import LiveView
+from rlhf_cli.config.report_options import ReportConfig
+from rlhf_cli.engine.peak_memory import PeakMemory
+from rlhf_cli.report.check_table import Check, table
+from rlhf_cli.report.live_view import LiveView
 from rlhf_cli.report.run_dir import CHECKS, EVENTS, METRICS, PAIRS, PLAN, ROLLOUTS, SAMPLES, RunDir
-from rlhf_cli.report.status import State, write_status
-from rlhf_cli.report.terminal import console
 from rlhf_cli.report.trackers import Tracked
+from rlhf_cli.system.run_status import State, write_status
+from rlhf_cli.system.signals import StopSignals
+from rlhf_cli.system.terminal import console
+from rlhf_cli.system.watchdog import PROGRESS
 
 
 @dataclass(frozen=True)

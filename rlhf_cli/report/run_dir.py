@@ -18,9 +18,9 @@ from typing import Any
 
 import rlhf_cli
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.secrets import hide_words
+from rlhf_cli.config.redaction import hide_words
 from rlhf_cli.config.sections import RunConfig
-from rlhf_cli.engine.files import disk_errors, sync, write_durably
+from rlhf_cli.system.durable_files import disk_errors, sync, write_durably
 
 SUMMARY = "summary.json"  # written last, so its presence means that the run is finished
 CONFIG = "config.yaml"

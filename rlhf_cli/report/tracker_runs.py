@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_cli.config.compare import flat
+from rlhf_cli.config.config_diff import flat
 
 
 class TrackerRun(Protocol):

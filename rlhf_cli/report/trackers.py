@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.report import ReportConfig, Tracker
-from rlhf_cli.config.secrets import hidden
-from rlhf_cli.engine.files import write_durably
-from rlhf_cli.report.text import one_line
+from rlhf_cli.config.redaction import hidden
+from rlhf_cli.config.report_options import ReportConfig, Tracker
 from rlhf_cli.report.tracker_runs import MLflow, RunWithId, Start, TensorBoard, TrackerRun, Trackio, Wandb
+from rlhf_cli.system.durable_files import write_durably
+from rlhf_cli.system.text import one_line
 
 NOTES = "trackers.json"  # the ids that a resumed run goes on with, and the last step that each tracker has of a metric
 _OPEN_S = 90.0  # longer than W&B's own limit below, whose message says more

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.tokens import EndTokens, Sequence, collate
+from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate
 from rlhf_cli.engine.base import FrozenEngine
 
 
@@ -19,7 +19,7 @@ class RewardModel:
         self.ends = ends
         self.device = device
 
-    def score(self, sequences: list[Sequence]) -> Tensor:
+    def score(self, sequences: list[TokenSequence]) -> Tensor:
         """Return one score a sequence, float32 [B], read at its end token; all ranks together.
 
         A response that was cut off is given one to be scored with, and one that ended in another end token has it
@@ -29,8 +29,8 @@ class RewardModel:
         per_token, _ = self.engine(batch.input_ids, packing=batch.packing)
         return batch.at_last_token(per_token)
 
-    def _closed(self, sequence: Sequence) -> Sequence:
+    def _closed(self, sequence: TokenSequence) -> TokenSequence:
         text = sequence.response_ids
         if self.ends.ended(sequence):
             text = text[:-1]
-        return Sequence(sequence.prompt_ids, (*text, self.end_id))
+        return TokenSequence(sequence.prompt_ids, (*text, self.end_id))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rlhf_cli.config.errors import RewardError
-from rlhf_cli.report.text import one_line
+from rlhf_cli.system.text import one_line
 
 _MAX_SHOWN = 80  # characters of a response in a message
 _LARGEST = 3.4e38  # that float32 holds

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.algo.normalise import Moments
-from rlhf_cli.config.rewards import Normalise, RewardSourceConfig
+from rlhf_cli.config.reward_options import Normalise, RewardSourceConfig
 
 
 class WeightedSum:

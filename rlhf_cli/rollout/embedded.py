@@ -13,14 +13,14 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.tokens import EndTokens, Room, Sequence, Size, micro_batches
+from rlhf_cli.data.token_batches import EndTokens, Size, SizedRow, TokenSequence, micro_batches
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import Engine
-from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.models.compiled import as_written
-from rlhf_cli.models.cpu_decoding import decoding
+from rlhf_cli.models.compile_layers import as_written
+from rlhf_cli.models.cpu.decoding import decoding
 from rlhf_cli.models.heads import ResponseLM
-from rlhf_cli.rollout.cache import roomy_cache
+from rlhf_cli.rollout.kv_cache import growing_cache
+from rlhf_cli.system.watchdog import PROGRESS
 
 # Asking a GPU whether rows have ended makes it wait; a CPU has nothing to wait for.
 _LOOK_EVERY = {"cpu": 1}
@@ -41,28 +41,30 @@ class EmbeddedSampler:
         self.device = device
 
     @torch.no_grad()
-    def sample(self, prompts: list[tuple[int, ...]], keys: list[str], greedy: bool = False) -> list[Sequence]:
+    def sample(self, prompts: list[tuple[int, ...]], keys: list[str], greedy: bool = False) -> list[TokenSequence]:
         """Return one response per prompt, its EOS included where it came before max_new_tokens.
 
         keys: one text per prompt that seeds its draws; greedy takes the likeliest token instead. All ranks together;
         how many prompts each has, and how long it decodes, may differ.
         """
         config = self.config
-        sizes: list[Room] = [Size(1, len(prompt) + config.max_new_tokens) for prompt in prompts]
+        sizes: list[SizedRow] = [Size(1, len(prompt) + config.max_new_tokens) for prompt in prompts]
         groups = micro_batches(sizes, config.micro_batch_size, config.micro_batch_tokens)
-        found: dict[int, Sequence] = {}
+        found: dict[int, TokenSequence] = {}
         with self.policy.gathered(config.gather) as module:
             model = cast(ResponseLM, module)
             model.eval()  # gradient checkpointing, where it is on, would switch the KV cache off
             try:
                 whole = decoding(model.model, max(map(len, groups))) if config.gather else nullcontext()
                 with whole, as_written(model):
-                    for places in groups if config.gather else [group for group, _ in distributed.evened(groups)]:
+                    for places in (
+                        groups if config.gather else [group for group, _ in distributed.pad_to_same_count(groups)]
+                    ):
                         PROGRESS.tick()
                         uniform = None if greedy else self._uniforms([keys[place] for place in places])
                         responses = self._decode(model, [prompts[place] for place in places], uniform)
                         for place, response in zip(places, responses, strict=True):
-                            found[place] = Sequence(prompts[place], self.ends.cut(response))
+                            found[place] = TokenSequence(prompts[place], self.ends.cut(response))
             finally:
                 model.train()
         return [found[place] for place in range(len(prompts))]
@@ -74,7 +76,7 @@ class EmbeddedSampler:
     def _decode(self, model: ResponseLM, prompts: list[tuple[int, ...]], uniform: Tensor | None) -> list[list[int]]:
         """Return max_new_tokens tokens for each prompt; what follows its first end token means nothing."""
         rows = _Rows.of(prompts, self.config.max_new_tokens, self.ends.pad_id, self.device)
-        cache = roomy_cache(model.model, rows.mask.shape[1])
+        cache = growing_cache(model.model, rows.mask.shape[1])
         end_ids = torch.tensor(sorted(self.ends.ids), device=self.device)
         tokens = torch.full((len(prompts), self.config.max_new_tokens), self.ends.pad_id, device=self.device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)

@@ -13,7 +13,7 @@ from rlhf_cli.algo.kl import kl_k1
 from rlhf_cli.algo.masking import length_mask, masked_mean, masked_sum, masked_variance
 from rlhf_cli.algo.normalise import Moments
 from rlhf_cli.config.objectives import MissingEOS, PPOConfig
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.token_batches import TokenSequence
 from rlhf_cli.rewards.weighted_sum import WeightedSum
 
 
@@ -21,7 +21,7 @@ from rlhf_cli.rewards.weighted_sum import WeightedSum
 class Episode:
     """One sampled response with all that was computed from it before the update. T is its own length."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     ended: bool  # it ends in EOS
     logprobs: Tensor  # [T] of the sampled tokens under the policy that sampled them
     ref_logprobs: Tensor  # [T] of the same tokens under the frozen reference
@@ -34,7 +34,7 @@ class Episode:
 class Rollout:
     """The episodes of a step, of all ranks, padded on the right. The same on every rank."""
 
-    sequences: list[Sequence]  # B
+    sequences: list[TokenSequence]  # B
     ended: Tensor  # [B] bool
     response_mask: Tensor  # [B, T] bool, 1 on response tokens up to and including EOS
     logprobs: Tensor  # [B, T]

@@ -13,7 +13,7 @@ from enum import Enum
 from statistics import median
 from typing import Any
 
-from rlhf_cli.config.guards import GuardAction, GuardConfig, PPOGuardConfig
+from rlhf_cli.config.guard_options import GuardAction, GuardConfig, PPOGuardConfig
 
 KL_COEF_FACTOR = 1.5  # what a raise multiplies kl_coef by
 _WINDOW = 50  # steps whose gradient norms have a median

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -21,12 +20,12 @@ from rlhf_cli.algo.normalise import Moments
 from rlhf_cli.config.errors import RewardError
 from rlhf_cli.config.objectives import KLEstimator
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import (
+from rlhf_cli.data.sampler import batch_indices, shuffled
+from rlhf_cli.data.token_batches import (
     EndTokens,
-    Sequence,
     TokenBatch,
+    TokenSequence,
     chunks,
     collate,
     flatten,
@@ -45,9 +44,9 @@ from rlhf_cli.train.batch import (
     source_means,
     summary,
 )
-from rlhf_cli.train.boundary import Boundary
-from rlhf_cli.train.views import Models, Views
-from rlhf_cli.train.work import Read, Sizes
+from rlhf_cli.train.flops import Read, Sizes
+from rlhf_cli.train.forward import ForwardPasses, Models
+from rlhf_cli.train.step_hooks import StepHooks
 
 _KL = {KLEstimator.k1: kl_k1, KLEstimator.k2: kl_k2, KLEstimator.k3: kl_k3}
 _PRETRAIN = "loss/pretrain"
@@ -74,8 +73,8 @@ class PPOState:
 class PPOData:
     """What a PPO run reads."""
 
-    prompts: Items[Prompt]
-    texts: list[Sequence]  # blocks for the language-modelling loss; empty: none
+    prompts: Sequence[Prompt]
+    texts: list[TokenSequence]  # blocks for the language-modelling loss; empty: none
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class PPOTrainer:
         sampler: RolloutEngine,
         ends: EndTokens,
         data: PPOData,
-        boundary: Boundary,
+        boundary: StepHooks,
         report: Reporter,
     ) -> None:
         self.config = config
@@ -111,7 +110,7 @@ class PPOTrainer:
         self.sizes: Sizes | None = None  # set where perf/ is to be logged
         self.response_text: Callable[[tuple[int, ...]], str] | None = None  # set where responses are to be told
         self.evaluate: Callable[[int], dict[str, float]] | None = None  # set where held-out prompts are to be asked
-        self.views = Views(config, models, ends)
+        self.views = ForwardPasses(config, models, ends)
         self._read = Read()
         self._first_pass: FirstPass | None = None
         self._hold = ExitStack()  # of the policy's whole weights, from the rollout to its last pass on these weights
@@ -234,7 +233,7 @@ class PPOTrainer:
         failures = self.state.failures if self.models.judging.failed else 0
         return PPOState(kl_coef, self.state.step + 1, self.state.moments, failures)
 
-    def collect(self) -> list[Sequence]:
+    def collect(self) -> list[TokenSequence]:
         """Sample a response to each of this rank's prompts of the step."""
         places = distributed.share(list(range(self.config.ppo.batch_size)))
         keys = [f"{self.config.run.seed}/{self.state.step}/{place}" for place in places]
@@ -251,7 +250,7 @@ class PPOTrainer:
 
     @torch.no_grad()
     def score(
-        self, sequences: list[Sequence], prompts: list[Prompt] | None = None, for_update: bool = False
+        self, sequences: list[TokenSequence], prompts: list[Prompt] | None = None, for_update: bool = False
     ) -> Rollout:
         """Compute what models and sources say of this rank's responses, one after the other; gather that of all ranks.
 
@@ -263,12 +262,14 @@ class PPOTrainer:
         if for_update and self._can_reuse(sequences):
             own = self._first_view(sequences)
         else:
-            own = views.by_row(models.policy, sequences, views.logprobs_and_entropy)
+            own = views.map_micro_batches(models.policy, sequences, views.logprobs_and_entropy)
             self._hold.close()
-        reference = views.by_row(models.reference, sequences, lambda part: views.logprobs(models.reference, part))
-        values = views.by_row(models.value_model, sequences, lambda part: views.values(views.collate(part)))
+        reference = views.map_micro_batches(
+            models.reference, sequences, lambda part: views.logprobs(models.reference, part)
+        )
+        values = views.map_micro_batches(models.value_model, sequences, lambda part: views.values(views.collate(part)))
         asked = self._own_prompts() if prompts is None else prompts
-        scores = models.judging.scores(asked, sequences, views.by_row)
+        scores = models.judging.scores(asked, sequences, views.map_micro_batches)
         self._read = Read(score=views.take_read(num_models=3), reused=self._first_pass is not None)
         episodes = []
         for row, sequence in enumerate(sequences):
@@ -285,7 +286,7 @@ class PPOTrainer:
             episodes.append(episode)
         return Rollout.of(flatten(distributed.gather_all(episodes)), models.judging.weigh)
 
-    def _can_reuse(self, sequences: list[Sequence]) -> bool:
+    def _can_reuse(self, sequences: list[TokenSequence]) -> bool:
         """Say whether scoring's forward pass of the policy is also the update's first: same weights, same rows.
 
         Every rank then has its rows of the step in one micro-batch, and its whole weights until the backward pass.
@@ -297,7 +298,7 @@ class PPOTrainer:
             return False
         return not distributed.any_rank(len(self.views.micro_batches(sequences, in_step=False)) > 1)
 
-    def _first_view(self, sequences: list[Sequence]) -> list[Tensor]:
+    def _first_view(self, sequences: list[TokenSequence]) -> list[Tensor]:
         """Keep the policy's forward pass for the update; return its logprobs and entropy, [2, T] for each sequence."""
         self._hold.enter_context(self.models.policy.gathered())
         [(places, _)] = self.views.micro_batches(sequences, in_step=False)

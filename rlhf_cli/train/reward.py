@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +15,15 @@ from rlhf_cli.algo.losses import centering_loss, preference_correct, preference_
 from rlhf_cli.algo.normalise import normalised_head
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainRMConfig
-from rlhf_cli.data.order import batch_indices, shuffled
 from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.store import ordered
-from rlhf_cli.data.tokens import Sequence, chunks, collate, flatten, micro_batches, rooms
+from rlhf_cli.data.row_store import ordered
+from rlhf_cli.data.sampler import batch_indices, shuffled
+from rlhf_cli.data.token_batches import TokenSequence, chunks, collate, flatten, micro_batches, sized_rows
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
-from rlhf_cli.models.size import ModelSize
+from rlhf_cli.models.model_size import ModelSize
 from rlhf_cli.report.reporter import Reporter, Work
-from rlhf_cli.train.boundary import Boundary
+from rlhf_cli.train.step_hooks import StepHooks
 
 
 def num_steps(config: TrainRMConfig, num_rows: int) -> int:
@@ -45,7 +44,9 @@ class Pairs:
     importance: Tensor  # [P] the weight of its row in the loss, 1 on average over all rows
 
     @staticmethod
-    def of(rankings: Items[Ranking], label_smoothing: float, device: torch.device, mean_weight: float = 1.0) -> Pairs:
+    def of(
+        rankings: Sequence[Ranking], label_smoothing: float, device: torch.device, mean_weight: float = 1.0
+    ) -> Pairs:
         """List the pairs of rankings whose answers stand one after the other; mean_weight: of all rows."""
         rows: list[tuple[int, int, float, float, float, float]] = []
         first = 0
@@ -78,7 +79,7 @@ class Pairs:
         return scores[self.better] - scores[self.worse]
 
 
-def mean_weight(rows: Items[Ranking], which: str) -> float:
+def mean_weight(rows: Sequence[Ranking], which: str) -> float:
     """Return the mean weight of rows, 1 for none; raise InputError where none has any. which: rows they are."""
     mean = math.fsum(row.weight for row in rows) / len(rows) if rows else 1.0
     if mean == 0:
@@ -93,10 +94,10 @@ class RewardTrainer:
         self,
         config: TrainRMConfig,
         model: TrainEngine,
-        rows: Items[Ranking],
-        eval_rows: Items[Ranking],
+        rows: Sequence[Ranking],
+        eval_rows: Sequence[Ranking],
         pad_id: int,
-        boundary: Boundary,
+        boundary: StepHooks,
         report: Reporter,
     ) -> None:
         self.config = config
@@ -171,10 +172,14 @@ class RewardTrainer:
         """Group this rank's rows into forward passes, as many as on every other rank; False: for company only."""
         train = self.config.train
         groups = micro_batches(
-            rooms([row.answers for row in rows], self.packed), train.micro_batch_size, train.micro_batch_tokens
+            sized_rows([row.answers for row in rows], self.packed), train.micro_batch_size, train.micro_batch_tokens
         )
         parts = [[rows[place] for place in group] for group in groups]
-        return [(part, True) for part in parts] if train.micro_batch_tokens is None else distributed.evened(parts)
+        return (
+            [(part, True) for part in parts]
+            if train.micro_batch_tokens is None
+            else distributed.pad_to_same_count(parts)
+        )
 
     def _accumulate(self, rows: list[Ranking], real: bool) -> Tensor:
         """Add the gradients of some rows to the update; return the sums of loss, centering, correct, margin, tokens.
@@ -272,7 +277,7 @@ class RewardTrainer:
         return batch.at_last_token(scores), batch.at_last_token(hidden).float()
 
     @torch.no_grad()
-    def _over_all(self, rows: Items[Ranking], function: Callable[[list[Ranking]], Tensor]) -> Tensor:
+    def _over_all(self, rows: Sequence[Ranking], function: Callable[[list[Ranking]], Tensor]) -> Tensor:
         """Apply a function of rows to this rank's part; join what all ranks got, [N, ...], on the CPU, in order."""
         padded = distributed.pad_to_ranks(list(range(len(rows))))  # every rank makes as many forward passes
         parts = chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)
@@ -281,7 +286,9 @@ class RewardTrainer:
         return torch.cat(joined)[: sum(len(row.answers) for row in rows)]
 
 
-def pair_records(rows: Items[Ranking], scores: Tensor, text: Callable[[tuple[int, ...]], str]) -> list[dict[str, Any]]:
+def pair_records(
+    rows: Sequence[Ranking], scores: Tensor, text: Callable[[tuple[int, ...]], str]
+) -> list[dict[str, Any]]:
     """Return every pair of some rankings as lines of pairs.jsonl.
 
     scores: [N, 2] of all answers in order, by the exported head and by the trained one, whose differences are the log
@@ -310,6 +317,6 @@ def pair_records(rows: Items[Ranking], scores: Tensor, text: Callable[[tuple[int
     return records
 
 
-def _whole(sequence: Sequence) -> Sequence:
+def _whole(sequence: TokenSequence) -> TokenSequence:
     """Prompt and answer as one run of tokens, so that all padding is on the right."""
-    return Sequence((), sequence.prompt_ids + sequence.response_ids)
+    return TokenSequence((), sequence.prompt_ids + sequence.response_ids)

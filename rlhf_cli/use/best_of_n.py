@@ -13,16 +13,16 @@ from rich.text import Text
 from rlhf_cli.config.sections import RolloutConfig
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.report.intervals import Interval, bootstrap_mean
-from rlhf_cli.report.terminal import console
-from rlhf_cli.report.text import printable
-from rlhf_cli.use.answers import as_asked, ask, exchanges, write_lines
+from rlhf_cli.system.terminal import console
+from rlhf_cli.system.text import printable
+from rlhf_cli.use.cli_options import Loading, Rewarding, Rows, Sampling
 from rlhf_cli.use.evaluate import Side, by_prompt, kl, span, try_reward
-from rlhf_cli.use.judge import Judge
-from rlhf_cli.use.policy import Policy
-from rlhf_cli.use.rows import prompts
-from rlhf_cli.use.runs import Role, Trained, find
-from rlhf_cli.use.scorer import device_of
-from rlhf_cli.use.words import Loading, Rewarding, Rows, Sampling
+from rlhf_cli.use.input_rows import prompts
+from rlhf_cli.use.response_scorer import ResponseScorer
+from rlhf_cli.use.responses import as_asked, ask, exchanges, write_lines
+from rlhf_cli.use.reward_scorer import device_of
+from rlhf_cli.use.trained_policy import Policy
+from rlhf_cli.use.trained_runs import Role, Trained, find
 
 _NUM_OF_POLICY = 4  # answers of the trained policy to every prompt, at most
 
@@ -45,7 +45,7 @@ class BestOfN:
 def run(wanted: BestOfN) -> None:
     """Draw and score the answers; show the expected best of n, and the trained policy."""
     asked_for = prompts(wanted.rows, "--prompts")
-    judge = Judge.of(wanted.rewarding, "--reward")
+    judge = ResponseScorer.of(wanted.rewarding, "--reward")
     try:
         base = Policy(*_base(wanted), device_of(wanted.loading.device))
         policy = None if wanted.policy is None else _trained(wanted.policy, wanted, base)
@@ -104,7 +104,9 @@ def _trained(path: str, wanted: BestOfN, base: Policy) -> Policy:
     return Policy(as_asked(find(path, Role.policy), wanted.loading), base.rollout, base.device)
 
 
-def _of_policy(policy: Policy, wanted: BestOfN, base: Policy, judge: Judge, asked_for: list[Prompt]) -> list[str]:
+def _of_policy(
+    policy: Policy, wanted: BestOfN, base: Policy, judge: ResponseScorer, asked_for: list[Prompt]
+) -> list[str]:
     """Return the figures of a trained policy."""
     num = min(wanted.num, _NUM_OF_POLICY)
     asked = ask(policy, asked_for, num, wanted.sampling)
@@ -115,7 +117,7 @@ def _of_policy(policy: Policy, wanted: BestOfN, base: Policy, judge: Judge, aske
     return [measured, *_shown(score, len(asked_for) == 1)]
 
 
-def _table(wanted: BestOfN, judge: Judge, scores: Sequence[float]) -> Table:
+def _table(wanted: BestOfN, judge: ResponseScorer, scores: Sequence[float]) -> Table:
     num_prompts = len(scores) // wanted.num
     title = f"{wanted.model}: {num_prompts} prompts, {wanted.num} answers each, scored by {judge.name}"
     made = Table(title=Text(printable(title)), title_justify="left")

@@ -13,12 +13,12 @@ from prompt_toolkit import PromptSession
 
 from rlhf_cli.config.errors import InputError, RewardError, require_text
 from rlhf_cli.data.conversation import Message, Renderer
-from rlhf_cli.report.text import printable
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.answers import load_policy
-from rlhf_cli.use.judge import Judge
-from rlhf_cli.use.policy import Typist
-from rlhf_cli.use.words import Loading, Rewarding, Sampling
+from rlhf_cli.system.text import printable
+from rlhf_cli.use.cli_options import Loading, Rewarding, Sampling
+from rlhf_cli.use.response_scorer import ResponseScorer
+from rlhf_cli.use.responses import load_policy
+from rlhf_cli.use.trained_policy import Typist
 
 HELP = """\
 /reset  forget the conversation
@@ -53,7 +53,9 @@ class Speaker(Protocol):
 class Conversation:
     """What has been said, and who says what comes next; `say` shows text as it comes."""
 
-    def __init__(self, policy: Speaker, judge: Judge | None, sampling: Sampling, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, policy: Speaker, judge: ResponseScorer | None, sampling: Sampling, say: Callable[[str], None]
+    ) -> None:
         self.messages: list[Message] = []
         self._policy = policy
         self._judge = judge
@@ -111,7 +113,7 @@ class Conversation:
 
 def run(wanted: Chat) -> None:
     """Talk until /quit, Ctrl-D or the end of standard input."""
-    judge = None if wanted.rewarding is None else Judge.of(wanted.rewarding, "--reward")
+    judge = None if wanted.rewarding is None else ResponseScorer.of(wanted.rewarding, "--reward")
     try:
         policy = load_policy(wanted.model, wanted.loading, wanted.sampling)
         _say(printable(f"{wanted.model}: /help lists the commands\n"))

@@ -6,10 +6,21 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 
+from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import InputError, OutOfMemoryError, require_text
-from rlhf_cli.config.sources import Format
-from rlhf_cli.use.runs import Role, Trained, find
-from rlhf_cli.use.words import Loading, Parser, Rewarding, Rows, Sampling, add_out, out_of, parser, positive, whole
+from rlhf_cli.use.cli_options import (
+    Loading,
+    Parser,
+    Rewarding,
+    Rows,
+    Sampling,
+    add_out,
+    out_of,
+    parser,
+    positive,
+    whole,
+)
+from rlhf_cli.use.trained_runs import Role, Trained, find
 
 _REWARD = "a reward-model run or folder, a Hub id, http://..., module:function or file.py:function"
 
@@ -31,7 +42,7 @@ def run(command: str, args: Sequence[str]) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader has a bar of its own
     import torch
 
-    from rlhf_cli.report.logs import quieten_libraries
+    from rlhf_cli.report.library_logs import quieten_libraries
 
     quieten_libraries()
     try:

@@ -13,15 +13,15 @@ from rich.text import Text
 from rlhf_cli.algo.kl import kl_k1
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.report.intervals import Interval, bootstrap_mean, wilson
-from rlhf_cli.report.terminal import console
-from rlhf_cli.report.text import printable
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.answers import Asked, as_asked, ask, exchanges, load_policy, write_lines
-from rlhf_cli.use.judge import Judge
-from rlhf_cli.use.policy import Policy
-from rlhf_cli.use.rows import prompts
-from rlhf_cli.use.runs import Role, Trained, find
-from rlhf_cli.use.words import Loading, Rewarding, Rows, Sampling
+from rlhf_cli.system.terminal import console
+from rlhf_cli.system.text import printable
+from rlhf_cli.use.cli_options import Loading, Rewarding, Rows, Sampling
+from rlhf_cli.use.input_rows import prompts
+from rlhf_cli.use.response_scorer import ResponseScorer
+from rlhf_cli.use.responses import Asked, as_asked, ask, exchanges, load_policy, write_lines
+from rlhf_cli.use.trained_policy import Policy
+from rlhf_cli.use.trained_runs import Role, Trained, find
 
 _MADE_UP = "A made-up answer, to try the reward."
 
@@ -70,7 +70,7 @@ class Figures:
 def run(wanted: Evaluate) -> None:
     """Answer all prompts with both policies, score the answers, show how the policies differ."""
     asked_for = prompts(wanted.rows, "--prompts")
-    judge = Judge.of(wanted.rewarding, "--reward")
+    judge = ResponseScorer.of(wanted.rewarding, "--reward")
     try:
         policy = load_policy(wanted.policy, wanted.loading, wanted.sampling)
         reference = Policy(reference_of(wanted), policy.rollout, policy.device, key="reference")
@@ -88,7 +88,7 @@ def run(wanted: Evaluate) -> None:
         print(printable(f"{len(sides[0].asked)} pairs of answers: {wanted.out}"))
 
 
-def try_reward(judge: Judge, policy: Policy, prompts: Sequence[Prompt]) -> None:
+def try_reward(judge: ResponseScorer, policy: Policy, prompts: Sequence[Prompt]) -> None:
     """Have a made-up response to the first prompts scored: before answers are drawn, which may take hours.
 
     Raises InputError where the reward fails.
@@ -145,7 +145,7 @@ def span(found: Interval, form: str, is_one: bool) -> str:
     return "-" if is_one else f"{found.low:{form}} to {found.high:{form}}"
 
 
-def _table(wanted: Evaluate, judge: Judge, found: Figures, sides: list[Side], note: str) -> Table:
+def _table(wanted: Evaluate, judge: ResponseScorer, found: Figures, sides: list[Side], note: str) -> Table:
     num = len(sides[0].asked)
     title = f"{wanted.policy} against {wanted.against or 'what it started from'}: {num} answers, scored by {judge.name}"
     made = Table(title=Text(printable(title)), title_justify="left")

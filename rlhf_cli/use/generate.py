@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.report.text import printable
-from rlhf_cli.use.answers import Asked, ask, load_policy, write_lines
-from rlhf_cli.use.rows import prompts
-from rlhf_cli.use.words import Loading, Rows, Sampling
+from rlhf_cli.system.text import printable
+from rlhf_cli.use.cli_options import Loading, Rows, Sampling
+from rlhf_cli.use.input_rows import prompts
+from rlhf_cli.use.responses import Asked, ask, load_policy, write_lines
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from rich.text import Text
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.report import judgement
+from rlhf_cli.report import calibration as judgement
 from rlhf_cli.report.intervals import Interval, bootstrap_mean
-from rlhf_cli.report.records import Record
 from rlhf_cli.report.run_dir import PAIRS, lines_of
-from rlhf_cli.report.terminal import console
-from rlhf_cli.report.text import printable
+from rlhf_cli.report.run_records import Record
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.answers import plain, write_lines
-from rlhf_cli.use.judge import Judge
-from rlhf_cli.use.rows import RESPONSE, Ranked, rankings, singles
-from rlhf_cli.use.runs import Role, run_of
-from rlhf_cli.use.words import Rewarding, Rows, beside
+from rlhf_cli.system.terminal import console
+from rlhf_cli.system.text import printable
+from rlhf_cli.use.cli_options import Rewarding, Rows, beside
+from rlhf_cli.use.input_rows import RESPONSE, Ranked, rankings, singles
+from rlhf_cli.use.response_scorer import ResponseScorer
+from rlhf_cli.use.responses import plain, write_lines
+from rlhf_cli.use.trained_runs import Role, run_of
 
 _NAMES_ANSWERS = {"chosen_column", "rejected_column", "ranking_column"}  # given for pairs, whatever else rows have
 
@@ -49,7 +49,7 @@ def run(wanted: Score) -> None:
         _refuse_options_of_pairs(wanted)
     ranked, notes = ([], []) if rows is not None else rankings(wanted.rows, wanted.columns, "--file")
     scale = 1.0 if rows is not None else wanted.scale or scale_of_run(wanted.rewarding.config.model) or 1.0
-    judge = Judge.of(wanted.rewarding, "reward")
+    judge = ResponseScorer.of(wanted.rewarding, "reward")
     try:
         if rows is not None:
             records = _singles(judge, rows, wanted.response_column or RESPONSE)
@@ -74,7 +74,7 @@ def _refuse_options_of_pairs(wanted: Score) -> None:
         raise InputError(f"{option} is of pairs; the rows of {wanted.rows.path} have one answer each: leave it out")
 
 
-def pairs(judge: Judge, ranked: Sequence[Ranked], scale: float) -> list[Record]:
+def pairs(judge: ResponseScorer, ranked: Sequence[Ranked], scale: float) -> list[Record]:
     """Return every pair of ranked answers with its scores, as lines of a run's pairs.jsonl; each answer is asked once.
 
     A line has the whole conversation and the row's other columns, too.
@@ -123,7 +123,7 @@ def scale_of_run(path: str | None) -> float | None:
     return slope if slope > 0 else None
 
 
-def _singles(judge: Judge, rows: Sequence[Prompt], column: str) -> list[Record]:
+def _singles(judge: ResponseScorer, rows: Sequence[Prompt], column: str) -> list[Record]:
     exchanges = [
         Exchange(
             [dict(message) for message in row.messages],
@@ -139,7 +139,7 @@ def _singles(judge: Judge, rows: Sequence[Prompt], column: str) -> list[Record]:
     ]
 
 
-def _of_pairs(judge: Judge, records: Sequence[Record], scale: float) -> Table:
+def _of_pairs(judge: ResponseScorer, records: Sequence[Record], scale: float) -> Table:
     found, baseline = judgement.accuracy(records), judgement.longer_wins(records)
     calibration = judgement.calibration(records)
     made = _table(f"{judge.name}: {len(records)} pairs", ("", "", "95 % interval"))
@@ -155,7 +155,7 @@ def _of_pairs(judge: Judge, records: Sequence[Record], scale: float) -> Table:
     return made
 
 
-def _of_singles(judge: Judge, records: Sequence[Record]) -> Table:
+def _of_singles(judge: ResponseScorer, records: Sequence[Record]) -> Table:
     scores = [one["score"] for one in records]
     made = _table(f"{judge.name}: {len(records)} answers", ("", "", "95 % interval"))
     made.add_row("mean score", *_number(bootstrap_mean(scores)))

@@ -15,14 +15,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from rlhf_cli.config.errors import InputError, RewardError, require_text
-from rlhf_cli.report.text import printable
-from rlhf_cli.use.words import Loading, Parser, parser, whole
+from rlhf_cli.system.text import printable
+from rlhf_cli.use.cli_options import Loading, Parser, parser, whole
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from rlhf_cli.rewards.source import Exchange
-    from rlhf_cli.use.service import Score
+    from rlhf_cli.use.score_service import Score
 
 _DRAIN_S = 30  # for requests under way, after Ctrl-C
 _LAST_WORDS_S = 2  # for who waits still, to be told so
@@ -100,11 +100,11 @@ def _serve(app: FastAPI, listener: socket.socket) -> None:
 
 def _app(asked: argparse.Namespace, token: str | None) -> FastAPI:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from rlhf_cli.report.logs import quieten_libraries
-    from rlhf_cli.rewards.own_model import DecoderReader
-    from rlhf_cli.use.runs import Role, find, with_options
-    from rlhf_cli.use.scorer import RewardScorer, device_of
-    from rlhf_cli.use.service import Info, Limits, make_app
+    from rlhf_cli.report.library_logs import quieten_libraries
+    from rlhf_cli.rewards.classifier_source import DecoderReader
+    from rlhf_cli.use.reward_scorer import RewardScorer, device_of
+    from rlhf_cli.use.score_service import Info, Limits, make_app
+    from rlhf_cli.use.trained_runs import Role, find, with_options
 
     quieten_libraries()
     loading = Loading.of(asked)

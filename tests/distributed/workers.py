@@ -19,16 +19,16 @@ from torch.testing import assert_close
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.config.errors import NonFiniteError
 from rlhf_cli.config.sections import DType, OptimConfig, RolloutConfig, Schedule
-from rlhf_cli.data.tokens import EndTokens, Sequence, TokenBatch, collate
+from rlhf_cli.data.token_batches import EndTokens, TokenBatch, TokenSequence, collate
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.plain import PlainFrozen
-from rlhf_cli.engine.signals import leave
-from rlhf_cli.engine.zero import ZeroFrozen, ZeroTrain
+from rlhf_cli.engine.zero3 import ZeroFrozen, ZeroTrain
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
-from rlhf_cli.report.logs import quieten_libraries
+from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
+from rlhf_cli.report.library_logs import quieten_libraries
 from rlhf_cli.rollout.embedded import EmbeddedSampler
+from rlhf_cli.system.signals import leave
 from tests.oracle.cases import (
     PPO_CASES,
     RM_CASES,
@@ -63,14 +63,16 @@ TOKENIZER = byte_tokenizer()
 ENDS = EndTokens(frozenset({TOKENIZER.eos_token_id}), 0)
 CPU = torch.device("cpu")
 LINEAR = torch.nn.functional.linear  # as it is before DeepSpeed puts its own in its place
-SEQUENCES = [Sequence(tuple(range(3, 3 + 2 * n)), tuple(range(40, 41 + 3 * n))) for n in range(1, 9)]  # uneven lengths
+SEQUENCES = [
+    TokenSequence(tuple(range(3, 3 + 2 * n)), tuple(range(40, 41 + 3 * n))) for n in range(1, 9)
+]  # uneven lengths
 
 
 def policy(architecture: str = "llama", **extra: object) -> ResponseLM:
     return ResponseLM(load_causal_lm(tiny_config(architecture, **extra), "model", TOKENIZER, seed=0))
 
 
-def token_loss(model: object, sequences: list[Sequence]) -> torch.Tensor:
+def token_loss(model: object, sequences: list[TokenSequence]) -> torch.Tensor:
     batch = collate(sequences, 0, CPU)
     return -token_logprobs(logits_of(model, batch), batch.real_response_ids(), 1.0).sum()
 

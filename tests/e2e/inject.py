@@ -12,13 +12,13 @@ import time
 import torch
 
 from rlhf_cli.cli import entry
-from rlhf_cli.engine import files
 from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.plain import PlainTrain
-from rlhf_cli.engine.watchdog import PROGRESS
-from rlhf_cli.engine.zero import ZeroTrain
+from rlhf_cli.engine.zero3 import ZeroTrain
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.train import run
+from rlhf_cli.run import launch as run
+from rlhf_cli.system import durable_files as files
+from rlhf_cli.system.watchdog import PROGRESS
 from rlhf_cli.train.ppo import PPOTrainer
 
 _collect, _score, _write_own = PPOTrainer.collect, RewardModel.score, Checkpoints._write_own

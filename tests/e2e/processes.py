@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.engine.process import state_and_parent
-from rlhf_cli.report.status import read_status
+from rlhf_cli.system.processes import state_and_parent
+from rlhf_cli.system.run_status import read_status
 from tests.conftest import REPOSITORY, child_environment, run_on_ranks
 from tests.e2e.series import metrics
 

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from rlhf_cli.config.sections import DType, ModelConfig
-from rlhf_cli.models.load import load_causal_lm
-from rlhf_cli.models.tokenizers import load_tokenizer
+from rlhf_cli.models.load_models import load_causal_lm
+from rlhf_cli.models.load_tokenizer import load_tokenizer
 from tests.conftest import child_environment
 
 pyte = pytest.importorskip("pyte")

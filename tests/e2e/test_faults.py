@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rlhf_cli.engine.manifest import check_hashes, read_manifest, steps, to_resume
+from rlhf_cli.engine.checkpoint_manifest import check_hashes, read_manifest, steps, to_resume
 from tests.e2e.processes import TINY, Started, assert_equal_runs, status, with_fault
 from tests.e2e.series import assert_same_series, metrics
 

@@ -18,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from rlhf_cli.cli import main
-from rlhf_cli.report.html.render import write_report
+from rlhf_cli.report.html.html_page import write_report
 from tests.e2e.processes import TINY, Started
 from tests.unit.report.made import ppo_run
 from tests.unit.report.test_page import hostile_runs

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.engine.manifest import read_manifest, steps
+from rlhf_cli.engine.checkpoint_manifest import read_manifest, steps
 from tests.e2e.processes import TINY, Started, assert_equal_runs, status
 from tests.e2e.series import assert_same_series, metrics
 from tests.e2e.test_faults import ends_for_want_of_finite_figures

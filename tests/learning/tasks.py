@@ -14,9 +14,9 @@ from rlhf_cli.config.objectives import PPOConfig, RewardConfig
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import CheckpointConfig, OptimConfig, RolloutConfig, RunConfig
 from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.tokens import EndTokens, Sequence
+from rlhf_cli.data.token_batches import EndTokens, TokenSequence
 from rlhf_cli.models.heads import TokenScorer
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
+from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
 from rlhf_cli.train.ppo import PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer
 from tests.oracle.cases import EOS, TOKENIZER, Record, ppo_trainer, train_engine
@@ -37,7 +37,7 @@ class EvenShare:
     size: int
     sign: int = 1
 
-    def score(self, sequences: list[Sequence]) -> Tensor:
+    def score(self, sequences: list[TokenSequence]) -> Tensor:
         counts = [sum(token % 2 == 0 for token in sequence.response_ids) for sequence in sequences]
         return self.sign * torch.tensor(counts) / self.size
 
@@ -46,7 +46,7 @@ class EvenShare:
 class Constant:
     """Stands for a reward model to which every response is worth 1."""
 
-    def score(self, sequences: list[Sequence]) -> Tensor:
+    def score(self, sequences: list[TokenSequence]) -> Tensor:
         return torch.ones(len(sequences))
 
 
@@ -146,7 +146,7 @@ def marked_pairs(size: int, shuffled: bool, seed: int = SEED) -> list[Ranking]:
         for count in counts:
             tokens = [MARK] * count + generator.choices(others, k=length - count)
             generator.shuffle(tokens)
-            answers.append(Sequence(prompt, (*tokens, EOS)))
+            answers.append(TokenSequence(prompt, (*tokens, EOS)))
         flip = generator.random() < 0.5  # drawn in any case: the same answers with shuffled labels as without
         rows.append(Ranking(tuple(answers[::-1] if shuffled and flip else answers), 0.5, str(number)))
     return rows

@@ -19,26 +19,26 @@ from rlhf_cli.config.objectives import (
     PretrainConfig,
     RewardConfig,
 )
-from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.config.reward_options import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import CheckpointConfig, OptimConfig, RolloutConfig, RunConfig, Schedule
-from rlhf_cli.data.order import batch_indices
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import EndTokens, Sequence
+from rlhf_cli.data.sampler import batch_indices
+from rlhf_cli.data.token_batches import EndTokens, TokenSequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
-from rlhf_cli.engine.zero import ZeroFrozen, ZeroTrain
+from rlhf_cli.engine.zero3 import ZeroFrozen, ZeroTrain
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
-from rlhf_cli.rewards.judging import Judging
+from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
+from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
 from rlhf_cli.train.batch import PPOBatch
+from rlhf_cli.train.forward import Models
 from rlhf_cli.train.ppo import PPOData, PPOTrainer
 from rlhf_cli.train.reward import RewardTrainer
-from rlhf_cli.train.views import Models
 from tests.oracle.engines import SimpleFrozen, SimpleTrain
 from tests.oracle.ppo import Adam, Oracle, Sample
 from tests.unit.models.tiny import tiny_config
@@ -52,7 +52,7 @@ CPU = torch.device("cpu")
 # Adam divides a gradient by its own size; a large eps keeps the rounding of the smallest gradients small
 OPTIM = OptimConfig(learning_rate=0.01, eps=4e-3, warmup_ratio=0.25, min_lr_ratio=0.2, weight_decay=0.05)
 PROMPTS = [Prompt("", tuple(range(50 + n, 52 + 2 * n)), str(n)) for n in range(8)]  # uneven lengths
-TEXTS = [Sequence((60 + n,), tuple(range(70, 75 + n))) for n in range(5)]
+TEXTS = [TokenSequence((60 + n,), tuple(range(70, 75 + n))) for n in range(5)]
 
 BASE = PPOConfig(num_steps=2, batch_size=8, minibatch_size=4, micro_batch_size=2, num_epochs=2, kl_coef=0.3)
 # name -> changes to BASE; each has an effect that the oracle reproduces
@@ -193,7 +193,7 @@ def ppo_trainer(
     reward_model = RewardModel(frozen_engine(kind, TokenScorer(own["reward_model"])), EOS, ends, CPU)
     sampler = EmbeddedSampler(policy, config.rollout, ends, CPU)
     data = PPOData(PROMPTS, TEXTS if config.pretrain.path else [])
-    judging = Judging([RewardSourceConfig(name="reward_model")], cast(Any, None), reward_model)
+    judging = RewardEnsemble([RewardSourceConfig(name="reward_model")], cast(Any, None), reward_model)
     four, recorder = Models(policy, reference, judging, value), cast(Any, record)
     trainer = PPOTrainer(config, four, sampler, ends, data, recorder, recorder)
     _record_updates(trainer, record)
@@ -323,7 +323,7 @@ def rm_rows(name: str) -> list[Ranking]:
         prompt = tuple(range(50, 52 + n))
         sizes = [3 + n, 2, 4, 6][: 2 + n % 3] if name in ("rankings", "ties") else [2 + n, 5]
         answers = tuple(
-            Sequence(prompt, (*range(60 + 10 * k, 60 + 10 * k + size), EOS)) for k, size in enumerate(sizes)
+            TokenSequence(prompt, (*range(60 + 10 * k, 60 + 10 * k + size), EOS)) for k, size in enumerate(sizes)
         )
         margin = 0.3 * n if name == "margins" else 0.0
         confidence = 1 - 0.05 * n if name == "confidences" else 1.0

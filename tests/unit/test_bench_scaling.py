@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from rlhf_cli.config.load import load
+from rlhf_cli.config.compose import load
 from tests.conftest import script
 
 Row = dict[str, object]

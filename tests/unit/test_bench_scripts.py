@@ -14,7 +14,7 @@ import jinja2
 import pytest
 from transformers import LlamaConfig
 
-from rlhf_cli.config.load import load
+from rlhf_cli.config.compose import load
 from tests.conftest import REPOSITORY, child_environment, script
 
 SCRIPTS = REPOSITORY / "scripts"

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from rlhf_cli.config.errors import CheckpointError
-from rlhf_cli.engine.files import sha256
-from rlhf_cli.engine.manifest import FileRecord, Manifest, check_hashes, pointed, read_manifest, to_resume
+from rlhf_cli.engine.checkpoint_manifest import FileRecord, Manifest, check_hashes, pointed, read_manifest, to_resume
+from rlhf_cli.system.durable_files import sha256
 from tests.conftest import script
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.cli import main
-from rlhf_cli.config.load import load
+from rlhf_cli.config.compose import load
 from rlhf_cli.config.schema import COMMANDS
 from tests.conftest import script
 from tests.unit.report.made import ppo_run
@@ -80,7 +80,7 @@ def test_the_page_of_options_is_fresh():
 
 
 def test_the_page_of_presets_is_fresh(monkeypatch, tmp_path):
-    """Planned anew; about ten seconds."""
+    """Plan anew; about ten seconds."""
     monkeypatch.chdir(tmp_path)
     assert (REPOSITORY / "docs/presets.md").read_text("utf-8") == script("make_plan_docs").render()
 

@@ -1,51 +1,82 @@
-"""cli, {train, use}, plan, {rollout, rewards, engine, models, data, report}, algo; config for all."""
+"""The layers of the package: which package may import which. CONTRIBUTING.md shows the same table."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[2] / "rlhf_cli"
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "rlhf_cli"
 STANDARD = {"math", "typing", "collections", "dataclasses", "__future__"}
-MIDDLE = {"rollout", "rewards", "engine", "models", "data", "report"}
-ALLOWED = {
-    "config": {"config"},
-    "algo": {"algo"},
-    **{room: MIDDLE | {"algo", "config"} for room in MIDDLE},
-    "plan": MIDDLE | {"algo", "config", "plan"},
-    "train": MIDDLE | {"algo", "config", "plan", "train"},
-    "use": MIDDLE | {"algo", "config", "use"},
+# package -> the packages it may import, besides itself; what is not listed here may import nothing
+GRAPH = {
+    "config": "",
+    "algo": "",
+    "demo": "",
+    "conf": "",
+    "system": "config",
+    "engine": "config algo system",
+    "data": "config algo system",
+    "models": "config algo system data",
+    "rewards": "config algo system data engine models",
+    "rollout": "config algo system data engine models",
+    "report": "config system engine",
+    "plan": "config algo system data engine models rollout report",
+    "train": "config algo system data engine models rewards rollout report",
+    "use": "config algo system data engine models rewards rollout report",
+    "run": "config algo system data engine models rewards rollout report plan train",
 }
+ALLOWED = {package: set(below.split()) for package, below in GRAPH.items()}
 
 
 def imported(file):
+    """The modules a file imports, `from package import module` included."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 FILES = sorted(PACKAGE.glob("*/**/*.py"))
 
 
-def room_of(file):
+def package_of(file):
     return file.relative_to(PACKAGE).parts[0]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_room_imports_only_the_rooms_below_it(file):
-    rooms = {name.split(".")[1] for name in imported(file) if name.startswith("rlhf_cli.")}
-    assert rooms <= ALLOWED.get(room_of(file), set())
+def test_a_package_imports_only_the_packages_below_it(file):
+    parts = [name.split(".") for name in imported(file)]
+    packages = {name[1] for name in parts if name[0] == "rlhf_cli" and len(name) > 1} & set(GRAPH)
+    assert packages <= ALLOWED[package_of(file)] | {package_of(file)}
+
+
+def test_the_graph_names_every_package_and_has_no_cycle():
+    assert set(GRAPH) >= {package_of(file) for file in FILES}
+    TopologicalSorter(ALLOWED).prepare()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_deepspeed_and_torch_distributed_stay_in_the_engine(file):
     names = set(imported(file))
-    if room_of(file) != "engine":
+    if package_of(file) != "engine":
         assert not any(name == "deepspeed" or name.startswith(("deepspeed.", "torch.distributed")) for name in names)
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "algo").glob("*.py")), ids=lambda file: file.name)
 def test_algo_imports_torch_and_nothing_else_but_the_standard_library(file):
     assert {name.split(".")[0] for name in imported(file)} <= {"torch", "rlhf_cli", *STANDARD}
+
+
+@pytest.mark.parametrize("package", ["system", "config"])
+def test_packages_for_processes_and_options_import_no_torch(package):
+    for file in sorted((PACKAGE / package).glob("*.py")):
+        assert not {name.split(".")[0] for name in imported(file)} & {"torch", "transformers", "deepspeed"}, file
+
+
+def test_no_two_files_share_a_name():
+    names = [file.name for file in PACKAGE.rglob("*.py") if file.name not in ("__init__.py", "__main__.py")]
+    assert sorted(set(names)) == sorted(names)

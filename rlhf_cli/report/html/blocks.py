@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rlhf_cli.report.records import Record, is_usual
-from rlhf_cli.report.text import one_line, printable
+from rlhf_cli.report.run_records import Record, is_usual
+from rlhf_cli.system.text import one_line, printable
 
 MOST_POINTS = 5000  # of a line; a longer one is drawn as the means of so many stretches
 _DIGITS = 5

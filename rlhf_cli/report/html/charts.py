@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlhf_cli.report.html.blocks import Line, Plot, line_of
-from rlhf_cli.report.records import Record
+from rlhf_cli.report.run_records import Record
 
 
 @dataclass(frozen=True)

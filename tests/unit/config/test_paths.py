@@ -2,8 +2,8 @@
 
 import pytest
 
+from rlhf_cli.config.compose import load
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import load
 from rlhf_cli.config.paths import check_paths
 
 

@@ -10,8 +10,8 @@ from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, Row
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.reading import load_rows
-from rlhf_cli.data.sources import split_by_prompt
+from rlhf_cli.data.read_rows import load_rows
+from rlhf_cli.data.splits import split_by_prompt
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

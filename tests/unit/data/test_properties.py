@@ -11,17 +11,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig
-from rlhf_cli.config.sources import Format
+from rlhf_cli.data.bad_rows import BadRow
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.json_rows import MAX_LINE_BYTES, read_json, read_jsonl
 from rlhf_cli.data.preferences import Ranking, load_preferences
 from rlhf_cli.data.prompts import Prompt, load_prompts
-from rlhf_cli.data.rows import BadRow
-from rlhf_cli.data.sources import split_by_prompt
-from rlhf_cli.data.store import packed, unpacked
-from rlhf_cli.data.tokens import EndTokens, Sequence, collate, micro_batches, rooms
+from rlhf_cli.data.row_store import packed, unpacked
+from rlhf_cli.data.splits import split_by_prompt
+from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate, micro_batches, sized_rows
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -130,7 +130,7 @@ def test_nothing_is_ever_cut(limit, sizes):
 
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=20).map(tuple)
-SEQUENCES = st.lists(st.builds(Sequence, IDS.filter(len), IDS.filter(len)), min_size=1, max_size=6)
+SEQUENCES = st.lists(st.builds(TokenSequence, IDS.filter(len), IDS.filter(len)), min_size=1, max_size=6)
 
 
 @FEW
@@ -150,7 +150,7 @@ def test_collation_loses_and_adds_nothing(sequences, pad_id):
 @FEW
 @given(sequences=SEQUENCES, size=st.integers(1, 4), tokens=st.none() | st.integers(1, 60), packs=st.booleans())
 def test_every_row_is_in_one_micro_batch(sequences, size, tokens, packs):
-    measured = rooms([(sequence,) for sequence in sequences], packs)
+    measured = sized_rows([(sequence,) for sequence in sequences], packs)
     groups = micro_batches(measured, size, tokens)
     assert sorted(place for group in groups for place in group) == list(range(len(sequences)))
     if tokens is None:
@@ -172,7 +172,9 @@ def test_what_is_stored_comes_back(ids, text, columns):
     columns = json.loads(json.dumps(columns).replace("NaN", "null").replace("Infinity", "1e9"))
     prompt = Prompt(text, ids[0], text, ({"role": "user", "content": text},), columns)
     assert unpacked(packed(prompt), Prompt) == prompt
-    ranking = Ranking(tuple(Sequence(ids[0], one) for one in (*ids, ids[0])), 0.5, text, category=None, ranks=(0, 1))
+    ranking = Ranking(
+        tuple(TokenSequence(ids[0], one) for one in (*ids, ids[0])), 0.5, text, category=None, ranks=(0, 1)
+    )
     record = packed(ranking)
     assert unpacked(record, Ranking) == ranking
     for place in (0, len(record) // 2, len(record) - 1):
@@ -228,7 +230,7 @@ TABLES = """
 import sys
 from pathlib import Path
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.data.reading import load_rows
+from rlhf_cli.data.read_rows import load_rows
 
 for file in sorted(Path().iterdir()):
     try:

@@ -12,7 +12,7 @@ from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.engine import distributed
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.train.build import load_once
+from rlhf_cli.run.build import load_once
 
 distributed.initialise(100)
 loads = []

@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PromptDataConfig
+from rlhf_cli.data.bad_rows import BadRow
 from rlhf_cli.data.chat_template import set_template
 from rlhf_cli.data.conversation import Renderer, end_of_turn
-from rlhf_cli.data.rows import BadRow
 from tests.unit.data.chats import CHATML, GEMMA, LLAMA_2, SHAPES, VICUNA, byte_by_byte, byte_pairs, tokenizer_for, words
 
 

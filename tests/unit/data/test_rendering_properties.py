@@ -17,7 +17,7 @@ from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
 from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.tokens import EndTokens, Sequence
+from rlhf_cli.data.token_batches import EndTokens, TokenSequence
 from rlhf_cli.rewards.reward_model import RewardModel
 from tests.unit.data.chats import BOS, SHAPES, TOKENIZERS, tokenizer_for
 
@@ -184,4 +184,4 @@ def test_reward_training_scoring_and_ppo_read_the_same_ids(shape, kind, data):
         others = {made.end_id, made.tokenizer.eos_token_id}
         for response in (said, *((*said[:-1], end) for end in others), said[:-1]):
             if response:
-                assert scored(made, Sequence(prompt.ids, response)) == answer.ids
+                assert scored(made, TokenSequence(prompt.ids, response)) == answer.ids

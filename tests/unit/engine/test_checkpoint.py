@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from rlhf_cli.config.errors import CheckpointError, DiskError, InputError, RunError
-from rlhf_cli.engine import distributed, files, shards
+from rlhf_cli.engine import distributed, shards
 from rlhf_cli.engine.checkpoint import Checkpoints, write_folder
-from rlhf_cli.engine.manifest import BEST, LATEST, check_hashes, pointed, read_manifest, steps, to_resume
+from rlhf_cli.engine.checkpoint_manifest import BEST, LATEST, check_hashes, pointed, read_manifest, steps, to_resume
 from rlhf_cli.engine.shards import ShardReader, write_shards
+from rlhf_cli.system import durable_files as files
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

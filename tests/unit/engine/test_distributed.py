@@ -60,8 +60,8 @@ def test_shares_in_order_and_padding_to_the_ranks(monkeypatch):
 
 def test_parts_are_evened_with_the_first_for_company(monkeypatch):
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 3])
-    assert distributed.evened(["a"]) == [("a", True), ("a", False), ("a", False)]
-    assert distributed.evened(["a", "b", "c", "d"]) == [(part, True) for part in "abcd"]
+    assert distributed.pad_to_same_count(["a"]) == [("a", True), ("a", False), ("a", False)]
+    assert distributed.pad_to_same_count(["a", "b", "c", "d"]) == [(part, True) for part in "abcd"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.errors import CheckpointError, NonFiniteError
 from rlhf_cli.config.sections import DType, OptimConfig, Schedule
-from rlhf_cli.engine import groups, plain
+from rlhf_cli.engine import param_groups as groups
+from rlhf_cli.engine import plain
 from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
 
 pytestmark = pytest.mark.usefixtures("one_rank")

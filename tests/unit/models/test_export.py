@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_cli.data.tokens import EndTokens
+from rlhf_cli.data.token_batches import EndTokens
 from rlhf_cli.models.export import export_ends
 
 

@@ -9,16 +9,16 @@ from torch.testing import assert_close
 
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.masking import masked_sum
-from rlhf_cli.data.tokens import Sequence, collate
+from rlhf_cli.data.token_batches import TokenSequence, collate
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
+from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
 
 CPU = torch.device("cpu")
 EOS = byte_tokenizer().eos_token_id
-SHORT = Sequence(prompt_ids=(10, 11, 12), response_ids=(20, 21, EOS))
-LONG = Sequence(prompt_ids=tuple(range(30, 50)), response_ids=tuple(range(60, 75)))
+SHORT = TokenSequence(prompt_ids=(10, 11, 12), response_ids=(20, 21, EOS))
+LONG = TokenSequence(prompt_ids=tuple(range(30, 50)), response_ids=tuple(range(60, 75)))
 
 KINDS = [f"{architecture} {how}" for architecture, how in product(ARCHITECTURES, ("packed", "whole"))]
 
@@ -67,7 +67,7 @@ def test_logprobs_do_not_depend_on_padding_or_neighbours(policy, pad_id):
 def test_any_number_of_pads_changes_nothing(policy, scorer, pad_id, longer, num_pads):
     """A neighbour whose prompt (or response) is longer by num_pads sets how much padding the other gets."""
     ids = tuple(range(30, 30 + 3 + num_pads))
-    neighbour = Sequence(ids, (20, 21, EOS)) if longer == "prompt" else Sequence((10, 11, 12), ids)
+    neighbour = TokenSequence(ids, (20, 21, EOS)) if longer == "prompt" else TokenSequence((10, 11, 12), ids)
 
     def read(sequences):
         batch = collate(sequences, pad_id, CPU)

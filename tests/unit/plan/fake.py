@@ -1,6 +1,6 @@
 """Memory maps made by hand, and the shape of a small model."""
 
-from rlhf_cli.plan.batches import Batches
+from rlhf_cli.plan.batch_counts import Batches
 from rlhf_cli.plan.fit import Fit
 from rlhf_cli.plan.machine import Machine, misfits
 from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place

@@ -2,11 +2,11 @@
 
 import pytest
 
-from rlhf_cli.config.load import load
+from rlhf_cli.config.compose import load
 from rlhf_cli.plan.advice import savings, to_fit, to_use_room
+from rlhf_cli.plan.build_map import memory_map
 from rlhf_cli.plan.memory_map import Place
-from rlhf_cli.plan.moments import Lengths
-from rlhf_cli.plan.runs import memory_map
+from rlhf_cli.plan.phases import Lengths
 
 PPO = ["conf=tiny", "model.dtype=bfloat16", "reward_model.dtype=bfloat16", "ppo.batch_size=16", "ppo.minibatch_size=16"]
 PPO += ["ppo.micro_batch_size=8", "rollout.micro_batch_size=16", "+deepspeed.zero_optimization.reduce_bucket_size=1000"]

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_cli.config.compose import load
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import load
 from rlhf_cli.plan import fit
 from rlhf_cli.plan.fit import check_launch
 from rlhf_cli.plan.machine import Machine
 from rlhf_cli.plan.memory_map import Place
-from rlhf_cli.plan.moments import Lengths
+from rlhf_cli.plan.phases import Lengths
 from tests.unit.plan.fake import GIB, planned_with
 
 PLACE = Place(1, 1, on_gpu=False)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_cli.config.compose import load
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.load import load
-from rlhf_cli.config.plan import PlanConfig, num_bytes
+from rlhf_cli.config.plan_options import PlanConfig, num_bytes
 from rlhf_cli.plan import machine
 from rlhf_cli.plan.machine import Machine, gib, misfits
 from rlhf_cli.plan.memory_map import LIBRARIES

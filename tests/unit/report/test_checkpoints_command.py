@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from rlhf_cli.cli import main
-from rlhf_cli.engine.manifest import read_manifest
-from rlhf_cli.report.status import State, write_status
+from rlhf_cli.engine.checkpoint_manifest import read_manifest
+from rlhf_cli.system.run_status import State, write_status
 from tests.unit.engine.test_checkpoint import save
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from rlhf_cli.cli import main
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.compare import compare
-from rlhf_cli.report.html.comparison import comparison_sections
+from rlhf_cli.report.compare_runs import compare
+from rlhf_cli.report.html.comparison_page import comparison_sections
 from tests.unit.report.made import answer, pair, ppo_run, reward_run, write_lines
 
 

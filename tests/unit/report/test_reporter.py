@@ -5,10 +5,10 @@ import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import RunConfig
-from rlhf_cli.report.checks import Check
+from rlhf_cli.report.check_table import Check
 from rlhf_cli.report.reporter import Reporter, Work
 from rlhf_cli.report.run_dir import RunDir
-from rlhf_cli.report.text import printable
+from rlhf_cli.system.text import printable
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import pytest
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.report import ReportConfig, Tracker
+from rlhf_cli.config.report_options import ReportConfig, Tracker
 from rlhf_cli.report import tracker_runs, trackers
 from rlhf_cli.report.trackers import Tracked, require_installed
 from tests.conftest import REPOSITORY, child_environment
@@ -480,7 +480,7 @@ def test_what_is_installed_is_no_error():
 def test_the_module_imports_no_tracker_and_no_torch():
     program = (
         "import sys\nfrom rlhf_cli.report.trackers import require_installed\n"
-        "from rlhf_cli.config.report import Tracker\n"
+        "from rlhf_cli.config.report_options import Tracker\n"
         "try:\n    require_installed(list(Tracker))\nexcept ValueError:\n    pass\n"
         "print(*sorted({'torch', 'tensorboard', 'wandb', 'mlflow', 'trackio', 'huggingface_hub'} & sys.modules.keys()))"
     )

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from rlhf_cli.config.errors import RewardError
-from rlhf_cli.config.rewards import RewardSourceConfig
-from rlhf_cli.engine.ports import free_port
-from rlhf_cli.rewards.function import FunctionSource
-from rlhf_cli.rewards.http import HttpSource
+from rlhf_cli.config.reward_options import RewardSourceConfig
+from rlhf_cli.rewards.function_source import FunctionSource
+from rlhf_cli.rewards.http_source import HttpSource
 from rlhf_cli.rewards.source import Exchange
+from rlhf_cli.system.ports import free_port
 from tests.conftest import REPOSITORY, child_environment
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.algo.normalise import Moments
-from rlhf_cli.config.rewards import Normalise, RewardSourceConfig
+from rlhf_cli.config.reward_options import Normalise, RewardSourceConfig
 from rlhf_cli.rewards.weighted_sum import WeightedSum
 
 

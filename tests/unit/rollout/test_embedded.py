@@ -10,12 +10,12 @@ from transformers import GenerationConfig
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.tokens import EndTokens, Sequence, collate
+from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate
 from rlhf_cli.engine import distributed
-from rlhf_cli.models import cpu_attention
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
+from rlhf_cli.models.cpu import attention as cpu_attention
 from rlhf_cli.models.heads import ResponseLM
-from rlhf_cli.models.load import load_causal_lm
+from rlhf_cli.models.load_models import load_causal_lm
 from rlhf_cli.rollout import embedded
 from rlhf_cli.rollout.embedded import EmbeddedSampler, _Rows, end_token_ids, uniforms
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
@@ -81,7 +81,7 @@ def slowly(model, end_ids, prompts, keys, greedy=False, **options):
             response.append(int(token))
             if response[-1] in end_ids:
                 break
-        found.append(Sequence(prompt, tuple(response)))
+        found.append(TokenSequence(prompt, tuple(response)))
     return found
 
 

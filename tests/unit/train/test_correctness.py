@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.objectives import KLEstimator, PPOConfig
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.tokens import EndTokens
+from rlhf_cli.data.token_batches import EndTokens
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import TokenScorer
-from rlhf_cli.models.load import load_sequence_classifier
-from rlhf_cli.models.tokenizers import pad_id
+from rlhf_cli.models.load_models import load_sequence_classifier
+from rlhf_cli.models.load_tokenizer import pad_id
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.train.batch import summary
 from rlhf_cli.train.reward import RewardTrainer

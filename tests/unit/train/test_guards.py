@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.guards import GuardAction, GuardConfig, PPOGuardConfig
+from rlhf_cli.config.guard_options import GuardAction, GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig
 from rlhf_cli.train.guards import Ask, Finding, Guards
 

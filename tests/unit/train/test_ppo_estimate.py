@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
-from rlhf_cli.data.tokens import Sequence
+from rlhf_cli.data.token_batches import TokenSequence
 from rlhf_cli.train.batch import Episode, Rollout, shaped_scores, summary
 from rlhf_cli.train.ppo import PPOState, PPOTrainer
 
@@ -15,7 +15,7 @@ from rlhf_cli.train.ppo import PPOState, PPOTrainer
 def episode(length, ended, score, logprob, ref):
     row = torch.ones(length)
     return Episode(
-        sequence=Sequence((1,), tuple(range(2, 2 + length))),
+        sequence=TokenSequence((1,), tuple(range(2, 2 + length))),
         ended=ended,
         logprobs=logprob * row,
         ref_logprobs=ref * row,

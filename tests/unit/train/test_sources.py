@@ -12,15 +12,15 @@ import torch
 
 from rlhf_cli.algo.normalise import Moments
 from rlhf_cli.config.errors import InputError, RewardError
-from rlhf_cli.config.rewards import Normalise, OnFailure, RewardSourceConfig
+from rlhf_cli.config.reward_options import Normalise, OnFailure, RewardSourceConfig
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.sources import Sides
-from rlhf_cli.data.tokens import Sequence
-from rlhf_cli.rewards.judging import Judging
+from rlhf_cli.data.splits import Splits
+from rlhf_cli.data.token_batches import TokenSequence
+from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.train.check_ppo import TextSide, check_ppo
-from rlhf_cli.train.checks import FLOAT32
-from rlhf_cli.train.judges import texts_of
+from rlhf_cli.run.check_ppo import TextSide, check_ppo
+from rlhf_cli.run.checks import FLOAT32
+from rlhf_cli.run.reward_sources import texts_of
 from rlhf_cli.train.ppo import PPOState
 from tests.oracle.cases import PROMPTS, TOKENIZER, Record, ppo_config, ppo_models, ppo_trainer
 from tests.unit.train.test_checks import DATA
@@ -44,7 +44,7 @@ class Lengths:
         pass
 
 
-class Boundary(Record):
+class StepHooks(Record):
     def give_up(self, state, error):
         self.saved = json.loads(json.dumps(state))  # as a checkpoint keeps it
         raise error
@@ -58,15 +58,15 @@ def trainer_of(lengths, record=None, source=None, **options):
     """One source is the reward model, the other one counts."""
     counts = source or RewardSourceConfig(name="lengths", function="m:f", weight=0.5)
     config = replace(ppo_config("base", **options), reward=[RM, counts])
-    trainer = ppo_trainer(config, ppo_models(), "simple", record or Boundary())
+    trainer = ppo_trainer(config, ppo_models(), "simple", record or StepHooks())
     old = trainer.models.judging
-    judging = Judging([RM, counts], exchange, old.reward_model, outside={"lengths": lengths})
+    judging = RewardEnsemble([RM, counts], exchange, old.reward_model, outside={"lengths": lengths})
     trainer.models = trainer.views.models = replace(trainer.models, judging=judging)
     return trainer
 
 
 def test_a_score_is_the_weighted_sum_and_every_source_is_told(one_rank):
-    lengths, record = Lengths(), Boundary()
+    lengths, record = Lengths(), StepHooks()
     trainer = trainer_of(lengths, record)
     assert list(trainer.models.judging.engines) == ["reward_model"]
     rollout = trainer.score(trainer.collect())
@@ -101,7 +101,7 @@ def test_without_a_list_no_text_is_made_and_no_name_is_logged(one_rank):
 
 
 def test_running_moments_take_in_every_response_and_are_what_a_checkpoint_keeps(one_rank):
-    lengths, record = Lengths(), Boundary()
+    lengths, record = Lengths(), StepHooks()
     source = RewardSourceConfig(name="lengths", function="m:f", normalise=Normalise.running)
     trainer = trainer_of(lengths, record, source)
     trainer.fit()
@@ -127,7 +127,7 @@ def test_scores_are_normalised_by_moments_that_know_the_step(one_rank):
 
 
 def test_a_failure_ends_the_run_with_the_state_after_the_last_whole_step(one_rank):
-    record = Boundary()
+    record = StepHooks()
     source = RewardSourceConfig(name="lengths", function="m:f", normalise=Normalise.fixed)
     trainer = trainer_of(Lengths(fails_at=2), record, source)
     with pytest.raises(RewardError, match="call 2: gone"):
@@ -139,7 +139,7 @@ def test_a_failure_ends_the_run_with_the_state_after_the_last_whole_step(one_ran
 
 def test_a_run_that_was_given_up_goes_on_as_if_nothing_had_been(one_rank):
     source = RewardSourceConfig(name="lengths", function="m:f", normalise=Normalise.running)
-    whole, halves = Boundary(), Boundary()
+    whole, halves = StepHooks(), StepHooks()
     trainer_of(Lengths(), whole, source).fit()
     trainer = trainer_of(Lengths(fails_at=2), halves, source)
     with pytest.raises(RewardError):
@@ -151,7 +151,7 @@ def test_a_run_that_was_given_up_goes_on_as_if_nothing_had_been(one_rank):
 
 
 def test_a_skipped_step_learns_nothing_and_the_next_one_goes_on(one_rank):
-    lengths, record = Lengths(fails_at=1), Boundary()
+    lengths, record = Lengths(fails_at=1), StepHooks()
     source = RewardSourceConfig(name="lengths", function="m:f", on_failure=OnFailure.skip, normalise=Normalise.running)
     trainer = trainer_of(lengths, record, source)
     before = copy.deepcopy(trainer.models.policy.full_state_dict())
@@ -173,7 +173,7 @@ def test_a_skipped_step_learns_nothing_and_the_next_one_goes_on(one_rank):
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run(one_rank):
-    record = Boundary()
+    record = StepHooks()
     source = RewardSourceConfig(name="lengths", function="m:f", on_failure=OnFailure.skip, max_failures=2)
     trainer = trainer_of(Lengths(fails_at=1), record, source)
     with pytest.raises(RewardError, match="call 2: gone; 2 steps in a row were skipped"):
@@ -219,25 +219,25 @@ def prompt_of(text, **columns):
 
 
 def test_a_source_is_tried_on_both_sides_before_models_are_loaded(one_rank):
-    sides = Sides([prompt_of("hi", a=1), prompt_of("ho", b=2)], [prompt_of("bye", a=3)], [])
+    sides = Splits([prompt_of("hi", a=1), prompt_of("ho", b=2)], [prompt_of("bye", a=3)], [])
     lengths = Lengths()
     texts = texts_of(Renderer(), sides, {"lengths": lengths})
     [[first], [second]] = lengths.asked
     assert [one["content"] for one in first.messages] == ["be kind", "hi"]
     assert (first.columns, bool(first.response)) == ({"a": 1, "b": None}, True)
     assert (second.prompt, second.columns) == ("bye", {"a": 3})
-    exchange = texts(prompt_of("bye", a=3), Sequence((1,), (4, 5)))
+    exchange = texts(prompt_of("bye", a=3), TokenSequence((1,), (4, 5)))
     assert (exchange.response, exchange.columns) == ("[4, 5]", {"a": 3, "b": None})
 
 
 def test_a_source_that_fails_on_the_held_out_side_is_bad_input(one_rank):
-    sides = Sides([prompt_of("hi")], [prompt_of("bye")], [])
+    sides = Splits([prompt_of("hi")], [prompt_of("bye")], [])
     with pytest.raises(InputError, match="call 2: gone"):
         texts_of(Renderer(), sides, {"lengths": Lengths(fails_at=2)})
 
 
 def test_without_sources_outside_nobody_looks_at_columns(one_rank):
-    assert texts_of(Renderer(), Sides([prompt_of("hi", a=1)], [], []), {}).columns == {}
+    assert texts_of(Renderer(), Splits([prompt_of("hi", a=1)], [], []), {}).columns == {}
 
 
 def test_an_old_checkpoint_knows_no_sources():

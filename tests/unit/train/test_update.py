@@ -15,23 +15,23 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import PPOConfig, PretrainConfig, RewardConfig
-from rlhf_cli.config.rewards import RewardSourceConfig
+from rlhf_cli.config.reward_options import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import CheckpointConfig, RolloutConfig, RunConfig
-from rlhf_cli.data.order import batch_indices
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.tokens import EndTokens, Sequence, collate
+from rlhf_cli.data.sampler import batch_indices
+from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import StepResult
-from rlhf_cli.models.size import ModelSize
+from rlhf_cli.models.model_size import ModelSize
 from rlhf_cli.report.reporter import Work
-from rlhf_cli.rewards.judging import Judging
+from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.train import ppo
 from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, shaped_scores, summary
+from rlhf_cli.train.flops import Read, Sizes
 from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
 from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps, pair_records
-from rlhf_cli.train.work import Read, Sizes
 from tests.oracle.cases import CPU, Record
 
 LOG2, LOG3 = math.log(2), math.log(3)
@@ -75,7 +75,7 @@ def config_of(seed=7, pretrain=None, temperature=1.0, **options):
 
 def judging(reward_model=None):
     """The default: the reward model is the one source."""
-    return Judging([RewardSourceConfig(name="reward_model")], None, reward_model)
+    return RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model)
 
 
 def trainer_of(config, policy=None, value_model=None, texts=(), prompts=()):
@@ -88,7 +88,7 @@ ONE_SOURCE = judging().weigh
 
 
 def sequence(length, prompt=1):
-    return Sequence((1,) * prompt, tuple(range(2, 2 + length)))
+    return TokenSequence((1,) * prompt, tuple(range(2, 2 + length)))
 
 
 def batch_of(lengths):
@@ -208,7 +208,7 @@ def policy_case(**options):
     Old logprobs: ratios 2, 1 and 1/2, advantages 3, -1 and -5. The targets' padding is junk all over.
     """
     logits = torch.zeros(3, 2, requires_grad=True)
-    tokens = collate([Sequence((1,), (0, 1)), Sequence((1,), (1,))], 0, CPU)
+    tokens = collate([TokenSequence((1,), (0, 1)), TokenSequence((1,), (1,))], 0, CPU)
     part = PPOTargets(
         mask=tokens.response_mask,
         logprobs=torch.tensor([[-2 * LOG2, -LOG2], [0.0, JUNK]]),
@@ -251,7 +251,7 @@ def test_the_entropy_pulls_the_likelier_token_down_and_no_padding(one_rank):
     """Probabilities 1/4 and 3/4: d(entropy)/d(logit 1) = -p0 p1 log 3 = -3/16 log 3, and its negative at logit 0."""
     logits = torch.tensor([[0.0, LOG3], [0.0, LOG3]], requires_grad=True)
     trainer = trainer_of(config_of(entropy_coef=0.5), policy=Engine(logits))
-    tokens, zero = collate([Sequence((1,), (1, 1))], 0, CPU), torch.zeros(1, 2)
+    tokens, zero = collate([TokenSequence((1,), (1, 1))], 0, CPU), torch.zeros(1, 2)
     mask = torch.tensor([[True, False]])  # the second token is there for company
     trainer._policy_backward(PPOTargets(mask, zero, zero, zero, zero, zero), tokens, num_tokens=10)
     slope = 0.5 * 3 / 16 * LOG3 / 10
@@ -281,7 +281,7 @@ def test_the_text_loss_is_a_mean_over_the_tokens_of_all_blocks(one_rank):
     """
     logits = torch.zeros(4, 2, requires_grad=True)
     pretrain = PretrainConfig(path="x", coef=0.5, batch_size=2, micro_batch_size=2)
-    texts = [Sequence((1,), (1, 1, 1)), Sequence((1,), (1,))]
+    texts = [TokenSequence((1,), (1, 1, 1)), TokenSequence((1,), (1,))]
     trainer = trainer_of(config_of(pretrain=pretrain, temperature=0.5), policy=Engine(logits), texts=texts)
     assert trainer._pretrain(0) == {"loss/pretrain": pytest.approx(LOG2, abs=1e-6)}
     assert_close(logits.grad, torch.tensor([[0.0625, -0.0625]] * 4), atol=1e-7, rtol=0)
@@ -292,7 +292,7 @@ def test_the_text_loss_takes_the_blocks_of_its_update(one_rank):
     pretrain = PretrainConfig(path="x", batch_size=2, micro_batch_size=2)
     logits = torch.zeros(2, 60, requires_grad=True)
     trainer = trainer_of(
-        config_of(pretrain=pretrain), Engine(logits), texts=[Sequence((1,), (50 + n,)) for n in range(4)]
+        config_of(pretrain=pretrain), Engine(logits), texts=[TokenSequence((1,), (50 + n,)) for n in range(4)]
     )
     for update in (2, 3):
         trainer._pretrain(update)
@@ -362,7 +362,7 @@ def test_the_tokens_that_models_read_are_counted(packed, read, one_rank):
     trainer.views.packed = packed
     for lengths in ((1, 3), (2, 8)):
         for _ in range(2):
-            trainer.views.collate([Sequence((1,), (1,) * length) for length in lengths])
+            trainer.views.collate([TokenSequence((1,), (1,) * length) for length in lengths])
     assert trainer.views.take_read(num_models=2) == read
     assert trainer.views.take_read(num_models=1) == 0
 
@@ -394,7 +394,7 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
 
     Each model is held once, one after the other.
     """
-    rows = [Sequence((1,), (1,) * length) for length in (3, 1, 2, 1)]
+    rows = [TokenSequence((1,), (1,) * length) for length in (3, 1, 2, 1)]
     config = config_of(micro_batch_tokens=6)
     config = replace(config, rollout=replace(config.rollout, gather=gather))
     trainer = trainer_of(config, policy=ByLength(), value_model=ByLength())
@@ -403,8 +403,10 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
         engine=ByLength(), score=lambda part: torch.tensor([10.0 + len(one) for one in part])
     )
     trainer.ends = trainer.views.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
-    evened, in_step = distributed.evened, []
-    monkeypatch.setattr(distributed, "evened", lambda groups: (in_step.append(groups), evened(groups))[1])
+    pad_to_same_count, in_step = distributed.pad_to_same_count, []
+    monkeypatch.setattr(
+        distributed, "pad_to_same_count", lambda groups: (in_step.append(groups), pad_to_same_count(groups))[1]
+    )
     trainer.views.num_read = 10**6  # what a self-check has read before is not the step's
     rollout = trainer.score(rows, prompts=[])
     assert trainer._read == Read(score=4 + 2 + 3 + 2)
@@ -435,7 +437,7 @@ def test_the_work_of_a_step_by_hand():
 
     Scoring reads with two models of each kind; an update reads once and goes back through twice as much.
     """
-    texts = [Sequence((1, 1, 1), (2, 2)), Sequence((1,), (2, 2))]
+    texts = [TokenSequence((1, 1, 1), (2, 2)), TokenSequence((1,), (2, 2))]
     whole = Read(score=8, update=2 * 8, num_epochs=2)
     assert SIZES.work(texts, whole, trains_policy=True) == {
         "rollout": Work(344, 4),
@@ -580,7 +582,7 @@ class LastId:
 
 def ranking(*last, prompt=2, longer_wins=0.5, **more):
     """Answers that end in these ids; each is one token longer than the one before."""
-    answers = tuple(Sequence((1,) * prompt, (*(9,) * place, id)) for place, id in enumerate(last))
+    answers = tuple(TokenSequence((1,) * prompt, (*(9,) * place, id)) for place, id in enumerate(last))
     return Ranking(answers, longer_wins, "", **more)
 
 
@@ -807,7 +809,7 @@ def test_pairs_stand_on_the_rank_s_device_unless_told_otherwise(one_rank, monkey
 
 def sound_rollout(num_rows):
     """Rows of two tokens whose figures are all finite."""
-    sequence = Sequence((1,), (2, 3))
+    sequence = TokenSequence((1,), (2, 3))
     per_token = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy"), torch.zeros(2))
     rows = [Episode(sequence, ended=True, source_scores=torch.zeros(1), **per_token) for _ in range(num_rows)]
     return Rollout.of(rows, ONE_SOURCE)
@@ -836,7 +838,7 @@ def test_what_is_not_finite_is_named_by_its_row(bad, name, place, what):
 def test_held_out_pairs_are_told_with_their_scores():
     """Three answers make three pairs of a third each; the second column is what training fits."""
     prompt = json.dumps([{"role": "user", "content": "why?"}])
-    row = Ranking(tuple(Sequence((1,), (n,) * n) for n in (3, 1, 2)), 0.5, prompt, category="refund")
+    row = Ranking(tuple(TokenSequence((1,), (n,) * n) for n in (3, 1, 2)), 0.5, prompt, category="refund")
     scores = torch.tensor([[1.0, 5.0], [0.5, 3.0], [-1.0, 4.0]])
     records = pair_records([row], scores, lambda ids: str(list(ids)))
     assert [(one["score_chosen"], one["score_rejected"], one["log_odds"]) for one in records] == [

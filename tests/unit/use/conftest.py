@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf_cli.config.load import as_text, compose_yaml
-from rlhf_cli.models.load import load_causal_lm, load_sequence_classifier
-from rlhf_cli.models.tokenizers import load_tokenizer
+from rlhf_cli.config.compose import as_text, compose_yaml
+from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
+from rlhf_cli.models.load_tokenizer import load_tokenizer
 from tests.unit.models.tiny import tiny_config
 
 SYSTEM = "Be brief."

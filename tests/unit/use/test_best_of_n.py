@@ -5,7 +5,7 @@ import pytest
 
 from rlhf_cli.cli import main
 from rlhf_cli.use.best_of_n import best_of, expected_best, kl_of_best
-from rlhf_cli.use.policy import Policy
+from rlhf_cli.use.trained_policy import Policy
 
 SCORES = [0.3, -1.0, 2.5, 2.5, 0.0, 4.0, -0.2]
 

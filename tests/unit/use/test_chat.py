@@ -9,7 +9,7 @@ from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.use.chat import Conversation, talk
-from rlhf_cli.use.words import Sampling
+from rlhf_cli.use.cli_options import Sampling
 
 SAMPLING = Sampling(None, None, None, None, seed=7, greedy=False)
 

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_cli.cli import main
-from rlhf_cli.rewards.function import load_function
+from rlhf_cli.rewards.function_source import load_function
 from rlhf_cli.use.evaluate import by_prompt, figures
-from rlhf_cli.use.policy import Policy
+from rlhf_cli.use.trained_policy import Policy
 from tests.unit.use.conftest import SYSTEM
 
 PROMPTS = [{"prompt": "Hello?"}, {"prompt": "Is it far from here to the station?"}, {"prompt": "Why?"}]
@@ -68,7 +68,7 @@ def test_the_kl_of_an_answer_is_that_of_transformers(ppo_run, here):
     assert main(["evaluate", str(ppo_run), *words, "--max-new-tokens", "6"]) == 0
     main(["generate", str(ppo_run), "--prompt", "Hello?", "--max-new-tokens", "6", "--out", "tokens.jsonl"])
     kl = records(here / "out.jsonl")[0]["policy"]["kl"]
-    from rlhf_cli.use.runs import Role, find
+    from rlhf_cli.use.trained_runs import Role, find
 
     found = find(str(ppo_run), Role.policy)
     policy = Policy(found, found.rollout, torch.device("cpu"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_cli.cli import main
-from rlhf_cli.use.policy import Policy
+from rlhf_cli.use.trained_policy import Policy
 from tests.unit.use.conftest import SYSTEM
 
 

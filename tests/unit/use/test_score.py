@@ -5,8 +5,8 @@ import pytest
 from rlhf_cli.cli import main
 from rlhf_cli.report.run_dir import PAIRS
 from rlhf_cli.rewards.source import Exchange
+from rlhf_cli.use.reward_scorer import RewardScorer
 from rlhf_cli.use.score import scale_of_run
-from rlhf_cli.use.scorer import RewardScorer
 from tests.unit.rewards.services import Server, lengths
 
 LENGTH = """

@@ -16,11 +16,11 @@ import torch
 
 from rlhf_cli.cli import main
 from rlhf_cli.config.errors import RewardError
-from rlhf_cli.config.rewards import RewardSourceConfig
-from rlhf_cli.rewards.http import HttpSource
+from rlhf_cli.config.reward_options import RewardSourceConfig
+from rlhf_cli.rewards.http_source import HttpSource
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.use import serve
-from rlhf_cli.use.scorer import RewardScorer
+from rlhf_cli.use.reward_scorer import RewardScorer
 from tests.conftest import child_environment
 from tests.unit.use.conftest import SYSTEM
 
@@ -90,7 +90,7 @@ def test_scores_over_http_are_those_of_the_model(rm_run, source, monkeypatch):
 SLOW = """
 import socket, sys, time
 from rlhf_cli.use.serve import _listening, _address, _serve
-from rlhf_cli.use.service import Info, make_app
+from rlhf_cli.use.score_service import Info, make_app
 def score(exchanges):
     print("asked", flush=True)
     time.sleep(0.5)

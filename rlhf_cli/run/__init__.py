@@ -1,0 +1,1 @@
+"""Assembles a run from its configuration, starts it and ends it."""

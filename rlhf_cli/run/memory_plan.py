@@ -1,0 +1,73 @@
+"""The memory plan of a run: made before its models are loaded, and asked again where memory runs out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
+from rlhf_cli.engine import distributed
+from rlhf_cli.plan.advice import savings
+from rlhf_cli.plan.build_map import memory_map
+from rlhf_cli.plan.fit import Fit, check_launch
+from rlhf_cli.plan.machine import gib
+from rlhf_cli.plan.memory_map import Place
+from rlhf_cli.plan.phases import Lengths
+from rlhf_cli.report.reporter import Reporter
+from rlhf_cli.report.run_dir import run_folder
+from rlhf_cli.system.text import one_line
+
+Config = TrainRMConfig | TrainPPOConfig
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run is planned with, and its plan, where one could be made."""
+
+    place: Place
+    lengths: Lengths
+    fit: Fit | None
+
+    def compared(self, report: Reporter) -> dict[str, float]:
+        """Say what memory was measured on rank 0 and, with a plan, what was planned; return both in GiB.
+
+        On a GPU tensors alone, in host memory the process with its libraries.
+        """
+        if self.fit is None:
+            report.say(f"memory: at most {report.memory.highest:.2f} GiB on rank 0")
+            return {"measured_gib": report.memory.highest}
+        found = self.fit.found
+        planned = (found.device_peak().bytes if found.place.on_gpu else found.rank_peak()) / 2**30
+        measured = report.memory.highest
+        report.say(f"memory: at most {measured:.2f} GiB on rank 0, {planned:.2f} GiB planned")
+        return {"planned_gib": planned, "measured_gib": measured}
+
+
+def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: int | None = None) -> RunPlan:
+    """Show the arithmetic of the batches, and whether the run fits this machine; all ranks together.
+
+    Raises InputError where it does not fit and plan.on_misfit is error.
+    """
+    place = here()
+    folder = run_folder(config.run)
+    lines, warnings, fit = distributed.together(
+        lambda: check_launch(config, place, folder, lengths, num_steps), only_first=True
+    )
+    report.planned(lines, warnings)
+    return RunPlan(place, lengths, fit)
+
+
+def here() -> Place:
+    """Return where this run is: its ranks, those of them on this machine, and whether they have GPUs."""
+    return Place(distributed.world_size(), distributed.num_local_ranks(), distributed.device().type != "cpu")
+
+
+def out_of_memory_advice(config: Config, place: Place, lengths: Lengths) -> str:
+    """Return the settings that save most, one a line, with the memory a GPU that each saves in a step, by plan."""
+    try:
+        found = savings(config, place.num_ranks, lambda changed: memory_map(changed, place, lengths))
+    except Exception as error:  # what went wrong must be told, advice or not
+        return f"no advice, the run cannot be planned: {one_line(error, 300)}"
+    lines = []
+    for change, saved in found:
+        lines.append(f"  {' '.join(change.words):40} saves about {gib(saved)} a GPU ({change.cost})")
+    return "\n".join(["any of these makes room; the run then goes on with run.resume=true:", *lines])

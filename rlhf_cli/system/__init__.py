@@ -1,0 +1,1 @@
+"""Processes, signals, durable files and terminal text. Imports no torch."""

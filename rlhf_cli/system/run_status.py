@@ -1,0 +1,61 @@
+"""status.json: whether a run is running, and how it ended. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.system.processes import state_and_parent
+
+STATUS = "status.json"
+
+
+class State(Enum):
+    running = "running"
+    finished = "finished"
+    stopped = "stopped"  # by a signal or a guard, with a checkpoint
+    failed = "failed"
+
+
+def write_status(folder: Path, state: State, step: int, **more: Any) -> None:
+    """Replace the status of a run; more: exit_code, reason, rank, phase."""
+    record = {
+        "state": state.value,
+        "step": step,
+        **more,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+    aside = folder / f".{STATUS}.{os.getpid()}"
+    aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    aside.replace(folder / STATUS)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return the status of a run; {} where there is none that can be read.
+
+    A run that says it is running while its process is gone was killed: its state is then `failed`.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / STATUS).read_text("utf-8"))
+        int(record["step"])
+        here = record["host"] == socket.gethostname()
+        if record["state"] == State.running.value and here and not _alive(record["pid"]):
+            return {**record, "state": State.failed.value, "reason": "its process ended without a word: killed"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return record
+
+
+def _alive(pid: int) -> bool:
+    try:
+        found = state_and_parent(pid)
+    except PermissionError:  # somebody else's
+        return True
+    return found is not None and found[0] != "Z"  # a zombie has ended

@@ -1,0 +1,254 @@
+"""Model states, worked out by hand for a model whose weights can be counted, and beside DeepSpeed's own estimate."""
+
+import pytest
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from transformers import AutoConfig
+
+from rlhf_cli.config.sections import DType, OptimConfig
+from rlhf_cli.config.zero_settings import REDUCE_BUCKET, ZeroSettings, with_weights_on_host
+from rlhf_cli.engine import param_groups as groups
+from rlhf_cli.engine import roofline, shards
+from rlhf_cli.plan import phases as moments
+from rlhf_cli.plan.architecture import Architecture
+from rlhf_cli.plan.engine_memory import Engine, Sharding
+from rlhf_cli.plan.memory_map import total
+from tests.unit.plan.fake import LLAMA
+
+# embeddings 300 x 32; a layer: norms 2 x 32, queries and output 2 x 32 x 32, keys and values 2 x 32 x 16, MLP 3 x 32 x
+# 64; last norm 32; head 300 x 32
+WEIGHTS = 300 * 32 + 6 * (64 + 2048 + 1024 + 6144) + 32 + 300 * 32
+BUCKET = {"reduce_bucket_size": 1000}
+
+
+def engine(ranks=1, dtype=torch.bfloat16, trained=True, state_dtype=DType.float32, ema=False, on_gpu=True, **zero):
+    architecture = Architecture.of(AutoConfig.for_model(**LLAMA), False, dtype, True, False)
+    optim = OptimConfig(state_dtype=state_dtype) if trained else None
+    return Engine("policy", architecture, Sharding(ranks, ZeroSettings(**{**BUCKET, **zero}), on_gpu), optim, ema)
+
+
+def held(items):
+    return {item.what: item.bytes for item in items}
+
+
+def test_weights_are_counted_once():
+    assert engine().weights == WEIGHTS == 74_912
+
+
+def test_zero3_keeps_the_gradients_of_a_layer_until_it_is_through():
+    assert engine().of_a_layer() == []
+    assert held(engine(ranks=2).of_a_layer()) == {"gradients of a layer": 2 * (64 + 2048 + 1024 + 6144)}
+
+
+@pytest.mark.parametrize(
+    ("given", "resident", "gradients", "step"),
+    [
+        # bfloat16 weights, float32 masters, two float32 moments; one micro-batch's gradients, float32 for the step
+        ({}, {"weights": 2, "master weights": 4, "optimizer states": 8}, (2, 4), (2 * WEIGHTS, 0)),
+        # float32 weights are their own masters
+        ({"dtype": torch.float32}, {"weights": 4, "optimizer states": 8}, (4, 4), (0, 0)),
+        # so are bfloat16 ones; of float32 sums one gradient at a time is in that type, too
+        ({"state_dtype": DType.bfloat16}, {"weights": 2, "optimizer states": 4}, (2, 4), (0, 2 * 300 * 32)),
+        (
+            {"ema": True},
+            {"weights": 2, "master weights": 4, "optimizer states": 8, "moving average": 4},
+            (2, 4),
+            (2 * WEIGHTS, 0),
+        ),
+        ({"trained": False}, {"weights": 2}, None, None),
+    ],
+)
+def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step):
+    """gradients (bytes a weight) and step (bytes): with one micro-batch an update, and with several."""
+    one = engine(**given)
+    assert held(one.resident()) == {what: each * WEIGHTS for what, each in resident.items()}
+    assert one.on_host() == []
+    assert one.gathered(hold=True) == one.gathered(hold=False) == []
+    assert one.reduction() == one.largest() == []
+    assert held(one.start()) == {"weights": resident["weights"] * WEIGHTS}
+    if given.get("trained", True):
+        assert one.gradients(0) == []
+        for num, several in ((1, False), (2, True), (3, True)):
+            assert total(one.gradients(num)) == gradients[several] * WEIGHTS
+            assert total(one.step(num)) == step[several]
+
+
+def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
+    """As many as fit, whose gradients go; or the largest one, whose gradient stands in both types."""
+    monkeypatch.setattr(groups, "TOGETHER", 20_000)
+    assert total(engine().step(1)) == (4 - 2) * 20_000
+    monkeypatch.setattr(groups, "TOGETHER", 1000)
+    assert total(engine().step(1)) == 4 * 300 * 32
+
+
+@pytest.mark.parametrize(
+    ("given", "resident", "host", "step"),
+    [
+        ({}, {"weights": 2, "master weights": 4, "optimizer states": 8, "gradients": 2}, {}, 6),
+        # DeepSpeed copies float32 weights too, and bfloat16 ones that are updated as such
+        (
+            {"dtype": torch.float32},
+            {"weights": 4, "master weights": 4, "optimizer states": 8, "gradients": 4},
+            {},
+            4,
+        ),
+        (
+            {"state_dtype": DType.bfloat16},
+            {"weights": 2, "master weights": 2, "optimizer states": 4, "gradients": 2},
+            {},
+            2,
+        ),
+        # gradients of micro-batches added up in float32 are in the optimizer's type already
+        (
+            {"float32_gradients": True},
+            {"weights": 2, "master weights": 4, "optimizer states": 8, "gradients": 4},
+            {},
+            4,
+        ),
+        (
+            {"offload_optimizer": True},
+            {"weights": 2},
+            {
+                "master weights": 4,
+                "optimizer states": 8,
+                "gradients": 2,
+                "gradients for the optimizer": 4,
+            },
+            0,
+        ),
+        (
+            {"offload_param": True},
+            {"master weights": 4, "optimizer states": 8, "gradients": 2},
+            {"weights": 2},
+            6,
+        ),
+    ],
+)
+def test_two_ranks_share_them(given, resident, host, step):
+    """Every parameter here has an even size, so that nothing is padded; the bucket is 1000 numbers on each rank."""
+    one = engine(2, **given)
+    each = 4 if given.get("dtype") is torch.float32 else 2
+    half = WEIGHTS // 2
+    bucket = {"reduce bucket": 1000 * each}
+    assert held(one.resident()) == {what: size * half for what, size in resident.items()} | bucket
+    assert held(one.on_host()) == {what: size * half for what, size in host.items()}
+    assert one.gradients(2) == []
+    assert total(one.step(2)) == step * half
+    assert total(one.largest()) == 300 * 32 * each
+    assert total(one.reduction()) == 300 * 32 * each  # the largest parameter is more than the bucket
+    sent = each * half if given.get("offload_param") else 0
+    assert held(one.gathered(hold=True)) == {"gathered weights": WEIGHTS * each + sent}
+
+
+def test_layers_that_are_fetched_are_bounded_by_deepspeed_s_limits():
+    one = engine(2, stage3_max_live_parameters=1000, stage3_prefetch_bucket_size=500)
+    assert held(one.gathered(hold=False)) == {"live weights": 2 * 1500}
+    assert held(engine(2).gathered(hold=False)) == {"live weights": 2 * WEIGHTS}
+
+
+def test_shards_are_padded_to_a_multiple_of_the_ranks():
+    """Of 7 ranks each has a seventh of every parameter, rounded up."""
+    sizes = engine().sizes
+    assert engine(7).shard == sum(-(-size // 7) for size in sizes) > WEIGHTS / 7
+
+
+def test_one_rank_that_offloads_is_deepspeed_s():
+    one = engine(1, offload_param=True)
+    assert one.sharding.uses_zero
+    assert held(one.gathered(hold=True)) == {"gathered weights": 2 * WEIGHTS}
+    assert engine(1, offload_optimizer=True).gathered(hold=True) == []
+    assert one.reduction() == one.largest() == []
+
+
+def test_a_model_has_no_average_unless_asked_for():
+    one = engine()
+    assert "moving average" not in held(Engine("policy", one.architecture, one.sharding, one.optim).resident())
+
+
+def test_a_step_goes_through_groups_of_weights():
+    """Gradients in 2 bytes and again in 4, of a group; a parameter is not cut: the largest one's part comes on top."""
+    assert total(engine(2, sub_group_size=1000).step(2)) == 6 * (1000 + 300 * 32 // 2)
+
+
+def test_without_a_gpu_what_is_offloaded_is_on_the_device_already():
+    assert engine(1, offload_param=True, on_gpu=False).gathered(hold=True) == []
+    assert held(engine(2, offload_param=True, on_gpu=False).gathered(hold=True)) == {"gathered weights": 2 * WEIGHTS}
+
+
+def test_making_an_engine_takes_a_second_copy_of_the_masters_for_a_moment():
+    """Two ranks: weights in 2 bytes, masters in 4, a copy of them in 4; in groups of at most sub_group_size."""
+    half = WEIGHTS // 2
+    wanted = {"weights": 2 * half, "master weights": 4 * half, "copies while masters are made": 4 * half}
+    assert held(engine(2).start()) == wanted
+    grouped = held(engine(2, sub_group_size=1000).start())
+    assert grouped["copies while masters are made"] == 4 * (1000 + 300 * 32 // 2)
+    assert held(engine(2, offload_optimizer=True).start()) == {"weights": 2 * half}
+    assert held(engine(2, torch.float32).start()) == {"weights": 4 * half, "master weights": 4 * half}
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_states_agree_with_deepspeed_s_own_estimate(ranks):
+    """DeepSpeed counts 18 bytes a trained weight: the 16 of here and 2 for which its engine has no tensor.
+
+    The rest of its figure is the largest layer in float32, which here is what is gathered.
+    """
+    ours = total(item for item in engine(ranks).resident() if item.what != "reduce bucket")
+    _, theirs, largest = estimate_zero3_model_states_mem_needs(WEIGHTS, 300 * 32, ranks, 1, False, False, True)
+    states = theirs - largest
+    assert states == int(18 * WEIGHTS / ranks)
+    assert ours == pytest.approx(states * 16 / 18, rel=0.005)
+
+
+@pytest.mark.parametrize("params", [False, True])
+def test_states_in_host_memory_agree_with_deepspeed_s_own_estimate(params):
+    """On the host DeepSpeed counts 16 or 18 bytes a weight, 1.5 times for buffers; here there are 2 more, not 1.5."""
+    one = engine(2, offload_optimizer=True, offload_param=params)
+    theirs, _, _ = estimate_zero3_model_states_mem_needs(WEIGHTS, 300 * 32, 2, 1, True, params, True, 1.0)
+    assert 2 * total(one.on_host()) == theirs + 2 * WEIGHTS
+
+
+def test_a_checkpoint_and_an_export():
+    assert (engine(4).saved, engine(4, ema=True).saved) == (12 * WEIGHTS, 16 * WEIGHTS)
+    assert engine(state_dtype=DType.bfloat16).saved == 6 * WEIGHTS
+    assert (engine(4).exported, engine(4, ema=True).exported) == (2 * WEIGHTS, 4 * WEIGHTS)
+    assert engine(trained=False).saved == 0
+
+
+def test_defaults_are_deepspeed_s_but_for_the_bucket():
+    theirs, ours = DeepSpeedZeroConfig(), ZeroSettings.of({})
+    assert ours.sub_group_size == theirs.sub_group_size
+    assert ours.stage3_prefetch_bucket_size == theirs.prefetch_bucket_size
+    assert ours.stage3_param_persistence_threshold == theirs.param_persistence_threshold
+    assert ours.stage3_max_live_parameters == theirs.max_live_parameters
+    assert ours.reduce_bucket_size == REDUCE_BUCKET < theirs.reduce_bucket_size
+    assert not ours.offloads
+
+
+def test_settings_are_read_as_deepspeed_reads_them():
+    zero = {"reduce_bucket_size": 5e6, "stage3_max_live_parameters": "1e8", "offload_param": {"device": "cpu"}}
+    found = ZeroSettings.of({"zero_optimization": zero})
+    assert (found.reduce_bucket_size, found.stage3_max_live_parameters) == (5_000_000, 100_000_000)
+    assert found.offloads
+    assert not ZeroSettings.of({"zero_optimization": {"offload_param": {"device": "none"}}}).offloads
+    assert not found.float32_gradients
+    assert ZeroSettings.of({"data_types": {"grad_accum_dtype": "fp32"}}).float32_gradients
+
+
+def test_weights_on_the_host_leave_the_rest_as_it_is():
+    given = {"zero_optimization": {"stage": 3, "overlap_comm": True}, "steps_per_print": 7}
+    found = with_weights_on_host(given)
+    assert found["zero_optimization"] == {
+        "stage": 3,
+        "overlap_comm": True,
+        "offload_param": {"device": "cpu", "pin_memory": False},
+    }
+    assert found["steps_per_print"] == 7
+    assert "offload_param" not in given["zero_optimization"]
+    pinned = {"zero_optimization": {"offload_param": {"device": "cpu", "pin_memory": True}}}
+    assert with_weights_on_host(pinned)["zero_optimization"]["offload_param"]["pin_memory"] is True
+
+
+def test_what_the_plan_does_not_import_is_the_engines_own():
+    assert shards.FILE_BYTES == moments.FILE_BYTES
+    assert (roofline._SIZES["cpu"], roofline._SIZE_ON_GPU) == (moments._SIDE, moments._SIDE_ON_GPU)

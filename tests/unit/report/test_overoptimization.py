@@ -1,0 +1,80 @@
+"""Where a score rises only by leaving the reference."""
+
+import random
+
+import pytest
+
+from rlhf_cli.report.overoptimization import gold_passed_its_top, over_optimised
+
+
+def course(num_steps=100, noise=0.0, beta=0.05, gain=2.0, kl_end=40.0):
+    """A score that levels off and a KL that grows with the square; score - 0.05 KL is highest where its slope is 0.
+
+    score = gain (1 - (1 - t)^2) with t the share of the run, KL = kl_end t^2: gain (1 - t) = beta kl_end t, which with
+    2.0, 0.05 and 40 is at t = 0.5.
+    """
+    draw = random.Random(3)
+    shares = [place / (num_steps - 1) for place in range(num_steps)]
+    scores = [gain * (1 - (1 - share) ** 2) + draw.gauss(0, noise) for share in shares]
+    return scores, [kl_end * share**2 for share in shares], [beta] * num_steps
+
+
+@pytest.mark.parametrize(("noise", "slack"), [(0.0, 1), (0.1, 12)])
+def test_the_point_is_where_the_objective_is_highest(noise, slack):
+    place = over_optimised(*course(noise=noise))
+    assert place is not None
+    assert abs(place - 49.5) <= slack
+
+
+def test_a_cheaper_nat_moves_it_later():
+    """beta 0.025: 2 (1 - t) = t, at two thirds."""
+    assert abs(over_optimised(*course(beta=0.025)) - 66) <= 1
+
+
+def test_the_last_coefficient_is_what_counts():
+    scores, kls, _ = course()
+    assert over_optimised(scores, kls, [9.0] * 99 + [0.05]) == over_optimised(*course())
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        course(kl_end=4.0),  # the objective still rises at the end
+        course(num_steps=9),  # too few to say
+        ([1.0] * 50, [1.0] * 50, [0.05] * 50),  # nothing moves
+        ([1 - n / 50 for n in range(50)], [float(n) for n in range(50)], [0.05] * 50),  # the score falls
+        ([n / 50 for n in range(50)], [50.0 - n for n in range(50)], [-1.0] * 50),  # the KL falls
+    ],
+)
+def test_a_run_without_such_a_point(told):
+    assert over_optimised(*told) is None
+
+
+def test_noise_alone_is_no_fall():
+    draw = random.Random(5)
+    found = []
+    for _ in range(50):
+        scores = [0.01 * n + draw.gauss(0, 1.0) for n in range(60)]
+        found.append(over_optimised(scores, [0.01 * n for n in range(60)], [0.05] * 60))
+    assert sum(place is not None for place in found) <= 10
+
+
+def rows(*means, spread=0.0, num_prompts=40):
+    """Gold scores of every prompt at each evaluation, around these means; a prompt is as far from them each time."""
+    draw = random.Random(4)
+    prompts = [draw.gauss(0, 1) for _ in range(num_prompts)]
+    return [[mean + prompt + draw.gauss(0, spread) for prompt in prompts] for mean in means]
+
+
+def test_a_gold_score_that_has_passed_its_top():
+    """Prompts that differ by far more than the fall: what counts are the differences prompt by prompt."""
+    assert gold_passed_its_top([1, 2, 3, 4], rows(0.1, 0.5, 0.4, 0.2, spread=0.1)) == 1
+    assert gold_passed_its_top([1, 2, 3, 4], rows(0.1, 0.2, 0.3, 0.4)) is None  # the last is the top
+    assert gold_passed_its_top([1, 4, 3, 2], rows(0.1, 0.5, 0.4, 0.2)) is None  # both fall: nothing is being gamed
+
+
+def test_a_fall_within_its_interval_is_none():
+    """Twenty evaluations on a plateau: the highest is high by chance, the last not clearly below it."""
+    level = rows(*[0.5] * 20, spread=1.0)
+    assert gold_passed_its_top(list(range(20)), [*level, level[3]]) is None
+    assert gold_passed_its_top([1, 2], rows(0.3, 0.29, spread=0.5)) is None
