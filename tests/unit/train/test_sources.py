@@ -23,7 +23,7 @@ from rlhf_cli.run.checks import FLOAT32
 from rlhf_cli.run.reward_sources import texts_of
 from rlhf_cli.train.ppo import PPOState
 from tests.oracle.cases import PROMPTS, TOKENIZER, Record, ppo_config, ppo_models, ppo_trainer
-from tests.unit.train.test_checks import DATA
+from tests.unit.run.test_checks import DATA
 
 RM = RewardSourceConfig(name="rm")
 
