@@ -21,7 +21,7 @@ from rlhf_cli.cli import main
 from rlhf_cli.report.html.html_page import write_report
 from tests.e2e.processes import TINY, Started
 from tests.unit.report.made import ppo_run
-from tests.unit.report.test_page import hostile_runs
+from tests.unit.report.test_html_page import hostile_runs
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 pytestmark = pytest.mark.skipif(
