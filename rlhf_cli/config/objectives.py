@@ -227,6 +227,13 @@ class PPOConfig:
         warmup = self.value_warmup_steps
         require(warmup < self.num_steps, "ppo.value_warmup_steps", warmup, f"below ppo.num_steps {self.num_steps}")
 
+    def may_reuse_forward(self, weights_are_whole: bool) -> bool:
+        """Whether the update may start from scoring's forward pass of the policy, if each rank makes only one pass.
+
+        A step must then be one minibatch, and each rank must keep the policy's full weights until the backward pass.
+        """
+        return self.reuse_forward and self.minibatch_size == self.batch_size and (weights_are_whole or self.gather)
+
     @property
     def updates_per_step(self) -> int:
         """Optimizer updates of a step, unless `target_kl` ends it early."""

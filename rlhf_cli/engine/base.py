@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from rlhf_cli.algo.schedules import cosine_factor, decay_progress, linear_factor, warmup_factor
 from rlhf_cli.config.errors import NonFiniteError
-from rlhf_cli.config.sections import DType, OptimConfig, Schedule
+from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.adam_state import MOMENTS, saved_bytes
 from rlhf_cli.engine.shards import ShardReader, write_shards
 from rlhf_cli.system.watchdog import PROGRESS
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _ADAM_STEP = "adam_step"
 _BITS = {2: torch.int16, 4: torch.int32}
 
@@ -108,8 +108,7 @@ class TrainEngine(Engine):
     @property
     def state_bytes(self) -> int:
         """Bytes that `save` writes, of all ranks together: weights, AdamW's two means, the moving average."""
-        each = 2 if self._optim.state_dtype is DType.bfloat16 else 4
-        return (each * (len(MOMENTS) + 1) + 4 * self.has_ema) * self.num_weights
+        return saved_bytes(self._optim, self.has_ema) * self.num_weights
 
     @property
     def export_bytes(self) -> int:

@@ -7,10 +7,7 @@ import time
 
 import torch
 
-from rlhf_cli.engine import distributed
-
-_SIZES = {"cpu": 1024}  # a GPU takes more to be filled
-_SIZE_ON_GPU = 8192
+CPU_SIDE, GPU_SIDE = 1024, 8192  # of the square matrices: a GPU needs larger ones to be busy
 _REPEATS = 7
 
 
@@ -19,8 +16,10 @@ def matmul_flops(dtype: torch.dtype) -> float:
 
     The median of a few; on a CPU about a tenth of a second, in float32 half a second.
     """
+    from rlhf_cli.engine import distributed  # loads DeepSpeed, which the memory plan must not: it takes seconds
+
     device = distributed.device()
-    size = _SIZES.get(device.type, _SIZE_ON_GPU)
+    size = CPU_SIDE if device.type == "cpu" else GPU_SIDE
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     seconds = []
     for _ in range(_REPEATS):

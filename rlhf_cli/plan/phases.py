@@ -13,6 +13,8 @@ from rlhf_cli.config.plan_options import num_bytes
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.config.zero_settings import ZeroSettings
+from rlhf_cli.engine.roofline import CPU_SIDE, GPU_SIDE
+from rlhf_cli.engine.shards import FILE_BYTES
 from rlhf_cli.models.cpu.linear import lays_out
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load_models import load_config, torch_dtype
@@ -22,9 +24,6 @@ from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place, total
 from rlhf_cli.plan.trace_memory import Held, Passes
 
 Config = TrainPPOConfig | TrainRMConfig
-# What the engines do, which are not imported for a plan: DeepSpeed takes seconds. A test compares.
-FILE_BYTES = 2**30  # of a checkpoint's file, which is copied as it is written: engine/shards.py
-_SIDE, _SIDE_ON_GPU = 1024, 8192  # of the matrices whose product is timed: engine/roofline.py
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Run:
             host += [item for item in engine.on_host() if item.what not in later]
         each = order[0][0].architecture.dtype.itemsize
         matrices = Item(
-            "", "matrices to measure products with", 3 * each * (_SIDE_ON_GPU if self.place.on_gpu else _SIDE) ** 2
+            "", "matrices to measure products with", 3 * each * (GPU_SIDE if self.place.on_gpu else CPU_SIDE) ** 2
         )
         yield Moment("load", "matrix products measured", (*done, matrices), tuple(host))
 

@@ -131,9 +131,7 @@ class PPORun(Run):
     def reuses(self) -> bool:
         """Whether the update goes on from scoring's pass of the policy."""
         ppo, own = self.config.ppo, self.config.ppo.batch_size // self.place.num_ranks
-        if not ppo.reuse_forward or ppo.minibatch_size < ppo.batch_size:
-            return False
-        if self.sharding.uses_zero and not ppo.gather:
+        if not ppo.may_reuse_forward(weights_are_whole=not self.sharding.uses_zero):
             return False
         if ppo.micro_batch_tokens is None:
             return own <= ppo.micro_batch_size

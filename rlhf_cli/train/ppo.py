@@ -291,10 +291,8 @@ class PPOTrainer:
 
         Every rank then has its rows of the step in one micro-batch, and its whole weights until the backward pass.
         """
-        ppo, policy = self.config.ppo, self.models.policy
-        if not ppo.reuse_forward or ppo.minibatch_size < ppo.batch_size or self.state.step < ppo.value_warmup_steps:
-            return False
-        if not (policy.is_whole or self.config.ppo.gather):
+        ppo = self.config.ppo
+        if self.state.step < ppo.value_warmup_steps or not ppo.may_reuse_forward(self.models.policy.is_whole):
             return False
         return not distributed.any_rank(len(self.views.micro_batches(sequences, in_step=False)) > 1)
 

@@ -14,7 +14,7 @@ def test_the_rate_is_that_of_the_median_product_summed_over_the_ranks(one_rank, 
         readings.append(clock[0])
         return clock[0]
 
-    monkeypatch.setattr(roofline, "_SIZES", {"cpu": 8})
+    monkeypatch.setattr(roofline, "CPU_SIDE", 8)
     monkeypatch.setattr(roofline.time, "perf_counter", read)
     monkeypatch.setattr(distributed, "global_sum", lambda rate: rate + rate)
     assert roofline.matmul_flops(torch.float32) == 2 * 1024 / 4 == 512.0

@@ -9,8 +9,6 @@ from transformers import AutoConfig
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero_settings import REDUCE_BUCKET, ZeroSettings, with_weights_on_host
 from rlhf_cli.engine import param_groups as groups
-from rlhf_cli.engine import roofline, shards
-from rlhf_cli.plan import phases as moments
 from rlhf_cli.plan.architecture import Architecture
 from rlhf_cli.plan.engine_memory import Engine, Sharding
 from rlhf_cli.plan.memory_map import total
@@ -247,8 +245,3 @@ def test_weights_on_the_host_leave_the_rest_as_it_is():
     assert "offload_param" not in given["zero_optimization"]
     pinned = {"zero_optimization": {"offload_param": {"device": "cpu", "pin_memory": True}}}
     assert with_weights_on_host(pinned)["zero_optimization"]["offload_param"]["pin_memory"] is True
-
-
-def test_what_the_plan_does_not_import_is_the_engines_own():
-    assert shards.FILE_BYTES == moments.FILE_BYTES
-    assert (roofline._SIZES["cpu"], roofline._SIZE_ON_GPU) == (moments._SIDE, moments._SIDE_ON_GPU)
