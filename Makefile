@@ -64,8 +64,7 @@ docs: $(INSTALLED) ## regenerate docs/config.md from the schema, docs/presets.md
 broken: $(INSTALLED) ## break the package once for every statement of docs/correctness.md; its tests must fail
 	$(BIN)/python scripts/correctness.py --break
 
-check: lint type ## what CI runs: lint, type, demo data and docs fresh, changelog, all tests
-	$(BIN)/python scripts/make_demo_data.py --check
+check: lint type ## what CI runs: lint, type, docs fresh, changelog, all tests
 	$(BIN)/python scripts/make_config_docs.py --check
 	$(BIN)/python scripts/make_plan_docs.py --check
 	$(BIN)/python scripts/correctness.py --check
