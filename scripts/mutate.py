@@ -1,10 +1,9 @@
-"""Mutants of the mathematics: one token is changed, the unit tests run, and one of them has to fail.
+"""Mutation tests of the mathematics: change one token of the code; one of the unit tests must fail.
 
-usage: python scripts/mutate.py [PATH ...] [--jobs 2] [--list]
-
-A PATH keeps the files whose names contain it. No file is written: torch, transformers and DeepSpeed are imported once,
-the package is not; each mutant is compiled in memory by a fork that runs pytest on the tests of its file, the fastest
-first, up to the first failure. A mutant that no test can tell from the original stands in EQUIVALENT, with the reason.
+Each file in TARGETS has the unit tests that cover it. A mutant that no test could tell from the original code is listed
+in EQUIVALENT with the reason. No file is written: torch, transformers and DeepSpeed are imported once, without the
+package. A forked child compiles one mutant in memory and runs pytest up to the first failure. The exit code is 1 if a
+mutant survives. Linux only.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import gc
 import importlib.util
 import os
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -27,20 +27,21 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-ROOT = Path(__file__).resolve().parent.parent
+from sample import REPOSITORY, add_sample_options, sampled
+
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-HEAVY = ("torch", "deepspeed", "datasets", "hydra", "transformers", "rich.progress", "pytest")
-SLOW_IMPORTS = tuple(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "gpt_neox", "llama", "qwen2"))
-
-# plain assertions: to rewrite those of plugins is too late, and pytest warns of it
+IMPORTED_ONCE = (
+    *("torch", "deepspeed", "datasets", "hydra", "transformers", "rich.progress", "pytest"),
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "gpt_neox", "llama", "qwen2")),
+)
+# plain assertions: pytest would warn that the imported plugins are too late to be rewritten
 PYTEST = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 ALGO = "tests/unit/algo"
 TRAIN = tuple(
@@ -51,7 +52,7 @@ PACKED = (BATCHES[1], "tests/unit/models/test_packed_forward.py")
 ROLLOUT = ("tests/unit/rollout/test_kv_cache.py", "tests/unit/rollout/test_embedded.py")
 REPORT = "tests/unit/report"
 PLAN = "tests/unit/plan"
-# file -> the functions and classes that are mutated (none: all of it), and its tests, the fastest first
+# file -> the functions and classes to mutate (none: all of them), and the tests of the file, fastest first
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{
         f"rlhf_cli/algo/{name}.py": ((), (f"{ALGO}/test_{name}.py", *TRAIN))
@@ -96,7 +97,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_can_reuse"),
             *("_first_view", "_policy_gradients", "_policy_backward", "policy_objective", "_value_backward"),
-            *("_pretrain", "_look_for_negative_kl", "normalised", "_skip_failed", "_source_metrics"),
+            *("_pretrain", "_look_for_negative_kl", "normalised", "_skip_failed"),
         ),
         TRAIN,
     ),
@@ -122,11 +123,11 @@ ADVANTAGES, LOSSES, NORMALISE, SAMPLING = (
 )
 PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/token_batches.py"
 PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/kv_cache.py"
-DEVIATIONS = "the deviations sum to 0, so that a multiple of the mean beside them changes nothing"
+DEVIATIONS = "the deviations sum to 0, so adding a multiple of the mean to them changes nothing"
 FLAT = "the tensors have two dimensions: the last is number 1"
-NOTHING = "no tokens either way"
+NOTHING = "both have no tokens"
 FOUR = "the tensors have four dimensions: the last but one is number 2"
-# (file, mutated line) -> why no test can tell it from the original
+# (file, mutated line) -> why no test can distinguish it from the original
 EQUIVALENT: dict[tuple[str, str], str] = {
     (ADVANTAGES, "advantages = torch.ones_like(values)"): "every column is written before it is read",
     (LOSSES, "return torch.where(advantages <= 0, torch.minimum(loss, -dual_clip * advantages), loss)"): (
@@ -142,29 +143,29 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     (PLAIN, "factor = self._optim.max_grad_norm / (norm + 1e-6) if self._optim.max_grad_norm else 2.0"): (
         "only a factor below 1 changes a gradient"
     ),
-    (PLAIN, "wide = gradient.to(torch.promote_types(dtype, gradient.dtype))"): "the wider of both, in any order",
-    (PLAIN, "return (wide.mul_(factor) if factor <= 1 else wide).to(dtype)"): "a product with 1 is the same",
+    (PLAIN, "wide = gradient.to(torch.promote_types(dtype, gradient.dtype))"): "promotion does not depend on the order",
+    (PLAIN, "return (wide.mul_(factor) if factor <= 1 else wide).to(dtype)"): "multiplying by 1 changes nothing",
     (CACHE, "end = self.length + key_states.shape[2]"): FOUR,
     (CACHE, "self.keys, self.values = key_states[..., 1:0, :], value_states[..., :0, :]"): NOTHING,
     (CACHE, "self.keys, self.values = key_states[..., :0, :], value_states[..., 1:0, :]"): NOTHING,
     (CACHE, "self.keys, self.values = key_states[..., :0, :], value_states[..., :1, :]"): (
-        "values are made anew when keys are, and nothing is held yet"
+        "values are reallocated with the keys, and no token is held yet"
     ),
     (CACHE, "if end > self.keys.shape[2]:"): FOUR,
     (CACHE, "roomy = held.new_zeros((*held.shape[:2], tokens, held.shape[-1]))"): FOUR,
+    (REWARD, "losses = preference_loss(scores[self.better], self.margin, scores[self.worse], self.confidence)"): (
+        "both are subtracted from the better score"
+    ),
     (
         REWARD,
-        "return (self.weight * preference_loss(better, self.margin, worse, self.confidence)).sum()",
-    ): "both are subtracted from the better score",
-    (REWARD, "return (self.weight * centering_loss(scores[self.worse], scores[self.better])).sum()"): (
-        "a squared sum of the two"
-    ),
+        "losses = centering_loss(scores[self.worse], scores[self.better])",
+    ): "it squares the sum of the two scores",
 }
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Characters start to end of a file become `new`."""
+    """Replace the characters from start to end of a file."""
 
     start: int
     end: int
@@ -173,7 +174,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutant:
-    """One file with one edit."""
+    """A file with one edit; before and after are the changed line on one line each."""
 
     path: str
     line: int
@@ -181,24 +182,21 @@ class Mutant:
     after: str
     source: str
 
-    @property
-    def equivalent(self) -> str | None:
-        """Why it cannot be told from the original, if so."""
-        return EQUIVALENT.get((self.path, self.after))
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}\n  - {self.before}\n  + {self.after}"
 
 
-class Text:
-    """A source file (ASCII) with the places of its nodes."""
+class SourceText:
+    """The text of an ASCII source file, addressed by syntax node."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.source = path, (ROOT / path).read_text("ascii")
-        self.starts = [0, *(match.end() for match in re.finditer("\n", self.source))]
+        self.path, self.source = path, (REPOSITORY / path).read_text("ascii")
+        self.line_starts = [0, *(match.end() for match in re.finditer("\n", self.source))]
 
     def span(self, node: Any) -> tuple[int, int]:
-        return (
-            self.starts[node.lineno - 1] + node.col_offset,
-            self.starts[node.end_lineno - 1] + node.end_col_offset,
-        )
+        """Return the offsets of a node's first character and of the one after its last."""
+        start, end = self.line_starts[node.lineno - 1], self.line_starts[node.end_lineno - 1]
+        return start + node.col_offset, end + node.end_col_offset
 
     def of(self, node: ast.AST) -> str:
         start, end = self.span(node)
@@ -208,7 +206,7 @@ class Text:
         return Edit(*self.span(node), new)
 
     def between(self, left: ast.AST, right: ast.AST, old: str, new: str) -> Edit:
-        """Replace the operator that stands between two operands."""
+        """Replace the operator between two operands."""
         start = self.source.index(old, self.span(left)[1], self.span(right)[0])
         return Edit(start, start + len(old), new)
 
@@ -217,11 +215,8 @@ class Text:
         first = self.source.rindex("\n", 0, edit.start) + 1
         before = self.source[first : self.source.index("\n", edit.end)]
         after = source[first : source.index("\n", edit.start + len(edit.new))]
-        return Mutant(self.path, self.source.count("\n", 0, first) + 1, _joined(before), _joined(after), source)
-
-
-def _joined(lines: str) -> str:
-    return " ".join(lines.split())
+        line = self.source.count("\n", 0, first) + 1
+        return Mutant(self.path, line, " ".join(before.split()), " ".join(after.split()), source)
 
 
 ARITHMETIC = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*")}
@@ -241,31 +236,26 @@ COMPARISONS: dict[type[ast.cmpop], tuple[str, tuple[str, ...]]] = {
 UNARY = {ast.USub: "-", ast.Invert: "~", ast.Not: "not "}
 OTHER_NAMES = {
     **{"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "mean": "sum"},
-    **{
-        "zeros_like": "ones_like",
-        "logsigmoid": "sigmoid",
-        "expm1": "exp",
-        "rsqrt": "sqrt",
-        "masked_mean": "masked_sum",
-    },
+    **{"zeros_like": "ones_like", "logsigmoid": "sigmoid", "expm1": "exp", "rsqrt": "sqrt"},
+    "masked_mean": "masked_sum",
 }
 DROPPED_METHODS = {"square", "sqrt", "exp", "expm1", "flip", "clamp", "sign", "scatter_add", "masked_fill"}
 DROPPED_KEYWORDS = {"keepdim", "correction", "shift_mean", "right", "descending"}
-KEPT_KEYWORDS = {"strict", "device", "dtype", "dim"}  # what they say is no mathematics; dim: see other_keyword
+KEPT_KEYWORDS = {"strict", "device", "dtype", "dim"}  # not mathematics; for dim see other_keyword
 REDUCTIONS = {"masked_sum", "masked_mean", "masked_whiten"}
-UNSWAPPED = {"min", "max", "minimum", "maximum", "map", "zip", "getattr"}  # symmetric, or an error at once
+UNSWAPPED = {"min", "max", "minimum", "maximum", "map", "zip", "getattr"}  # symmetric, or an error in any case
 
 
 def called(node: ast.Call) -> str:
-    """The name of the function or method."""
+    """Return the name of the called function or method."""
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
-Operator = Callable[[Text, Any], Iterator[Edit]]
+Operator = Callable[[SourceText, Any], Iterator[Edit]]
 
 
-def other_operator(text: Text, node: ast.BinOp) -> Iterator[Edit]:
-    """a + b -> a - b, and so on, unless they are lists."""
+def other_operator(text: SourceText, node: ast.BinOp) -> Iterator[Edit]:
+    """a + b -> a - b and so on, except for lists."""
     if any(isinstance(side, ast.List) or text.of(side).startswith("list(") for side in (node.left, node.right)):
         return
     for kind, (old, new) in {**ARITHMETIC, **BITWISE}.items():
@@ -273,35 +263,35 @@ def other_operator(text: Text, node: ast.BinOp) -> Iterator[Edit]:
             yield text.between(node.left, node.right, old, new)
 
 
-def other_assignment(text: Text, node: ast.AugAssign) -> Iterator[Edit]:
-    """a += b -> a -= b, and so on; also a = b."""
+def other_assignment(text: SourceText, node: ast.AugAssign) -> Iterator[Edit]:
+    """a += b -> a -= b and so on; also a = b."""
     for kind, (old, new) in {**ARITHMETIC, **BITWISE}.items():
         if isinstance(node.op, kind):
             yield text.between(node.target, node.value, old, new)
             yield text.between(node.target, node.value, old, "")
 
 
-def other_comparison(text: Text, node: ast.Compare) -> Iterator[Edit]:
-    """a < b -> a <= b, a > b, and so on."""
+def other_comparison(text: SourceText, node: ast.Compare) -> Iterator[Edit]:
+    """a < b -> a <= b, a > b and so on."""
     old, others = COMPARISONS[type(node.ops[0])]
     for new in others:
         yield text.between(node.left, node.comparators[0], old, new)
 
 
-def and_or(text: Text, node: ast.BoolOp) -> Iterator[Edit]:
-    """a and b -> a or b, and back."""
+def and_or(text: SourceText, node: ast.BoolOp) -> Iterator[Edit]:
+    """a and b -> a or b, and the reverse."""
     old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
     yield text.between(node.values[0], node.values[1], old, new)
 
 
-def without_sign(text: Text, node: ast.UnaryOp) -> Iterator[Edit]:
+def without_sign(text: SourceText, node: ast.UnaryOp) -> Iterator[Edit]:
     """-a -> a, ~a -> a, not a -> a."""
     start, sign = text.span(node)[0], UNARY[type(node.op)]
     yield Edit(start, start + len(sign), "")
 
 
-def other_constant(text: Text, node: ast.Constant) -> Iterator[Edit]:
-    """True -> False, 0 -> 1, 1 -> 0 and 2, other numbers n + 1 or twice as large."""
+def other_constant(text: SourceText, node: ast.Constant) -> Iterator[Edit]:
+    """True -> False, 0 -> 1, 1 -> 0 and 2; other integers are increased by 1, other floats doubled."""
     if isinstance(node.value, bool):
         yield text.replace(node, str(not node.value))
     elif isinstance(node.value, int | float):
@@ -311,17 +301,17 @@ def other_constant(text: Text, node: ast.Constant) -> Iterator[Edit]:
             yield text.replace(node, repr(kind(other)))
 
 
-def other_name(text: Text, node: ast.Call) -> Iterator[Edit]:
-    """torch.minimum(...) -> torch.maximum(...), min(...) -> max(...), and so on."""
+def other_name(text: SourceText, node: ast.Call) -> Iterator[Edit]:
+    """torch.minimum(...) -> torch.maximum(...), min(...) -> max(...) and so on."""
     name, end = called(node), text.span(node.func)[1]
     if name in OTHER_NAMES and (isinstance(node.func, ast.Attribute) or name != "mean"):
         yield Edit(end - len(name), end, OTHER_NAMES[name])
 
 
-def other_call(text: Text, node: ast.Call) -> Iterator[Edit]:
-    """f(a, b) -> f(b, a); x.square() -> x; reversed(x) -> x; where(c, a, b) -> a; masked_sum(x, mask) over all of x."""
+def other_call(text: SourceText, node: ast.Call) -> Iterator[Edit]:
+    """f(a, b) -> f(b, a); x.square() -> x; reversed(x) -> x; where(c, a, b) -> a; masked_sum(x, 1)."""
     name = called(node)
-    if name not in UNSWAPPED and not text.of(node.func).startswith("self."):  # own methods: an error at once
+    if name not in UNSWAPPED and not text.of(node.func).startswith("self."):  # swapping those is always an error
         yield from swapped(text, node.args[name == "where" :])
     if isinstance(node.func, ast.Attribute) and name in DROPPED_METHODS and text.of(node.func.value) != "torch":
         yield Edit(text.span(node.func)[1] - len(name) - 1, text.span(node)[1], "")
@@ -333,7 +323,7 @@ def other_call(text: Text, node: ast.Call) -> Iterator[Edit]:
         yield text.replace(node.args[1], f"torch.ones_like({text.of(node.args[1])})")
 
 
-def other_keyword(text: Text, node: ast.Call) -> Iterator[Edit]:
+def other_keyword(text: SourceText, node: ast.Call) -> Iterator[Edit]:
     """clamp(min=0) -> clamp(max=0); sum(dim=1) -> sum(dim=0); std(correction=0) -> std()."""
     for keyword in node.keywords:
         start, end = text.span(keyword)
@@ -346,22 +336,22 @@ def other_keyword(text: Text, node: ast.Call) -> Iterator[Edit]:
             yield Edit(comma.start() if comma else start, end, "")
 
 
-def other_order(text: Text, node: ast.Tuple | ast.List) -> Iterator[Edit]:
+def other_order(text: SourceText, node: ast.Tuple | ast.List) -> Iterator[Edit]:
     """(a, b, c) -> (b, a, c) and (a, c, b)."""
     if isinstance(node.ctx, ast.Load) and len(node.elts) > 2:
         yield from swapped(text, node.elts)
 
 
-def swapped(text: Text, items: Sequence[ast.expr]) -> Iterator[Edit]:
-    """Two neighbours in each other's place, where both are names, attributes or subscripts."""
+def swapped(text: SourceText, items: Sequence[ast.expr]) -> Iterator[Edit]:
+    """Swap two neighbours if both are names, attributes or subscripts."""
     for left, right in pairwise(items):
         if all(isinstance(item, ast.Name | ast.Attribute | ast.Subscript) for item in (left, right)):
             (start, stop), (again, end) = text.span(left), text.span(right)
             yield Edit(start, end, text.of(right) + text.source[stop:again] + text.of(left))
 
 
-def other_bounds(text: Text, node: ast.Slice) -> Iterator[Edit]:
-    """[a:b] -> [a + 1:b], [a:b - 1], [1:b]; numbers are changed as constants."""
+def other_bounds(text: SourceText, node: ast.Slice) -> Iterator[Edit]:
+    """[a:b] -> [a + 1:b], [a:b - 1], [1:b]; other_constant changes numbers."""
     if node.lower is not None and not isinstance(node.lower, ast.Constant):
         yield text.replace(node.lower, f"{text.of(node.lower)} + 1")
     if node.upper is not None and not isinstance(node.upper, ast.Constant | ast.UnaryOp):
@@ -371,13 +361,13 @@ def other_bounds(text: Text, node: ast.Slice) -> Iterator[Edit]:
         yield Edit(start, start, "1")
 
 
-def other_branch(text: Text, node: ast.If | ast.IfExp | ast.While) -> Iterator[Edit]:
-    """if a -> if not (a); comparisons are turned round by themselves."""
+def other_branch(text: SourceText, node: ast.If | ast.IfExp | ast.While) -> Iterator[Edit]:
+    """if a -> if not (a); other_comparison inverts comparisons."""
     if not isinstance(node.test, ast.Compare):
         yield text.replace(node.test, f"(not ({text.of(node.test)}))")
 
 
-def other_jump(text: Text, node: ast.Break) -> Iterator[Edit]:
+def other_jump(text: SourceText, node: ast.Break) -> Iterator[Edit]:
     """break -> pass."""
     yield text.replace(node, "pass")
 
@@ -402,7 +392,7 @@ SKIPPED = (ast.Assert, ast.Raise, ast.Import, ast.ImportFrom, ast.JoinedStr)
 
 
 def nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and those below it, without decorators, annotations, assertions and texts."""
+    """Yield a node and its descendants, except decorators, annotations, assertions and f-strings."""
     if isinstance(node, SKIPPED) or (isinstance(node, ast.keyword) and node.arg in KEPT_KEYWORDS):
         return
     yield node
@@ -414,61 +404,78 @@ def nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def mutants(path: str) -> list[Mutant]:
-    """All mutants of a file, in order."""
-    text, wanted = Text(path), TARGETS[path][0]
+    """Return all mutants of a file in line order; raise ValueError if TARGETS names an unknown function or test."""
+    text, (wanted, tests) = SourceText(path), TARGETS[path]
     tree = ast.parse(text.source)
-    named = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in wanted]
-    assert {node.name for node in named} == set(wanted), "TARGETS names a function that is not there"
+    tops = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in wanted]
+    unknown = [
+        *sorted(set(wanted) - {node.name for node in tops}),
+        *(t for t in tests if not (REPOSITORY / t).exists()),
+    ]
+    if unknown:
+        raise ValueError(f"TARGETS[{path!r}]: {', '.join(unknown)} does not exist; correct scripts/mutate.py")
     found: dict[str, Mutant] = {}
-    for top in named or [tree]:
-        for node in nodes(top):
-            for operator in OPERATORS.get(type(node), ()):
-                for edit in operator(text, node):
-                    mutant = text.mutant(edit)
-                    found.setdefault(mutant.source, mutant)
+    for node in (below for top in tops or [tree] for below in nodes(top)):
+        for operator in OPERATORS.get(type(node), ()):
+            for edit in operator(text, node):
+                mutant = text.mutant(edit)
+                ast.parse(mutant.source)
+                found.setdefault(mutant.source, mutant)
     found.pop(text.source, None)
-    for mutant in found.values():
-        ast.parse(mutant.source)
     return sorted(found.values(), key=lambda mutant: mutant.line)
 
 
-class MutatedFile(SourceFileLoader):
-    """Loads one module from a string, and leaves no bytecode."""
+def all_mutants(paths: Sequence[str]) -> list[Mutant]:
+    """Return the mutants of some target files; raise SystemExit if TARGETS or EQUIVALENT is out of date."""
+    found, errors = [], []
+    for path in paths:
+        try:
+            found += mutants(path)
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+    lines = {(mutant.path, mutant.after) for mutant in found}
+    for path, line in EQUIVALENT:
+        if path not in TARGETS or (path in paths and (path, line) not in lines):
+            errors.append(f"EQUIVALENT[{path!r}]: this line is no mutant; correct scripts/mutate.py: {line}")
+    if errors or not found:
+        raise SystemExit("\n".join(errors) or "no file in TARGETS matches PATH")
+    return found
 
-    def __init__(self, fullname: str, mutant: Mutant) -> None:
-        super().__init__(fullname, str(ROOT / mutant.path))
+
+class MutantLoader(SourceFileLoader):
+    """Finds and loads one module from the mutated source, and leaves no bytecode."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        name = mutant.path.removesuffix(".py").replace("/", ".")
+        super().__init__(name, str(REPOSITORY / mutant.path))
         self.text = mutant.source
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
 
     def get_code(self, fullname: str) -> CodeType:
         return compile(self.text, self.path, "exec")
 
 
-class Finder:
-    """Stands first on sys.meta_path for the one module."""
+def start(mutant: Mutant | None, tests: Sequence[str], folder: str, limit_s: int | None = None) -> int:
+    """Fork a child that runs tests on a mutant, or on the original code, with limited CPU time; return its id.
 
-    def __init__(self, mutant: Mutant) -> None:
-        self.name = mutant.path.removesuffix(".py").replace("/", ".")
-        self.mutant = mutant
-
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        loader = MutatedFile(fullname, self.mutant)
-        return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
-
-
-def start(mutant: Mutant | None, tests: Sequence[str], log: str) -> int:
-    """Fork a child that runs tests on a mutant (none: the code as it is) and exits as pytest does; return its id."""
+    The child exits as pytest does and writes its output to a file in folder that has its id as name.
+    """
     child = os.fork()
     if child:
         return child
     code = 3
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        output = os.open(f"{folder}/{os.getpid()}", os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if limit_s:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s))
         if mutant:
-            sys.meta_path.insert(0, Finder(mutant))  # type: ignore[arg-type]
+            sys.meta_path.insert(0, MutantLoader(mutant))  # type: ignore[arg-type]
         code = int(sys.modules["pytest"].main([*PYTEST, *tests]))
     except BaseException:
         traceback.print_exc()
@@ -477,120 +484,82 @@ def start(mutant: Mutant | None, tests: Sequence[str], log: str) -> int:
         os._exit(code)
 
 
-def waited(children: dict[int, float]) -> dict[int, int | None]:
-    """Wait for one of some children (id -> deadline) at least; return exit codes, None for one that took too long."""
-    ended: dict[int, int | None] = {}
-    while not ended:
-        for child, deadline in children.items():
-            found, status = os.waitpid(child, os.WNOHANG)
-            if found:
-                ended[child] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
-                os.kill(child, 9)
-                os.waitpid(child, 0)
-                ended[child] = None
-        time.sleep(0.02)
-    return ended
+def wait(folder: str) -> tuple[int, int]:
+    """Wait for any child; return its id and exit code, or raise SystemExit if pytest itself failed."""
+    child, status = os.wait()
+    code = os.waitstatus_to_exitcode(status)
+    if code in (3, 4, 5):  # internal error, usage error, no tests; 2: the mutant cannot be imported; negative: a signal
+        output = Path(folder, str(child)).read_text("utf-8")
+        raise SystemExit(f"{output}\npytest ended with exit code {code}: this is an error of the script or its tests")
+    return child, code
 
 
-def verdict(code: int | None) -> str:
-    """What pytest's exit code says of a mutant."""
-    if code is None:
-        return "timed out"
-    if code in (3, 4, 5):
-        raise SystemExit(f"pytest ended with {code}: not a verdict on the mutant but an error of this script")
-    return "killed" if code else "survived"
-
-
-def baseline(tests: Sequence[str], folder: str) -> float:
-    """Check that all tests pass on the code as it is; return the seconds that they took."""
-    log, begun = f"{folder}/baseline", time.monotonic()
-    code = os.waitstatus_to_exitcode(os.waitpid(start(None, tests, log), 0)[1])
-    if code:
-        raise SystemExit(f"{Path(log).read_text()}\nthe tests fail on the code as it is: no mutant was tried")
-    return time.monotonic() - begun
-
-
-def run(chosen: list[Mutant], jobs: int, console: Console) -> dict[Mutant, str]:
-    """Return the verdict on every mutant: killed, timed out or survived."""
-    tests = list(dict.fromkeys(test for mutant in chosen for test in TARGETS[mutant.path][1]))
-    verdicts: dict[Mutant, str] = {}
-    running: dict[int, tuple[Mutant, float]] = {}
+def survivors(chosen: Sequence[Mutant], jobs: int) -> list[Mutant]:
+    """Run the tests of every mutant; return those on which all tests pass."""
+    waiting, running, survived = list(reversed(chosen)), {}, []
     with tempfile.TemporaryDirectory() as folder:
-        limit = 30 + 4 * baseline(tests, folder)
-        waiting = iter(chosen)
-        with console.status("") as status:
-            while len(verdicts) < len(chosen):
-                while len(running) < jobs and (mutant := next(waiting, None)):
-                    child = start(mutant, TARGETS[mutant.path][1], f"{folder}/{len(verdicts)}")
-                    running[child] = mutant, time.monotonic() + limit
-                for child, code in waited({child: deadline for child, (_, deadline) in running.items()}).items():
-                    verdicts[running.pop(child)[0]] = verdict(code)
-                status.update(f"{len(verdicts)} of {len(chosen)}")
-    return verdicts
+        tests = list(dict.fromkeys(test for mutant in chosen for test in TARGETS[mutant.path][1]))
+        begun = time.monotonic()
+        first = start(None, tests, folder)
+        if wait(folder)[1]:
+            output = Path(folder, str(first)).read_text("utf-8")
+            raise SystemExit(f"{output}\nthe tests fail on the original code: no mutant was tried")
+        limit_s = 30 + 4 * round(time.monotonic() - begun)
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                mutant = waiting.pop()
+                running[start(mutant, TARGETS[mutant.path][1], folder, limit_s)] = mutant
+            child, code = wait(folder)
+            mutant = running.pop(child)
+            if code == 0:
+                survived.append(mutant)
+                print(f"survived: {mutant}", flush=True)
+            if sys.stderr.isatty():
+                print(f"\r{len(chosen) - len(waiting) - len(running)} of {len(chosen)} ", end="", file=sys.stderr)
+    return survived
 
 
 def import_once() -> None:
-    """Import what every child needs and no mutant touches; one thread, as a fork copies no other.
+    """Import what every child needs and no mutant changes; use one thread, because a fork copies only one.
 
-    What is frozen is left alone by a child's garbage collector, which would make the child copy most of the memory.
+    The frozen objects are left alone by a child's garbage collector, which would otherwise copy most of the memory.
     """
-    os.chdir(ROOT)
+    os.chdir(REPOSITORY)
     os.environ.update(ENVIRONMENT)
-    for name in (*HEAVY, *SLOW_IMPORTS):
+    for name in IMPORTED_ONCE:
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
     gc.freeze()
 
 
-def table(verdicts: dict[Mutant, str]) -> Table:
-    """Return the counts by file."""
-    shown = Table("file", title="Mutants", title_justify="left")
-    for heading in ("mutants", "killed", "survived"):
-        shown.add_column(heading, justify="right")
-    for path in dict.fromkeys(mutant.path for mutant in verdicts):
-        own = [verdict for mutant, verdict in verdicts.items() if mutant.path == path]
-        survived = own.count("survived")
-        shown.add_row(path, str(len(own)), str(len(own) - survived), str(survived))
-    return shown
-
-
-def describe(mutant: Mutant, remark: str) -> str:
-    return f"{mutant.path}:{mutant.line} {remark}\n  - {mutant.before}\n  + {mutant.after}"
-
-
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", nargs="*", help="keep the files whose names contain this")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (default: 2)")
-    parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
+    parser.add_argument("path", nargs="*", help="limit the run to files whose path contains this text")
+    parser.add_argument("--jobs", type=int, default=2, help="number of mutants tested at a time (default: 2)")
+    parser.add_argument("--check", action="store_true", help="validate TARGETS and EQUIVALENT; run no test")
+    parser.add_argument("--list", action="store_true", help="print every mutant; run no test")
+    add_sample_options(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     options, begun = parsed(), time.monotonic()
-    paths = [path for path in TARGETS if not options.path or any(part in path for part in options.path)]
-    found = [mutant for path in paths for mutant in mutants(path)]
-    stale = [key for key in EQUIVALENT if key[0] in paths and key not in {(m.path, m.after) for m in found}]
-    if stale or not found:
-        raise SystemExit(f"no such mutant: {stale or options.path}")
-    chosen = [mutant for mutant in found if not mutant.equivalent]
+    found = all_mutants([path for path in TARGETS if not options.path or any(part in path for part in options.path)])
+    chosen = [mutant for mutant in found if (mutant.path, mutant.after) not in EQUIVALENT]
+    counts = f"{len(chosen)} mutants, {len(found) - len(chosen)} more are equivalent to the original"
     if options.list:
-        for mutant in found:
-            print(describe(mutant, f"equivalent: {mutant.equivalent}" if mutant.equivalent else ""))
-        print(f"{len(chosen)} mutants, {len(found) - len(chosen)} left out as equivalent")
+        print(*found, sep="\n")
+    if options.list or options.check:
+        print(counts)
         return 0
-    console = Console()
     import_once()
-    verdicts = run(chosen, options.jobs, console)
-    console.print(table({mutant: verdicts[mutant] for mutant in chosen}))
-    for mutant in chosen:
-        if verdicts[mutant] != "killed":
-            print(describe(mutant, verdicts[mutant]))
-    survived = list(verdicts.values()).count("survived")
-    counts = f"{len(chosen)} mutants, {len(chosen) - survived} killed, {survived} survived"
+    chosen = sampled(chosen, options)
+    survived = survivors(chosen, options.jobs)
+    for path in dict.fromkeys(mutant.path for mutant in chosen):
+        total, lived = (sum(mutant.path == path for mutant in group) for group in (chosen, survived))
+        print(f"{path:40} {total:4} mutants {total - lived:4} killed {lived:3} survived")
     minutes, seconds = divmod(round(time.monotonic() - begun), 60)
-    print(f"{counts}, {len(found) - len(chosen)} left out as equivalent, {minutes} min {seconds} s")
+    print(f"{len(chosen)} mutants run, {len(survived)} survived; {minutes} min {seconds} s")
     return 1 if survived else 0
 
 
