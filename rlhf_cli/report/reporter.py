@@ -17,7 +17,7 @@ from rlhf_cli.engine.peak_memory import PeakMemory
 from rlhf_cli.report.check_table import Check, table
 from rlhf_cli.report.live_view import LiveView
 from rlhf_cli.report.run_dir import CHECKS, EVENTS, METRICS, PAIRS, PLAN, ROLLOUTS, SAMPLES, RunDir
-from rlhf_cli.report.trackers import Tracked
+from rlhf_cli.report.trackers import Trackers
 from rlhf_cli.system.run_status import State, write_status
 from rlhf_cli.system.signals import StopSignals
 from rlhf_cli.system.terminal import console
@@ -60,7 +60,7 @@ class Reporter:
         self.memory = PeakMemory()
         self._peak: float | None = None
         self._live: LiveView | None = None
-        self._tracked: Tracked | None = None
+        self._tracked: Trackers | None = None
 
     def open(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
         """From here on write to a run folder (rank 0); `headline` names the metrics of the progress line."""
@@ -124,7 +124,7 @@ class Reporter:
         if self._live is None:
             self.console.print(f"step {step}/{self._num_steps}  {line}  {seconds:.1f} s", highlight=False)
         else:
-            self._live.step(step, record)
+            self._live.show_step(step, record)
 
     def _speed(self, work: Mapping[str, Work]) -> dict[str, float]:
         """Tokens a second and share of the peak, of each phase and of all."""
@@ -147,7 +147,7 @@ class Reporter:
     def _enter(self, phase: str) -> None:
         PROGRESS.enter(phase)
         if self._live is not None:
-            self._live.phase(phase)
+            self._live.show_phase(phase)
 
     def has_logged(self, step: int, name: str) -> bool:
         """Say whether a metric of a step stands in metrics.jsonl; False on other ranks than the first."""
@@ -168,7 +168,7 @@ class Reporter:
         if self._live is None:
             self.say(text)
         else:
-            self._live.evaluated(step, metrics)
+            self._live.show_evaluation(step, metrics)
             logger.info("%s", text)
 
     def say(self, text: str) -> None:
@@ -192,7 +192,7 @@ class Reporter:
         self.say(f"warning: {text}")
         self.event(kind, text)
         if self._live is not None:
-            self._live.warned(text)
+            self._live.show_warning(text)
 
     def warn_once(self, text: str) -> None:
         """Warn of something that later steps will see again."""
@@ -210,7 +210,7 @@ class Reporter:
         if self.run_dir is not None:
             self.run_dir.append(ROLLOUTS, {"step": step, **record})
             if self._live is not None:
-                self._live.sample(*(record["sample"][name] for name in ("prompt", "response", "score")))
+                self._live.show_sample(*(record["sample"][name] for name in ("prompt", "response", "score")))
 
     def checks(self, checks: Sequence[Check], seconds: float) -> None:
         """Show the checks of the set-up as a table, and write each to the log."""
@@ -247,7 +247,7 @@ class Reporter:
     def track(self, name: str, options: Mapping[str, Any], first_step: int) -> None:
         """Log to the trackers too; name: of the run; first_step: after which it goes on, 0 for a new one."""
         if self.run_dir is not None and self.config.trackers:
-            self._tracked = Tracked(self.config, name, self.run_dir.folder, options, first_step, self.warn_once)
+            self._tracked = Trackers(self.config, name, self.run_dir.folder, options, first_step, self.warn_once)
 
     def close(self, failed: bool) -> None:
         """Bring what trackers have been told to its end."""
@@ -267,7 +267,7 @@ class Reporter:
             title, asked = self.run_dir.folder.name, lambda: signals.received
             with LiveView(shown, title, self._num_steps, first_step, _LIVE_ROWS, asked) as self._live:
                 statuses = [check["status"] for check in self._documents.get(CHECKS, {}).get("checks", [])]
-                self._live.checked(*(statuses.count(status) for status in ("ok", "warn", "FAIL")))
+                self._live.show_checks(*(statuses.count(status) for status in ("ok", "warn", "FAIL")))
                 yield
         finally:
             self._live = None

@@ -1,10 +1,11 @@
-"""Metrics of a run in TensorBoard, Weights & Biases, MLflow and Trackio. Only rank 0 has them.
+"""Send metrics to TensorBoard, Weights & Biases, MLflow and Trackio. Only rank 0 has trackers.
 
-Each tracker lives in a thread of its own: one that hangs or fails is told of once and left behind, and training neither
-stops nor waits for it. A library is imported when its tracker is asked for, never before. A resumed run goes on in the
-same tracker run. TensorBoard forgets what an earlier start logged after the step that the run goes on from. The others
-cannot: what they already have of a step stays, and is not sent again; but for times and memory it is the same, because
-resumed runs repeat an uninterrupted one bit for bit.
+Each tracker has its own thread: if one fails or hangs, the run reports it once and continues without it. A library
+is imported only if its tracker is selected. A resumed run continues the same tracker run, and each step is sent
+once: TensorBoard drops what was logged after the resumed step; the others keep it, and it is not sent again.
+
+accelerate.tracking is not used: it has no resume, and each call needs accelerate's process state, which
+initializes torch.distributed.
 """
 
 from __future__ import annotations
@@ -12,44 +13,47 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.config_diff import flat
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.redaction import hidden
 from rlhf_cli.config.report_options import ReportConfig, Tracker
-from rlhf_cli.report.tracker_runs import MLflow, RunWithId, Start, TensorBoard, TrackerRun, Trackio, Wandb
 from rlhf_cli.system.durable_files import write_durably
 from rlhf_cli.system.text import one_line
 
-NOTES = "trackers.json"  # the ids that a resumed run goes on with, and the last step that each tracker has of a metric
-_OPEN_S = 90.0  # longer than W&B's own limit below, whose message says more
+_OPEN_S = 90.0  # longer than W&B's own limit, whose message is clearer
 _FINISH_S = 60.0
-_MOST_WAITING = 1000  # records of a tracker that does not keep up
-_PIP = {Tracker.tensorboard: "tensorboard"}  # the others have extras of their names
+_MAX_QUEUED = 1000  # records of a tracker that is too slow
+
+Metrics = Mapping[str, float]
 
 
 def require_installed(trackers: Sequence[Tracker]) -> None:
-    """Raise InputError where a tracker's package is not installed; imports none."""
+    """Raise InputError if a tracker's package is not installed. Imports none of them."""
     for tracker in trackers:
-        found = find_spec(tracker.value)
-        if found is None or found.origin is None:  # a mere folder ./wandb is found too, and has no origin
-            package = _PIP.get(tracker, f"rlhf[{tracker.value}]")
+        spec = find_spec(tracker.value)
+        if spec is None or spec.origin is None:  # a plain folder ./wandb has a spec without an origin
+            package = "tensorboard" if tracker is Tracker.tensorboard else f"rlhf[{tracker.value}]"
             raise InputError(
-                f"report.trackers has {tracker.value}, whose package is not installed: pip install '{package}', or "
-                "leave it out"
+                f"report.trackers contains {tracker.value}, but its package is not installed: run "
+                f"pip install '{package}', or remove it from report.trackers"
             )
 
 
-class Tracked:
+class Trackers:
     """All trackers of a run."""
 
     def __init__(
@@ -59,150 +63,255 @@ class Tracked:
         folder: Path,
         options: Mapping[str, Any],
         first_step: int,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        """Open the trackers, one after the other; one that cannot be opened is told of and left out.
+        """Open the trackers one after the other. One that cannot be opened is reported and left out.
 
-        name: run.name; options: the configuration, resolved, recorded without what is secret; first_step: the step
-        that the run goes on from, 0 for a new one; say: called from the caller's thread only.
+        name: run.name; options: the configuration, sent without secrets; first_step: the step that the run resumes
+        from, 0 for a new run; warn: called in the caller's thread only.
         """
-        self._say = say
-        notes = _Notes(folder / NOTES)
-        plain = json.loads(json.dumps(hidden(dict(options)), default=_plain))
-        self._channels: list[_Channel] = []
-        for tracker in config.trackers:
-            start = Start(config.project, name, folder, plain, first_step, notes.run_id(tracker))
-            with _muted():
-                channel = _Channel(tracker, partial(_open, tracker, start, notes))
-                channel.await_opened(_OPEN_S)  # so that libraries are imported one at a time
-            self._channels.append(channel)
-        self._tell()
+        self._warn = warn
+        plain = json.loads(json.dumps(hidden(dict(options)), default=_to_json))
+        self._threads: list[_TrackerThread] = []
+        with redirect_stdout(io.StringIO()):  # Trackio has no option to be quiet
+            for tracker in config.trackers:
+                self._threads.append(_TrackerThread(tracker, _Context(config.project, name, folder, plain, first_step)))
+                if not self._threads[-1].opened.wait(_OPEN_S):  # waits, so that libraries are imported one at a time
+                    self._threads[-1].failure = f"it did not open within {_OPEN_S:g} s"
+        self._drop_failed()
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Hand the finite ones of the metrics to every tracker, and return at once."""
+        """Queue the finite metrics for every tracker, and return at once."""
         finite = {key: float(value) for key, value in metrics.items() if value is not None and math.isfinite(value)}
         if finite:
-            for channel in self._channels:
-                channel.put(lambda run: run.log(step, finite))
-        self._tell()
+            for thread in self._threads:
+                thread.put((step, finite))
+        self._drop_failed()
 
     def finish(self, failed: bool) -> None:
-        """Close the trackers' runs; what has not reached a tracker within a minute is told of and left behind."""
+        """Close the tracker runs. What a tracker has not received within a minute is reported and dropped."""
         deadline = time.monotonic() + _FINISH_S
-        with _muted():
-            for channel in self._channels:
-                channel.put(lambda run: run.finish(failed))
-                channel.put(None)
-            for channel in self._channels:
-                channel.await_ended(deadline)
-        self._tell()
-        self._channels = []
+        with redirect_stdout(io.StringIO()):
+            for thread in self._threads:
+                thread.put(failed)
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    thread.failure = thread.failure or "it did not receive the last records in time"
+        self._drop_failed()
+        self._threads = []
 
-    def _tell(self) -> None:
-        failed = [channel for channel in self._channels if channel.failure is not None]
-        self._channels = [channel for channel in self._channels if channel not in failed]
-        for channel in failed:
-            self._say(f"tracker {channel.tracker.value} is off, the run goes on without it: {channel.failure}")
-
-
-class _Channel:
-    """A tracker's thread, and what waits for it. `failure` says why it is off."""
-
-    def __init__(self, tracker: Tracker, open_run: Callable[[], TrackerRun]) -> None:
-        self.tracker = tracker
-        self.failure: str | None = None
-        self._waiting: queue.Queue[Callable[[TrackerRun], None] | None] = queue.Queue(_MOST_WAITING)
-        self._opened, self._ended = threading.Event(), threading.Event()
-        threading.Thread(target=self._work, args=(open_run,), daemon=True, name=f"tracker {tracker.value}").start()
-
-    def _work(self, open_run: Callable[[], TrackerRun]) -> None:
-        try:
-            run = open_run()
-            self._opened.set()
-            while self.failure is None and (call := self._waiting.get()) is not None:
-                call(run)
-        except Exception as error:  # whatever a library, a disk or a network can come up with
-            self.failure = f"{type(error).__name__}: {one_line(error, 300)}"
-        finally:
-            self._opened.set()
-            self._ended.set()
-
-    def put(self, call: Callable[[TrackerRun], None] | None) -> None:
-        try:
-            self._waiting.put_nowait(call)
-        except queue.Full:
-            self.failure = self.failure or f"it does not keep up, {_MOST_WAITING} records wait for it"
-
-    def await_opened(self, seconds: float) -> None:
-        if not self._opened.wait(seconds):
-            self.failure = f"it does not answer within {seconds:g} s"
-
-    def await_ended(self, deadline: float) -> None:
-        if not self._ended.wait(max(0.0, deadline - time.monotonic())) and self.failure is None:
-            self.failure = "what was logged last has not reached it in time"
+    def _drop_failed(self) -> None:
+        failed = [thread for thread in self._threads if thread.failure is not None]
+        self._threads = [thread for thread in self._threads if thread not in failed]
+        for thread in failed:
+            self._warn(f"tracker {thread.tracker.value} is off, the run continues without it: {thread.failure}")
 
 
-class _Notes:
-    """trackers.json, written by the threads of all trackers."""
+class _TrackerThread(threading.Thread):
+    """Makes the calls of one tracker, in order.
 
-    def __init__(self, file: Path) -> None:
-        self._file, self._lock = file, threading.Lock()
-        self._of: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-
-    def run_id(self, tracker: Tracker) -> str | None:
-        return self._of[tracker.value]["id"] if tracker.value in self._of else None
-
-    def last_steps(self, tracker: Tracker) -> dict[str, int]:
-        return dict(self._of[tracker.value]["last_steps"])
-
-    def write(self, tracker: Tracker, run_id: str, last_steps: Mapping[str, int]) -> None:
-        with self._lock:
-            self._of[tracker.value] = {"id": run_id, "last_steps": dict(last_steps)}
-            write_durably(self._file, json.dumps(self._of) + "\n")
-
-
-class _Once:
-    """Lets through what a tracker does not have yet: of each metric the steps after the last one.
-
-    What W&B or Trackio had taken but not yet written when the process was killed, seconds at most, is missing there.
+    A file in the run folder holds the id of the tracker's run and the last step sent of each metric. Records that
+    W&B or Trackio had queued when the process was killed, at most some seconds, are lost there.
     """
 
-    def __init__(self, run: RunWithId, tracker: Tracker, notes: _Notes, kept: float = math.inf) -> None:
-        """kept: the last step of an earlier start that the tracker does not forget."""
-        self._run, self._tracker, self._notes = run, tracker, notes
-        last = notes.last_steps(tracker) if notes.run_id(tracker) == run.id else {}
-        self._last = {name: int(min(step, kept)) for name, step in last.items()}
-        notes.write(tracker, run.id, self._last)
+    def __init__(self, tracker: Tracker, context: _Context) -> None:
+        super().__init__(daemon=True, name=f"tracker {tracker.value}")
+        self.tracker = tracker
+        self.failure: str | None = None  # why the tracker is off
+        self.opened = threading.Event()
+        self._queue: queue.Queue[tuple[int, Metrics] | bool] = queue.Queue(_MAX_QUEUED)
+        self._context, self._file = context, context.folder / f"tracker_{tracker.value}.json"
+        self._state = json.loads(self._file.read_text("utf-8")) if self._file.exists() else {"id": None, "last": {}}
+        self.start()
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        new = {name: value for name, value in metrics.items() if step > self._last.get(name, -1)}
-        if new:
-            self._run.log(step, new)
-            self._last |= dict.fromkeys(new, step)
-            self._notes.write(self._tracker, self._run.id, self._last)
+    def put(self, item: tuple[int, Metrics] | bool) -> None:
+        """Queue the metrics of a step or, to finish the tracker's run, whether the training run failed."""
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self.failure = self.failure or f"it is too slow, {_MAX_QUEUED} records are waiting"
 
-    def finish(self, failed: bool) -> None:
-        self._run.finish(failed)
+    def run(self) -> None:
+        """Open the tracker's run, and send what is queued until the run ends."""
+        try:
+            run = _open(self.tracker, self._context, self._state["id"])
+            last = self._state["last"] if self._state["id"] == run.id else {}
+            if self.tracker is Tracker.tensorboard:  # it has dropped the later steps
+                last = {name: min(step, self._context.first_step) for name, step in last.items()}
+            write_durably(self._file, json.dumps({"id": run.id, "last": last}) + "\n")
+            self.opened.set()
+            while not isinstance(item := self._queue.get(), bool):
+                step, metrics = item
+                new = {name: value for name, value in metrics.items() if step > last.get(name, -1)}
+                if new:
+                    run.log(step, new)
+                    last |= dict.fromkeys(new, step)
+                    write_durably(self._file, json.dumps({"id": run.id, "last": last}) + "\n")
+            run.finish(item)
+        except Exception as error:  # anything that a library, a disk or a network may raise
+            self.failure = self.failure or f"{type(error).__name__}: {one_line(error, 300)}"
+        self.opened.set()
 
 
-def _open(tracker: Tracker, start: Start, notes: _Notes) -> TrackerRun:
+@dataclass(frozen=True)
+class _Context:
+    """What a tracker needs to open or resume its run."""
+
+    project: str
+    name: str
+    folder: Path
+    options: dict[str, Any]  # nested, without secrets
+    first_step: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An open run of a tracker."""
+
+    id: str
+    log: Callable[[int, Metrics], object]
+    finish: Callable[[bool], object]  # the argument says whether the training run failed
+
+
+def _open(tracker: Tracker, context: _Context, run_id: str | None) -> _Run:
+    """Open the run of a tracker. run_id: of the run to resume, None for a new one."""
     match tracker:
         case Tracker.tensorboard:
-            return _Once(TensorBoard(start), tracker, notes, kept=start.first_step)
+            return _open_tensorboard(context)
         case Tracker.wandb:
-            return _Once(Wandb(start), tracker, notes)
+            return _open_wandb(context, run_id)
         case Tracker.mlflow:
-            return _Once(MLflow(start), tracker, notes)
+            return _open_mlflow(context, run_id)
         case Tracker.trackio:
-            return _Once(Trackio(start), tracker, notes)
+            return _open_trackio(context, run_id)
 
 
-@contextmanager
-def _muted() -> Iterator[None]:
-    """Drop what libraries print while we wait for them: Trackio has no option to be quiet."""
-    with redirect_stdout(io.StringIO()):
-        yield
+def _open_tensorboard(context: _Context) -> _Run:
+    """Write event files to RUN_DIR/tensorboard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = context.folder / "tensorboard"
+    writer = SummaryWriter(str(folder), purge_step=context.first_step + 1 if folder.exists() else None)
+    text = json.dumps(context.options, indent=2, ensure_ascii=False)
+    writer.add_text("options", f"```json\n{text}\n```", context.first_step)
+    writer.flush()
+
+    def log(step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()  # so that a killed run has lost nothing
+
+    return _Run("tensorboard", log, lambda failed: writer.close())
 
 
-def _plain(value: object) -> object:
+def _open_wandb(context: _Context, run_id: str | None) -> _Run:
+    """Open a run at Weights & Biases or, with WANDB_MODE=offline, in RUN_DIR/wandb for `wandb sync`.
+
+    `resume_from`, which would drop the repeated steps, is a private preview. With resume="allow" W&B drops records
+    of steps before its last one, as we do. Offline, each start has its own folder with the same run id.
+    """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    off = (
+        "disable_git",
+        "disable_code",
+        "label_disable",
+        "x_disable_stats",
+        "x_disable_machine_info",
+        "x_disable_meta",
+    )
+    settings = wandb.Settings(
+        **dict.fromkeys(off, True),
+        silent=True,  # also prevents a prompt for a missing key
+        console="off",
+        save_code=False,
+        x_save_requirements=False,
+        init_timeout=60.0,
+        finish_timeout=45.0,
+        finish_timeout_raises=True,
+    )
+    wandb.setup(settings)  # `silent` must be set for the process too
+    run = wandb.init(
+        project=context.project,
+        name=context.name,
+        dir=str(context.folder),
+        config=context.options,
+        allow_val_change=True,
+        id=run_id or uuid.uuid4().hex,
+        resume="allow",
+        reinit="create_new",
+        settings=settings,
+    )
+
+    def finish(failed: bool) -> None:
+        run.finish(exit_code=int(failed))
+
+    return _Run(run.id, lambda step, metrics: run.log(dict(metrics), step=step), finish)
+
+
+def _open_mlflow(context: _Context, run_id: str | None) -> _Run:
+    """Open a run at MLFLOW_TRACKING_URI, by default in RUN_DIR/mlruns.
+
+    mlflow-skinny has a file store only, which needs MLFLOW_ALLOW_FILE_STORE=true, also to read it with `mlflow ui
+    --backend-store-uri RUN_DIR/mlruns`.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow.entities import Metric, Param
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (context.folder / "mlruns").resolve().as_uri())
+    if run_id is None:
+        found = client.get_experiment_by_name(context.project)
+        experiment_id = found.experiment_id if found else client.create_experiment(context.project)
+        run_id = client.create_run(experiment_id, run_name=context.name).info.run_id
+        params = [
+            Param(re.sub(r"[^\w./: -]", "_", key), value if isinstance(value, str) else json.dumps(value))
+            for key, value in flat(context.options).items()
+        ]
+        for first in range(0, len(params), 100):  # the most that a server takes at once
+            client.log_batch(run_id, params=params[first : first + 100])
+    else:
+        client.update_run(run_id, status="RUNNING")
+
+    def log(step: int, metrics: Metrics) -> None:
+        now = time.time_ns() // 1_000_000
+        client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
+
+    return _Run(run_id, log, lambda failed: client.set_terminated(run_id, "FAILED" if failed else "FINISHED"))
+
+
+def _open_trackio(context: _Context, run_id: str | None) -> _Run:
+    """Open a run in Trackio's local folder, TRACKIO_DIR, or at TRACKIO_SPACE_ID or TRACKIO_SERVER_URL.
+
+    Trackio resumes the newest run of a name; it is an error if that is another run.
+    """
+    from huggingface_hub import constants
+
+    is_offline = constants.HF_HUB_OFFLINE
+    is_local = not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))
+    constants.HF_HUB_OFFLINE = is_offline or is_local  # else a local run asks the Hub whose token it finds (0.43)
+    try:
+        import trackio
+
+        run = trackio.init(
+            project=context.project,
+            name=context.name,
+            config=context.options,
+            resume="never" if run_id is None else "allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+    finally:
+        constants.HF_HUB_OFFLINE = is_offline
+    if run_id not in (None, run.id):
+        run.finish()
+        raise RuntimeError(f"the newest run {context.name} of project {context.project} is not the one to resume")
+    return _Run(run.id, lambda step, metrics: run.log(dict(metrics), step=step), lambda failed: run.finish())
+
+
+def _to_json(value: object) -> object:
     return value.value if isinstance(value, Enum) else str(value)

@@ -197,7 +197,7 @@ def check_run_folder(folder: Path) -> None:
         "plan.json",
         "report.html",
         "tensorboard",
-        "trackers.json",
+        "tracker_tensorboard.json",
         "checkpoints",
         "final",
     }

@@ -27,10 +27,10 @@ from rlhf_cli.report.live_view import LiveView
 console = Console(soft_wrap=True)
 with LiveView(console, "a run", 24, 0, ("score", "kl")) as view:
     for step in range(1, 25):
-        view.phase("rollout")
+        view.show_phase("rollout")
         time.sleep(0.1)
-        view.sample("a prompt " * 9, "an answer " * min(step, 9), 1.0)
-        view.step(step, {"score": step / 10, "kl": float(-step)})
+        view.show_sample("a prompt " * 9, "an answer " * min(step, 9), 1.0)
+        view.show_step(step, {"score": step / 10, "kl": float(-step)})
         if step % 3 == 1:
             console.print(f"line {step}", highlight=False)
         elif step % 3 == 2:
@@ -138,11 +138,12 @@ def test_lines_go_above_the_one_view_on_a_terminal_that_is_resized(reflows):
     assert sum("━" in row for row in rows) == 1
     (top,) = [y for y, row in enumerate(rows) if "━" in row]
     assert rows[top].startswith("a run  ━━━")
-    assert "step 24/24  100%  done" in rows[top]
+    assert "step 24/24  100%" in rows[top]
+    assert rows[top + 1].startswith("done")
     above = [row for row in child_screen.gone + rows[:top] if row]
     assert above == [f"line {step}" for step in range(1, 25)]
     below = [row for row in rows[top + 1 :] if row]
-    assert [row.split()[0] for row in below[1:5]] == ["score", "kl", "guards", "newest"]
+    assert [row.split()[0] for row in below[2:6]] == ["score", "kl", "no", "newest"]
     assert below[-1] == "after"
     assert below.count("after") == 1
 
@@ -152,15 +153,15 @@ def test_rows_that_a_narrow_window_had_wrapped_are_not_joined_after_the_end():
     stream = pyte.Stream(terminal)
     console = Console(file=file, width=100, height=24, force_terminal=True)
     with LiveView(console, "a run", 2, 0, ("score", "kl")) as view:
-        view.step(1, {"score": 1.0, "kl": 1.0})
-        view.sample("a prompt " * 9, "an answer " * 9, 1.0)
+        view.show_step(1, {"score": 1.0, "kl": 1.0})
+        view.show_sample("a prompt " * 9, "an answer " * 9, 1.0)
         console.print("line 1")
         wide = file.getvalue()
         stream.feed(wide)
         terminal.become(45, 24)
         assert terminal.joined
         console.width = 45
-        view.step(2, {"score": 2.0, "kl": 2.0})
+        view.show_step(2, {"score": 2.0, "kl": 2.0})
     stream.feed(file.getvalue().removeprefix(wide))
     assert any("2/2" in row for row in terminal.display)
     assert not terminal.joined
@@ -176,7 +177,7 @@ signals.DOUBLE_S = 0.2
 stop = signals.StopSignals()
 stop.install()
 with LiveView(Console(soft_wrap=True), "a run", 24, 0, ("score",), lambda: stop.received) as view:
-    view.step(1, {"score": 1.0})
+    view.show_step(1, {"score": 1.0})
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)
@@ -193,6 +194,6 @@ def test_a_signal_is_seen_to_be_heard_and_a_second_one_leaves_the_terminal_in_or
     os.close(main)
     assert child.wait(60) == 130
     rows = screen.gone + [row.rstrip() for row in screen.display]
-    assert any("SIGINT: ends after this step, with a checkpoint; at once if it comes again" in row for row in rows)
+    assert any("SIGINT: stops after this step with a checkpoint; send it again to stop now" in row for row in rows)
     assert not screen.cursor.hidden
     assert not any(row.strip() for row in screen.display[screen.cursor.y :])  # the shell's prompt has its own row
