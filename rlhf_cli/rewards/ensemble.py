@@ -1,10 +1,9 @@
-"""What all sources of a run say of responses."""
+"""The scores of all reward sources of a run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -18,7 +17,7 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.rewards.classifier_source import ClassifierSource
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.rewards.source import Exchange, Source
+from rlhf_cli.rewards.source import Exchange, RewardSource
 from rlhf_cli.rewards.weighted_sum import WeightedSum
 
 
@@ -28,59 +27,59 @@ class MapMicroBatches(Protocol):
     def __call__(
         self, engine: FrozenEngine, sequences: list[TokenSequence], read: Callable[[list[TokenSequence]], Tensor]
     ) -> list[Tensor]:
-        """Return on the CPU what `read` gives for each sequence."""
+        """Return what `read` gives for each sequence, on the CPU."""
 
 
 class RewardEnsemble:
-    """Asks the sources; all ranks together, each about its own responses, and all about as many.
+    """Scores responses with every source of the run.
 
-    exchange: the text of a prompt and a response. reward_model, own, outside: what answers, for the sources of each
-    kind; `own` and `outside` by name.
+    All ranks call it together. Each passes its own responses, and all pass the same number of them.
     """
 
     def __init__(
         self,
         sources: list[RewardSourceConfig],
-        exchange: Callable[[Prompt, TokenSequence], Exchange],
-        reward_model: RewardModel | None = None,
-        own: Mapping[str, ClassifierSource] = MappingProxyType({}),
-        outside: Mapping[str, Source] = MappingProxyType({}),
+        to_exchange: Callable[[Prompt, TokenSequence], Exchange],
+        reward_model: RewardModel | None,
+        classifiers: Mapping[str, ClassifierSource],
+        external: Mapping[str, RewardSource],
     ) -> None:
+        """Take the source of each kind: the run's reward model; and, by name, classifiers, and functions and services.
+
+        to_exchange: returns the text of a prompt and a response.
+        """
         self.sources = sources
-        self.weigh = WeightedSum(sources)
-        self.exchange = exchange
+        self.weighted_sum = WeightedSum(sources)
+        self.to_exchange = to_exchange
         self.reward_model = reward_model
-        self.own = own
-        self.outside = outside
-        self.failed: dict[str, RewardError] = {}  # of the last call: sources whose failures are skipped
+        self.classifiers = classifiers
+        self.external = external
+        self.failed: dict[str, RewardError] = {}  # failures that were skipped in the last call, by source
 
     @property
     def engines(self) -> dict[str, FrozenEngine]:
-        """The engines of all models that score, by the option that names them."""
-        lone = {} if self.reward_model is None else {"reward_model": self.reward_model.engine}
-        return {**lone, **{f"reward.{name}.model": model.engine for name, model in self.own.items()}}
+        """The engines of all scoring models, by the option that configures the model."""
+        shared = {} if self.reward_model is None else {"reward_model": self.reward_model.engine}
+        return shared | {f"reward.{name}.model": source.engine for name, source in self.classifiers.items()}
 
     def close(self) -> None:
-        """Give back what functions and services hold."""
-        for source in self.outside.values():
+        """Close the functions and services."""
+        for source in self.external.values():
             source.close()
 
     def scores(
         self, prompts: list[Prompt], sequences: list[TokenSequence], map_micro_batches: MapMicroBatches
     ) -> Tensor:
-        """Return what each source says of each of this rank's responses, float32 [B, S] on the CPU.
+        """Return each source's score of each of this rank's responses, float32 [B, S] on the CPU.
 
-        NaN where a source failed whose failures are skipped; raises RewardError, on all ranks, where another one did.
+        A source with on_failure=skip that fails gives NaN. If another one fails, all ranks raise RewardError.
         """
         self.failed = {}
-        exchanges = self._exchanges(prompts, sequences)
+        exchanges: list[Exchange] = []
+        if self.classifiers or self.external:
+            exchanges = [self.to_exchange(*pair) for pair in zip(prompts, sequences, strict=True)]
         columns = [self._column(source, exchanges, sequences, map_micro_batches) for source in self.sources]
         return torch.tensor(columns, dtype=torch.float32).T
-
-    def _exchanges(self, prompts: list[Prompt], sequences: list[TokenSequence]) -> list[Exchange]:
-        if not self.own and not self.outside:
-            return []  # nobody reads texts
-        return [self.exchange(*both) for both in zip(prompts, sequences, strict=True)]
 
     def _column(
         self,
@@ -91,15 +90,13 @@ class RewardEnsemble:
     ) -> list[float]:
         if source.is_reward_model:
             assert self.reward_model is not None
-            return [
-                float(score)
-                for score in map_micro_batches(self.reward_model.engine, sequences, self.reward_model.score)
-            ]
+            scores = map_micro_batches(self.reward_model.engine, sequences, self.reward_model.score)
+            return [float(score) for score in scores]
         if not source.is_outside:
-            return self.own[source.name].score(exchanges)
-        outside = self.outside[source.name]
+            return self.classifiers[source.name].score(exchanges)
+        external = self.external[source.name]
         try:
-            return distributed.together(lambda: outside.score(exchanges))
+            return distributed.together(lambda: external.score(exchanges))
         except RewardError as error:
             if source.on_failure is not OnFailure.skip:
                 raise

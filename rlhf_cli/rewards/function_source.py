@@ -19,7 +19,7 @@ import torch
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.reward_options import RewardSourceConfig
-from rlhf_cli.rewards.source import Exchange, checked_scores, shown
+from rlhf_cli.rewards.source import Exchange, describe, validated_scores
 from rlhf_cli.rewards.timeout_worker import TimedOut, Worker
 from rlhf_cli.system.text import one_line
 from rlhf_cli.system.watchdog import PROGRESS
@@ -78,7 +78,7 @@ class FunctionSource:
         scores: list[float] = []
         for start in range(0, len(exchanges), self._batch_size):
             batch = exchanges[start : start + self._batch_size]
-            scores += checked_scores(self._answer(batch, columns), batch, self._who)
+            scores += validated_scores(self._answer(batch, columns), batch, self._who)
             PROGRESS.tick()
         return scores
 
@@ -123,7 +123,7 @@ class FunctionSource:
             except TimedOut:
                 break
             except _FAILURES as alone:
-                return shown(exchange), alone
+                return describe(exchange), alone
         return _one_of(batch), error
 
 
@@ -208,7 +208,7 @@ def _is_of(module: ModuleType, value: Any) -> bool:
 
 
 def _one_of(batch: Sequence[Exchange]) -> str:
-    return shown(batch[0]) if len(batch) == 1 else f"a batch of {len(batch)}, first {shown(batch[0])}"
+    return describe(batch[0]) if len(batch) == 1 else f"a batch of {len(batch)}, first {describe(batch[0])}"
 
 
 def _said(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.reward_options import LONGEST_PAUSE_S, RewardSourceConfig
-from rlhf_cli.rewards.source import Exchange, checked_scores
+from rlhf_cli.rewards.source import Exchange, validated_scores
 from rlhf_cli.system.text import one_line
 from rlhf_cli.system.watchdog import PROGRESS
 
@@ -122,7 +122,7 @@ class HttpSource:
         started = time.monotonic()
         try:
             async with room:
-                scores = checked_scores(await tries(self._ask, content, len(batch)), batch, self._who)
+                scores = validated_scores(await tries(self._ask, content, len(batch)), batch, self._who)
             PROGRESS.tick()
             return scores
         except _TryAgain as error:

@@ -1,4 +1,4 @@
-"""Scores from a frozen reward model."""
+"""Scores from the run's frozen reward model, which shares the policy's tokenizer."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,10 @@ from rlhf_cli.engine.base import FrozenEngine
 
 
 class RewardModel:
-    """A one-label classifier over prompt and response, sharing the policy's tokenizer.
+    """A one-label classifier over the tokens of prompt and response.
 
-    end_id ends every answer it was trained on (`Renderer.end_id`); ends: all tokens that end a response of the policy.
+    end_id: the end token of every response in its training data (`Renderer.end_id`).
+    ends: all tokens that end a response of the policy.
     """
 
     def __init__(self, engine: FrozenEngine, end_id: int, ends: EndTokens, device: torch.device) -> None:
@@ -20,10 +21,10 @@ class RewardModel:
         self.device = device
 
     def score(self, sequences: list[TokenSequence]) -> Tensor:
-        """Return one score a sequence, float32 [B], read at its end token; all ranks together.
+        """Return the score of each sequence at its end token, float32 [B]; all ranks call it together.
 
-        A response that was cut off is given one to be scored with, and one that ended in another end token has it
-        replaced: in training the model saw every answer end in `end_id`, and what it says at others means nothing.
+        Every response is closed with `end_id`, even if it was cut off or ended with another end token:
+        the model learned scores at `end_id` alone, and its output at other tokens has no meaning.
         """
         batch = collate([self._closed(sequence) for sequence in sequences], self.ends.pad_id, self.device)
         per_token, _ = self.engine(batch.input_ids, packing=batch.packing)

@@ -1,4 +1,4 @@
-"""What a source outside of the trainer's models is asked, and what it may answer."""
+"""What a reward source scores, and the checks that its scores must pass."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rlhf_cli.config.errors import RewardError
 from rlhf_cli.system.text import one_line
 
 _MAX_SHOWN = 80  # characters of a response in a message
-_LARGEST = 3.4e38  # that float32 holds
+_MAX_FLOAT32 = 3.4e38
 
 
 @dataclass(frozen=True)
 class Exchange:
     """A conversation up to a response, and the response: what is to be scored."""
 
-    messages: list[dict[str, str]]  # role and content; the last one is what is answered
+    messages: list[dict[str, str]]  # role and content; the response answers the last one
     response: str  # without end tokens
     columns: dict[str, Any] = field(default_factory=dict)  # the other columns of the prompt's row
 
@@ -28,42 +28,45 @@ class Exchange:
         return self.messages[-1]["content"] if self.messages else ""
 
 
-class Source(Protocol):
-    """A function or a service. One instance serves one rank of one run."""
+class RewardSource(Protocol):
+    """Scores responses. One instance serves one rank of one run."""
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """Return one finite score an exchange, in order; raise RewardError where there is none to be had."""
+        """Return one finite score for each exchange, in order; raise RewardError if scoring fails."""
 
     def close(self) -> None:
-        """Give back connections and threads."""
+        """Close connections and end threads."""
 
 
-def checked_scores(scores: Any, exchanges: Sequence[Exchange], who: str) -> list[float]:
-    """Return what a source answered as floats; raise RewardError, with the response, for a wrong count or number.
+def validated_scores(scores: Any, exchanges: Sequence[Exchange], source: str) -> list[float]:
+    """Return what a source returned as floats.
 
-    who: the source, for messages.
+    source: its name in messages. Raises RewardError, with the response in question, if the number of
+    scores is wrong or a score is not a finite number.
     """
     try:
         found = list(scores)
     except TypeError as error:
-        raise RewardError(f"{who}: wanted a list of {len(exchanges)} numbers, got {type(scores).__name__}") from error
+        raise RewardError(
+            f"{source}: wanted a list of {len(exchanges)} numbers, got {type(scores).__name__}"
+        ) from error
     if len(found) != len(exchanges):
-        raise RewardError(f"{who}: wanted {len(exchanges)} numbers, one a response, got {len(found)}")
-    numbers = []
-    for score, exchange in zip(found, exchanges, strict=True):
-        try:
-            number = math.nan if isinstance(score, str | bytes) else float(score)
-        except (TypeError, ValueError, OverflowError, RuntimeError):  # what tensors of several numbers raise
-            number = math.nan
-        if not abs(number) <= _LARGEST:
-            what = one_line(repr(score), _MAX_SHOWN)
-            raise RewardError(f"{who}: wanted a finite number, got {what}, for {shown(exchange)}")
-        numbers.append(number)
-    return numbers
+        raise RewardError(f"{source}: wanted {len(exchanges)} numbers, one per response, got {len(found)}")
+    return [_finite(score, exchange, source) for score, exchange in zip(found, exchanges, strict=True)]
 
 
-def shown(exchange: Exchange) -> str:
-    """Name an exchange in a message."""
-    return (
-        f"the response {one_line(repr(exchange.response), _MAX_SHOWN)} to {one_line(repr(exchange.prompt), _MAX_SHOWN)}"
-    )
+def _finite(score: Any, exchange: Exchange, source: str) -> float:
+    try:
+        number = math.nan if isinstance(score, str | bytes) else float(score)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        number = math.nan
+    if abs(number) <= _MAX_FLOAT32:
+        return number
+    got = one_line(repr(score), _MAX_SHOWN)
+    raise RewardError(f"{source}: wanted a finite number, got {got}, for {describe(exchange)}")
+
+
+def describe(exchange: Exchange) -> str:
+    """Return an exchange as messages show it."""
+    response, prompt = (one_line(repr(text), _MAX_SHOWN) for text in (exchange.response, exchange.prompt))
+    return f"the response {response} to {prompt}"

@@ -1,4 +1,4 @@
-"""One score of a response from what all sources say of it."""
+"""The score of a response: a weighted sum over the reward sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf_cli.config.reward_options import Normalise, RewardSourceConfig
 
 
 class WeightedSum:
-    """weight x clip(scale x normalised score), summed over the sources."""
+    """Sums weight x clip(scale x normalised score) over the sources. S is the number of sources."""
 
     def __init__(self, sources: Sequence[RewardSourceConfig]) -> None:
         self.sources = list(sources)
@@ -22,30 +22,31 @@ class WeightedSum:
         """The names of the sources, in order."""
         return [source.name for source in self.sources]
 
-    def learnt(self, moments: dict[str, Moments], scores: Tensor) -> dict[str, Moments]:
-        """Return the moments by which scores are normalised, by name, with those of a step: [B, S], all ranks'.
+    def updated_moments(self, moments: dict[str, Moments], scores: Tensor) -> dict[str, Moments]:
+        """Return the normalisation moments of each source after a step with these scores [B, S] of all ranks.
 
-        S: sources, in order. `fixed` moments are those of the first step, or up to the first whose scores differ.
+        `fixed` moments are those of the first step, or of all steps up to the first whose scores differ.
         """
-        found = {}
+        updated = {}
         for source, column in zip(self.sources, scores.T, strict=True):
-            was = moments.get(source.name, Moments())
-            if source.normalise is Normalise.running or (source.normalise is Normalise.fixed and not was.squares):
-                found[source.name] = was.joined(column)
+            previous = moments.get(source.name, Moments())
+            if source.normalise is Normalise.running or (source.normalise is Normalise.fixed and not previous.squares):
+                updated[source.name] = previous.joined(column)
             elif source.normalise is Normalise.fixed:
-                found[source.name] = was
-        return found
+                updated[source.name] = previous
+        return updated
 
     def parts(self, scores: Tensor, moments: dict[str, Moments] | None = None) -> Tensor:
-        """Return what each source adds to the score of each response, [B, S]; scores: [B, S], as the sources say them.
+        """Return what each source adds to the score of each response [B, S], given the raw scores [B, S].
 
-        moments: of the sources that are normalised, by name. Without any, as in evaluations, those are taken as they
-        are, neither normalised nor clipped: what is compared over a run must stay on one scale.
+        moments: of the normalised sources, by name. Without moments, as in evaluations, normalised
+        sources are neither normalised nor clipped, so that evaluations stay comparable over a run.
         """
-        return torch.stack([self._part(*both, moments) for both in zip(self.sources, scores.T, strict=True)], dim=1)
+        parts = [self._part(source, column, moments) for source, column in zip(self.sources, scores.T, strict=True)]
+        return torch.stack(parts, dim=1)
 
     def __call__(self, scores: Tensor, moments: dict[str, Moments] | None = None) -> Tensor:
-        """Return the score [B] of each response; arguments: as of `parts`."""
+        """Return the score of each response [B]; takes the arguments of `parts`."""
         return self.parts(scores, moments).sum(dim=1)
 
     def _part(self, source: RewardSourceConfig, scores: Tensor, moments: dict[str, Moments] | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar, cast
@@ -30,9 +30,10 @@ from rlhf_cli.plan.phases import Lengths
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.reward_model import RewardModel
+from rlhf_cli.rewards.source import RewardSource
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
 from rlhf_cli.run.memory_plan import RunPlan, plan_launch
-from rlhf_cli.run.reward_sources import outside_sources, own_models, texts_of
+from rlhf_cli.run.reward_sources import Texts, outside_sources, own_models, texts_of
 from rlhf_cli.train.flops import Sizes
 from rlhf_cli.train.forward import Models
 
@@ -88,9 +89,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     ends = EndTokens(end_token_ids(tokenizer, policy.generation_config) | {renderer.end_id}, pad_id(tokenizer))
     export_ends(policy, ends)
     sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer or value), scorer is not None)  # before they are sharded
-    judging = RewardEnsemble(config.sources, exchanges, outside=outside)
-    engines = _engines(config, renderer, ends, loaded, judging)
-    judging.own = own_models(config)
+    engines = _engines(config, renderer, ends, loaded, exchanges, outside)
     sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
     modules = {"policy": policy, "value_model": value}
     packed = all(reads_packed(model) for model in loaded if model is not None)
@@ -170,27 +169,33 @@ def _engines(
     renderer: Renderer,
     ends: EndTokens,
     loaded: LoadedModels,
-    judging: RewardEnsemble,
+    exchanges: Texts,
+    external: Mapping[str, RewardSource],
 ) -> Models:
-    """Wrap the four models; the reference is loaded here, last."""
+    """Wrap the four models; the reference and the classifiers with their own tokenizers are loaded here, last."""
     policy, value, scorer = loaded
     ppo, deepspeed, device, tokenizer = config.ppo, config.deepspeed, distributed.device(), renderer.tokenizer
     updates = ppo.num_steps * ppo.updates_per_step
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
     policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
     value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
+    reward_model = None
     if scorer is not None:
         scoring = frozen_engine(TokenScorer(scorer), reward_dtype, config.deepspeed_of_frozen)
-        judging.reward_model = RewardModel(scoring, renderer.end_id, ends, device)
+        reward_model = RewardModel(scoring, renderer.end_id, ends, device)
     policy_engine = train_engine(
         ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
     )
     value_engine = train_engine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
+    reference = frozen_engine(
+        ResponseLM(load_causal_lm(config.model, "model", tokenizer, config.run.seed)),
+        policy_dtype,
+        config.deepspeed_of_frozen,
+    )
     return Models(
         policy=policy_engine,
-        reference=frozen_engine(ResponseLM(reference), policy_dtype, config.deepspeed_of_frozen),
-        judging=judging,
+        reference=reference,
+        judging=RewardEnsemble(config.sources, exchanges, reward_model, own_models(config), external),
         value_model=value_engine,
     )
 

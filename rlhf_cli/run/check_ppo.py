@@ -172,8 +172,8 @@ def _source_checks(
         said, repeated = (look.source_scores[start : start + len(sequences), place] for look in looks)
         own = source.own_model("reward")
         if own is not None:
-            texts = [judging.exchange(*both) for both in zip(probes, sequences, strict=True)]
-            alone = torch.tensor([judging.own[source.name].score([text])[0] for text in texts])
+            texts = [judging.to_exchange(*both) for both in zip(probes, sequences, strict=True)]
+            alone = torch.tensor([judging.classifiers[source.name].score([text])[0] for text in texts])
             name = f"scores of {source.name} do not change with padding and neighbours"
             advice = "its masks, positions or last token are wrong; see reward[].whole_turn and its chat template"
             checks.append(Check(name, relative(said, alone), bounds_of(own).score, advice))

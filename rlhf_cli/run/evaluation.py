@@ -89,7 +89,7 @@ class Evaluator:
         said = judging.scores([self.prompts[place] for place in mine], sequences, self._by_row)
         if judging.failed:
             raise next(iter(judging.failed.values()))
-        names = judging.weigh.names if self.config.reward else []
+        names = judging.weighted_sum.names if self.config.reward else []
         of_sources = [dict(zip(names, row, strict=False)) for row in said.tolist()]
         gold: list[float] | list[None] = [None] * len(mine)
         if gold_model is not None:
@@ -112,7 +112,7 @@ class Evaluator:
             for place, sequence, score, scores, of_gold, (tokens, kl) in zip(
                 mine,
                 sequences,
-                judging.weigh(said).tolist(),
+                judging.weighted_sum(said).tolist(),
                 of_sources,
                 gold,
                 self._pieces(stage, sequences),

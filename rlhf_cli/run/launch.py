@@ -268,7 +268,7 @@ def _fingerprints(built: PPOParts) -> dict[str, str]:
     texts = ((block.prompt_ids, block.response_ids) for block in built.texts)
     return {
         "data": fingerprint_of(chain(rows, texts)),
-        **({"columns of data": _columns_fingerprint(built)} if built.engines.judging.outside else {}),
+        **({"columns of data": _columns_fingerprint(built)} if built.engines.judging.external else {}),
         "model": built.engines.reference.fingerprint(),
         **{key: engine.fingerprint() for key, engine in built.engines.judging.engines.items()},
         **({} if built.gold is None else {"gold_reward_model": built.gold.engine.fingerprint()}),

@@ -21,9 +21,9 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine
 from rlhf_cli.engine.factory import frozen_engine
 from rlhf_cli.models.load_models import torch_dtype
-from rlhf_cli.rewards.classifier_source import ClassifierSource, load_reader
-from rlhf_cli.rewards.external import outside_source
-from rlhf_cli.rewards.source import Exchange, Source
+from rlhf_cli.rewards.classifier_source import ClassifierSource, load_text_classifier
+from rlhf_cli.rewards.external import open_external_source
+from rlhf_cli.rewards.source import Exchange, RewardSource
 
 
 class Texts:
@@ -45,7 +45,7 @@ class Texts:
         return Exchange(messages, response, {**self.columns, **prompt.columns})
 
 
-def texts_of(renderer: Renderer, prompts: Splits[Prompt], outside: Mapping[str, Source]) -> Texts:
+def texts_of(renderer: Renderer, prompts: Splits[Prompt], outside: Mapping[str, RewardSource]) -> Texts:
     """Return the texts of a run, after asking each source outside of it about a response to the first prompt of each
     side; raise InputError where one fails, as where a side has no row with a column that it needs.
     """
@@ -67,9 +67,11 @@ def _columns(prompts: Iterable[Prompt]) -> dict[str, None]:
     return {name: None for prompt in prompts for name in prompt.columns}
 
 
-def outside_sources(config: TrainPPOConfig) -> dict[str, Source]:
+def outside_sources(config: TrainPPOConfig) -> dict[str, RewardSource]:
     """Return the functions and services of a run, by name; raise InputError for a function that is not there."""
-    opened = {source.name: outside_source(source, f"reward[{place}]") for place, source in enumerate(config.reward)}
+    opened = {
+        source.name: open_external_source(source, f"reward[{place}]") for place, source in enumerate(config.reward)
+    }
     return {name: source for name, source in opened.items() if source is not None}
 
 
@@ -96,5 +98,5 @@ def _own_model(config: TrainPPOConfig, source: RewardSourceConfig, options: Mode
     def wrap(module: nn.Module) -> FrozenEngine:
         return frozen_engine(module, torch_dtype(options), deepspeed)
 
-    read = load_reader(options, key, data, source.whole_turn, wrap, distributed.device())
+    read = load_text_classifier(options, key, data, source.whole_turn, wrap, distributed.device())
     return ClassifierSource(read, source.batch_size, config.rollout.gather)

@@ -176,15 +176,15 @@ class PPOTrainer:
         batch = self.estimate(rollout)
         losses = self.update(batch)
         self._look_for_negative_kl(rollout)
-        weigh = self.models.judging.weigh
+        weigh = self.models.judging.weighted_sum
         sources = source_means(rollout, weigh, self.state.moments) if self.config.reward else {}
         return {**summary(batch, self.config.ppo), **sources, "kl_coef": self.state.kl_coef, **losses}
 
     def normalised(self, rollout: Rollout) -> Rollout:
         """Take a step's scores into the moments of the sources that are normalised, and normalise them."""
-        weigh = self.models.judging.weigh
+        weigh = self.models.judging.weighted_sum
         if rollout.source_scores.isfinite().all():
-            self.state.moments = weigh.learnt(self.state.moments, rollout.source_scores)
+            self.state.moments = weigh.updated_moments(self.state.moments, rollout.source_scores)
             return replace(rollout, scores=weigh(rollout.source_scores, self.state.moments))
         return rollout  # nothing will be learnt from it
 
@@ -284,7 +284,7 @@ class PPOTrainer:
                 source_scores=scores[row],
             )
             episodes.append(episode)
-        return Rollout.of(flatten(distributed.gather_all(episodes)), models.judging.weigh)
+        return Rollout.of(flatten(distributed.gather_all(episodes)), models.judging.weighted_sum)
 
     def _can_reuse(self, sequences: list[TokenSequence]) -> bool:
         """Say whether scoring's forward pass of the policy is also the update's first: same weights, same rows.

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from rlhf_cli.config.errors import InputError, RewardError
-from rlhf_cli.rewards.external import outside_source
-from rlhf_cli.rewards.source import Exchange, Source, checked_scores, shown
+from rlhf_cli.rewards.external import open_external_source
+from rlhf_cli.rewards.source import Exchange, RewardSource, describe, validated_scores
 from rlhf_cli.use.cli_options import Rewarding
 from rlhf_cli.use.reward_scorer import RewardScorer, device_of
 from rlhf_cli.use.trained_runs import Role, find, with_options
@@ -20,7 +20,7 @@ _ABSOLUTE = 1e-5
 class ResponseScorer:
     """A source that has to give finite numbers, as many as it is asked for, and the same again."""
 
-    def __init__(self, source: Source, name: str, is_random: bool) -> None:
+    def __init__(self, source: RewardSource, name: str, is_random: bool) -> None:
         self.name = name
         self._source = source
         self._is_random = is_random
@@ -42,19 +42,19 @@ class ResponseScorer:
         if not self._is_tried and exchanges:
             self.try_on(exchanges)
             self._is_tried = True
-        return checked_scores(self._source.score(exchanges), exchanges, f"reward {self.name}")
+        return validated_scores(self._source.score(exchanges), exchanges, f"reward {self.name}")
 
     def try_on(self, exchanges: Sequence[Exchange]) -> None:
         """Score the first exchanges twice; raise InputError where that fails, or differs and is not known to."""
         exchanges = _first(exchanges)
         who = f"reward {self.name}"
         try:
-            first, second = (checked_scores(self._source.score(exchanges), exchanges, who) for _ in range(2))
+            first, second = (validated_scores(self._source.score(exchanges), exchanges, who) for _ in range(2))
         except RewardError as error:  # nothing has been done yet that could be lost
             raise InputError(str(error)) from error
         for one, other, exchange in zip(first, second, exchanges, strict=True):
             if not (self._is_random or math.isclose(one, other, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)):
-                what = f"{one:g} and then {other:g} for {shown(exchange)}"
+                what = f"{one:g} and then {other:g} for {describe(exchange)}"
                 raise InputError(f"{who}: said {what}, wanted the same twice; give --random if it is meant to differ")
 
     def close(self) -> None:
@@ -73,9 +73,9 @@ def _first(exchanges: Sequence[Exchange]) -> list[Exchange]:
     return found
 
 
-def _opened(rewarding: Rewarding, key: str) -> Source:
+def _opened(rewarding: Rewarding, key: str) -> RewardSource:
     config, loading = rewarding.config, rewarding.loading
-    outside = outside_source(config, key)
+    outside = open_external_source(config, key)
     if outside is not None:
         return outside
     found = find(str(config.model), Role.reward_model)

@@ -9,8 +9,8 @@ import torch
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType
 from rlhf_cli.engine.plain import PlainFrozen
-from rlhf_cli.rewards.classifier_source import ClassifierSource, load_reader
-from rlhf_cli.rewards.source import Exchange, checked_scores, shown
+from rlhf_cli.rewards.classifier_source import ClassifierSource, load_text_classifier
+from rlhf_cli.rewards.source import Exchange, describe, validated_scores
 from rlhf_cli.use.trained_runs import Role, Trained, find, with_options
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch names many more, `meta` among them, which hold or compute nothing
@@ -23,10 +23,10 @@ class RewardScorer:
         """Load the model; raise InputError for files that are no reward model."""
         key = Role.reward_model.name
         self.name = str(found.model.path)
-        self.read = load_reader(
+        self.classifier = load_text_classifier(
             found.model, key, found.data, whole_turn, lambda module: PlainFrozen(module, device), device
         )
-        self._model = ClassifierSource(self.read, batch_size, gather=True)
+        self._model = ClassifierSource(self.classifier, batch_size, gather=True)
 
     @staticmethod
     def load(
@@ -54,12 +54,15 @@ class RewardScorer:
         Raises InputError for a conversation that the template refuses, and for one with more tokens than positions.
         """
         for exchange in exchanges:
-            if self.read.longest is not None and self.read.num_tokens(exchange) > self.read.longest:
-                what = f"more, in {shown(exchange)}"
+            if (
+                self.classifier.max_tokens is not None
+                and self.classifier.num_tokens(exchange) > self.classifier.max_tokens
+            ):
+                what = f"more, in {describe(exchange)}"
                 raise InputError(
-                    f"{self.name} has {self.read.longest} positions, wanted at most so many tokens, got {what}"
+                    f"{self.name} has {self.classifier.max_tokens} positions, wanted at most so many tokens, got {what}"
                 )
-        return checked_scores(self._model.score(exchanges), exchanges, self.name)
+        return validated_scores(self._model.score(exchanges), exchanges, self.name)
 
     def close(self) -> None:
         """There is nothing to give back."""

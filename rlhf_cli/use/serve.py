@@ -101,7 +101,7 @@ def _serve(app: FastAPI, listener: socket.socket) -> None:
 def _app(asked: argparse.Namespace, token: str | None) -> FastAPI:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from rlhf_cli.report.library_logs import quieten_libraries
-    from rlhf_cli.rewards.classifier_source import DecoderReader
+    from rlhf_cli.rewards.classifier_source import DecoderClassifier
     from rlhf_cli.use.reward_scorer import RewardScorer, device_of
     from rlhf_cli.use.score_service import Info, Limits, make_app
     from rlhf_cli.use.trained_runs import Role, find, with_options
@@ -112,7 +112,7 @@ def _app(asked: argparse.Namespace, token: str | None) -> FastAPI:
     found = with_options(found, loading.system_prompt, loading.dtype, loading.trust_remote_code)
     device = device_of(loading.device)
     scorer = RewardScorer(found, device, asked.batch_size, whole_turn=asked.whole_turn)
-    renderer = scorer.read.renderer if isinstance(scorer.read, DecoderReader) else None
+    renderer = scorer.classifier.renderer if isinstance(scorer.classifier, DecoderClassifier) else None
     info = Info(
         model=scorer.name,
         template="pair" if renderer is None else "chat" if renderer.use_template else "plain",

@@ -193,7 +193,7 @@ def ppo_trainer(
     reward_model = RewardModel(frozen_engine(kind, TokenScorer(own["reward_model"])), EOS, ends, CPU)
     sampler = EmbeddedSampler(policy, config.rollout, ends, CPU)
     data = PPOData(PROMPTS, TEXTS if config.pretrain.path else [])
-    judging = RewardEnsemble([RewardSourceConfig(name="reward_model")], cast(Any, None), reward_model)
+    judging = RewardEnsemble([RewardSourceConfig(name="reward_model")], cast(Any, None), reward_model, {}, {})
     four, recorder = Models(policy, reference, judging, value), cast(Any, record)
     trainer = PPOTrainer(config, four, sampler, ends, data, recorder, recorder)
     _record_updates(trainer, record)

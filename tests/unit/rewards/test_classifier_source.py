@@ -26,7 +26,7 @@ from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load_models import is_encoder, load_sequence_classifier
 from rlhf_cli.models.load_tokenizer import load_tokenizer
-from rlhf_cli.rewards.classifier_source import ClassifierSource, DecoderReader
+from rlhf_cli.rewards.classifier_source import ClassifierSource, DecoderClassifier
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.run.reward_sources import own_models
 from tests.unit.models.tiny import tiny_config
@@ -68,7 +68,7 @@ def decoder(whole_turn=False, longest=None, batch_size=2):
     scorer = TokenScorer(load_sequence_classifier(config, "reward[0].model", tokenizer, 0, new_head=False))
     engine = Whole(scorer)
     renderer = Renderer(tokenizer, PromptDataConfig())
-    read = DecoderReader(engine, renderer, whole_turn, longest, CPU)
+    read = DecoderClassifier(engine, renderer, whole_turn, longest, CPU)
     return ClassifierSource(read, batch_size, gather=True), scorer, renderer
 
 

@@ -209,7 +209,7 @@ def test_numbers_of_all_kinds(source, returned, scores):
     [
         ("None", "wanted a list of 2 numbers, got NoneType"),
         ("3.0", "wanted a list of 2 numbers, got float"),
-        ("[1.0]", "wanted 2 numbers, one a response, got 1"),
+        ("[1.0]", "wanted 2 numbers, one per response, got 1"),
         ("[1.0, float('nan')]", "wanted a finite number, got nan, for the response 'b'"),
         ("[float('inf'), 0]", "wanted a finite number, got inf, for the response 'a'"),
         ("[1.0, None]", "got None, for the response 'b'"),

@@ -181,7 +181,7 @@ def test_nobody_listens(serve, source):
     [
         (answer(b'{"scores": [1, 2, NaN]}'), "wanted a finite number, got nan, for the response 'xxxx'"),
         (answer(b'{"scores": [1, 2, 1e999]}'), "wanted a finite number, got inf"),
-        (answer({"scores": [1, 2]}), "wanted 3 numbers, one a response, got 2"),
+        (answer({"scores": [1, 2]}), "wanted 3 numbers, one per response, got 2"),
         (answer({"scores": [1, "2", 3]}), "got '2' among the scores"),
         (answer({"scores": [1, None, 3]}), "got None among the scores"),
         (answer({"scores": [1, True, 3]}), "got True among the scores"),

@@ -29,9 +29,9 @@ def test_scaled_then_clipped_then_weighted():
 
 def test_running_moments_take_in_every_step_and_fixed_ones_the_first():
     weigh = summed({"normalise": Normalise.running}, {"normalise": Normalise.fixed}, {})
-    first = weigh.learnt({}, torch.tensor([[1.0, 1.0, 9.0], [3.0, 3.0, 9.0]]))
+    first = weigh.updated_moments({}, torch.tensor([[1.0, 1.0, 9.0], [3.0, 3.0, 9.0]]))
     assert first == {"s0": Moments(2, 2.0, 2.0), "s1": Moments(2, 2.0, 2.0)}
-    second = weigh.learnt(first, torch.tensor([[5.0, 5.0, 9.0], [7.0, 7.0, 9.0]]))
+    second = weigh.updated_moments(first, torch.tensor([[5.0, 5.0, 9.0], [7.0, 7.0, 9.0]]))
     assert second == {"s0": Moments(4, 4.0, 20.0), "s1": Moments(2, 2.0, 2.0)}
 
 
@@ -53,6 +53,6 @@ def test_nothing_that_is_not_finite_is_hidden():
 
 def test_fixed_moments_wait_for_scores_that_differ():
     weigh = summed({"normalise": Normalise.fixed})
-    alike = weigh.learnt({}, torch.tensor([[2.0], [2.0]]))
+    alike = weigh.updated_moments({}, torch.tensor([[2.0], [2.0]]))
     assert alike == {"s0": Moments(2, 2.0, 0.0)}
-    assert weigh.learnt(alike, torch.tensor([[0.0], [4.0]])) == {"s0": Moments(4, 2.0, 8.0)}
+    assert weigh.updated_moments(alike, torch.tensor([[0.0], [4.0]])) == {"s0": Moments(4, 2.0, 8.0)}

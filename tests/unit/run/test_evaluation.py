@@ -64,7 +64,7 @@ def book(prompts=PROMPTS, gold=None, kls=(0.25, -0.5), **rollout):
         response_text=lambda ids: f"ids {list(ids)}", pieces=lambda ids, kls: ([str(one) for one in ids], kls)
     )
     sampler, reward_model = Sampler(), RewardModel()
-    judging = RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model)
+    judging = RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model, {}, {})
     judges = Judges(judging, gold, lambda sequences: [torch.tensor(kls[: len(s.response_ids)]) for s in sequences])
     made = Evaluator(prompts, sampler, EndTokens(frozenset({EOS}), 0), judges, renderer, config)
     return made, sampler, reward_model
@@ -259,7 +259,7 @@ class Failing(RewardEnsemble):
     """A source whose failures are skipped, or not."""
 
     def __init__(self, skips):
-        super().__init__([RewardSourceConfig(name="far", url="http://a")], None)
+        super().__init__([RewardSourceConfig(name="far", url="http://a")], None, None, {}, {})
         self.skips = skips
 
     def scores(self, prompts, sequences, map_micro_batches):

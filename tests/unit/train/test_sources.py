@@ -60,7 +60,7 @@ def trainer_of(lengths, record=None, source=None, **options):
     config = replace(ppo_config("base", **options), reward=[RM, counts])
     trainer = ppo_trainer(config, ppo_models(), "simple", record or StepHooks())
     old = trainer.models.judging
-    judging = RewardEnsemble([RM, counts], exchange, old.reward_model, outside={"lengths": lengths})
+    judging = RewardEnsemble([RM, counts], exchange, old.reward_model, {}, {"lengths": lengths})
     trainer.models = trainer.views.models = replace(trainer.models, judging=judging)
     return trainer
 
@@ -144,7 +144,7 @@ def test_a_run_that_was_given_up_goes_on_as_if_nothing_had_been(one_rank):
     trainer = trainer_of(Lengths(fails_at=2), halves, source)
     with pytest.raises(RewardError):
         trainer.fit()
-    trainer.models.judging.outside["lengths"].fails_at = math.inf
+    trainer.models.judging.external["lengths"].fails_at = math.inf
     trainer.state = PPOState.of(halves.saved)
     trainer.fit()
     assert halves.metrics == whole.metrics

@@ -75,7 +75,7 @@ def config_of(seed=7, pretrain=None, temperature=1.0, **options):
 
 def judging(reward_model=None):
     """The default: the reward model is the one source."""
-    return RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model)
+    return RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model, {}, {})
 
 
 def trainer_of(config, policy=None, value_model=None, texts=(), prompts=()):
@@ -84,7 +84,7 @@ def trainer_of(config, policy=None, value_model=None, texts=(), prompts=()):
     return PPOTrainer(config, models, SimpleNamespace(), ends, data, None, None)
 
 
-ONE_SOURCE = judging().weigh
+ONE_SOURCE = judging().weighted_sum
 
 
 def sequence(length, prompt=1):

@@ -26,7 +26,7 @@ def plain_score(run, tokenizer, exchange):
 
 def test_scores_are_those_of_transformers_on_the_text_of_training(rm_run):
     scorer = RewardScorer.load(str(rm_run), "cpu")
-    expected = [plain_score(rm_run, scorer.read.renderer.tokenizer, exchange) for exchange in EXCHANGES]
+    expected = [plain_score(rm_run, scorer.classifier.renderer.tokenizer, exchange) for exchange in EXCHANGES]
     assert scorer.score(EXCHANGES) == pytest.approx(expected, abs=1e-5)
     assert len({round(score, 4) for score in expected}) == 3
 

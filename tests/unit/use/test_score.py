@@ -234,7 +234,7 @@ def test_the_scale_of_a_run_is_that_of_its_own_pairs(rm_run, tmp_path):
         (["rewards.py:drifting"], "wanted the same twice; give --random"),
         (["--http", "http://127.0.0.1:1"], "reward service (http://127.0.0.1:1/score): ConnectError"),
         (["rewards.py:nothing"], "wanted a finite number, got nan"),
-        (["rewards.py:too_few"], "wanted 8 numbers, one a response, got 1"),
+        (["rewards.py:too_few"], "wanted 8 numbers, one per response, got 1"),
         (["rewards.py:length", "--chosen-column", "better"], "no column 'better'"),
         (["rewards.py:length", "--response-column", "answer"], "row 1: answer: wanted a string, got no such column"),
         (
