@@ -52,9 +52,9 @@ AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n")
 
 def entry() -> NoReturn:
     """Run one command and end this process with its exit code."""
-    from rlhf_cli.system.signals import leave
+    from rlhf_cli.system.signals import exit_now
 
-    leave(main())
+    exit_now(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,7 +36,7 @@ from bench_common import begin, cores, cpu_name, environment, table
 
 from rlhf_cli.plan.live_tensors import LiveTensors
 from rlhf_cli.plan.memory_map import PHASES
-from rlhf_cli.system.ports import free_port
+from rlhf_cli.system.processes import free_port
 
 _OF = {"answers before training": "rollout", "answers after training": "rollout", "rollout": "rollout"}
 _OF |= {"score": "score", "update": "update", "checkpoint": "save", "export": "save"}

@@ -383,8 +383,7 @@ class TimedWork:
 
 def counted_ranks(folder: Path, num_ranks: int, args: Sequence[str]) -> int:
     """Run so many counted ranks; return the exit code of the first one that fails, after which none is left, or 0."""
-    from rlhf_cli.system.ports import free_port
-    from rlhf_cli.system.processes import SUPERVISED
+    from rlhf_cli.system.processes import SUPERVISED, free_port
 
     words = [sys.executable, __file__, COUNTED, str(folder), str(num_ranks), *args]
     shared = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1"}
@@ -414,13 +413,13 @@ def counted_rank(folder: Path, args: list[str]) -> NoReturn:
             setattr(module, name, counted)
     watch_phases(meter)
     from rlhf_cli.cli import main
-    from rlhf_cli.system.signals import leave
+    from rlhf_cli.system.signals import exit_now
 
     code = main(args)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found = {"peak_gib": peak_gib, "rows": meter.rows()}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
-    leave(code)
+    exit_now(code)
 
 
 def watch_phases(meter: Meter) -> None:

@@ -110,9 +110,9 @@ def way_out(text: str) -> str | None:
     errors = [line for line in text.splitlines() if line.startswith("rlhf: error: ")]
     if not errors:
         return None
-    if offered := re.search(r"go on from it with run\.resume=(.+)$", errors[-1]):
+    if offered := re.search(r"continue from it with run\.resume=(.+)$", errors[-1]):
         return offered[1]
-    return ANEW if "start anew" in errors[-1] else None
+    return ANEW if "start again with another" in errors[-1] else None
 
 
 def damaged(draw: random.Random, checkpoints: Path, how: str) -> Path:

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from rlhf_cli.system.ports import free_port
+from rlhf_cli.system.processes import free_port
 from rlhf_cli.system.signals import STOPPING
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -1,1 +1,1 @@
-"""The only place that imports deepspeed and torch.distributed."""
+"""Shards models and saves checkpoints. The only package that imports deepspeed and torch.distributed."""

@@ -1,4 +1,4 @@
-"""What the trainers ask of the four models, whoever holds their weights: plain PyTorch or DeepSpeed."""
+"""The interface between the trainers and the four models, whether plain PyTorch or DeepSpeed holds the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhf_cli.config.errors import NonFiniteError
 from rlhf_cli.config.sections import OptimConfig, Schedule
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.adam_state import MOMENTS, saved_bytes
-from rlhf_cli.engine.shards import ShardReader, write_shards
+from rlhf_cli.engine.shards import open_shards, write_shards
 from rlhf_cli.system.watchdog import PROGRESS
 
 _ADAM_STEP = "adam_step"
@@ -26,13 +26,13 @@ _BITS = {2: torch.int16, 4: torch.int32}
 
 @dataclass(frozen=True)
 class StepResult:
-    grad_norm: float  # before clipping; not finite where a gradient is not
-    skipped: bool  # the weights are left alone when a gradient is not finite
-    learning_rate: float  # of the update just made
+    grad_norm: float  # before clipping; not finite if any gradient is not finite
+    skipped: bool  # the update was skipped because a gradient was not finite
+    learning_rate: float  # of this update
 
 
 class Engine(ABC):
-    """A model and the place of its weights."""
+    """A model whose weights may be sharded or offloaded."""
 
     @property
     @abstractmethod
@@ -44,12 +44,12 @@ class Engine(ABC):
         """Run the module's forward pass."""
 
     @abstractmethod
-    def gathered(self, hold: bool = True) -> AbstractContextManager[nn.Module]:
-        """Hold the full weights on every rank while the body runs, and give them back, also when it raises.
+    def gathered(self, enabled: bool = True) -> AbstractContextManager[nn.Module]:
+        """Hold the full weights on every rank while the body runs, and release them at its end, even if it raises.
 
-        One gather instead of one a layer and pass; without backward passes ranks may make different numbers of
-        forward passes. The body must not step. hold=False leaves everything as it is, for models that do not fit
-        whole on one device; so does a body inside another one.
+        This takes one gather instead of one per layer and pass. Without backward passes, ranks may run different
+        numbers of forward passes. The body must not call `step`. `enabled=False` changes nothing, for models that do
+        not fit on one device; a nested call changes nothing either.
         """
 
     @abstractmethod
@@ -57,9 +57,9 @@ class Engine(ABC):
         """Return this rank's part of a parameter in the training dtype, flat."""
 
     def fingerprint(self) -> str:
-        """Return the sum of the bits of all weights, the same on any number of ranks; other weights have another one.
+        """Return the sum of the bits of all weights, which does not depend on the number of ranks; a collective.
 
-        All ranks together. It tells accidents: the order of weights is not in it.
+        It detects accidental changes; it does not depend on the order of the weights.
         """
         total = torch.zeros((), dtype=torch.int64, device=distributed.device())
         for parameter in self.module.parameters():
@@ -69,14 +69,14 @@ class Engine(ABC):
 
 
 class FrozenEngine(Engine):
-    """A model that is only read: reference and reward model."""
+    """A model that is not trained: the reference or a reward model."""
 
 
 class TrainEngine(Engine):
-    """A model with its optimizer and learning-rate schedule: policy, value model, or a reward model in training.
+    """A model in training, with its optimizer and learning-rate schedule: policy, value model or reward model.
 
-    num_updates: the updates of the whole run, over which the schedule goes; ema_decay: of a moving average of the
-    float32 weights, which is kept in shards as they are.
+    num_updates: updates in the whole run, for the schedule. ema_decay: decay of a moving average of the float32
+    weights, which is sharded like them; None: no average.
     """
 
     def __init__(self, optim: OptimConfig, num_updates: int, ema_decay: float | None, ema_device: torch.device) -> None:
@@ -87,51 +87,51 @@ class TrainEngine(Engine):
 
     @property
     @abstractmethod
-    def is_whole(self) -> bool:
-        """Whether every rank has the full weights at all times."""
+    def has_full_weights(self) -> bool:
+        """Whether every rank holds the full weights at all times."""
 
     @property
     def has_ema(self) -> bool:
-        """Whether a moving average of the weights is kept."""
+        """Whether the engine keeps a moving average of the weights."""
         return self._ema_decay is not None
 
     @property
     def num_skipped(self) -> int:
-        """Updates skipped in a row until now."""
+        """The number of consecutive updates skipped until now."""
         return self._num_skipped
 
     @property
     def num_weights(self) -> int:
-        """Weights of the whole model."""
+        """The number of weights in the model, over all ranks."""
         return sum(self._size(parameter) for parameter in self.module.parameters())
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that `save` writes, of all ranks together: weights, AdamW's two means, the moving average."""
+        """Bytes that `save` writes over all ranks: weights, AdamW's two moments, the moving average."""
         return saved_bytes(self._optim, self.has_ema) * self.num_weights
 
     @property
     def export_bytes(self) -> int:
-        """Bytes of the whole model in the training dtype, and of its average where there is one."""
+        """Bytes of the exported model in the training dtype, and of its moving average if there is one."""
         each = max(parameter.element_size() for parameter in self.module.parameters())
         return each * self.num_weights * (1 + self.has_ema)
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of `loss`, this rank's share of a global mean (the shares of all ranks add up to it).
+        """Accumulate gradients of `loss`, this rank's share of a global mean; the shares of all ranks add up to it.
 
-        Passes come in turn: of the model's forward passes with gradients, the one of `loss` is the last.
+        `loss` must come from the model's most recent forward pass with gradients.
         """
 
     @abstractmethod
     def full_state_dict(self) -> dict[str, Tensor]:
-        """Collect the full weights on rank 0's CPU, in the training dtype; other ranks take part and get {}."""
+        """Collect the full weights on rank 0's CPU, in the training dtype; other ranks take part and return {}."""
 
     def step(self, update: int) -> StepResult:
-        """Reduce and clip the accumulated gradients and update the weights; all ranks together.
+        """Reduce and clip the accumulated gradients and update the weights; a collective.
 
-        update: the number of the update in the run, from 0, which alone sets the learning rate. Raises NonFiniteError
-        once max_skipped_updates in a row were not finite.
+        update: the number of this update in the run, from 0; it alone determines the learning rate. Raises
+        NonFiniteError after max_skipped_updates consecutive updates with gradients that are not finite.
         """
         PROGRESS.tick()
         rate = learning_rate(self._optim, update, self._num_updates)
@@ -146,12 +146,12 @@ class TrainEngine(Engine):
         self._num_skipped = 0 if applied else self._num_skipped + 1
         if self._num_skipped == self._optim.max_skipped_updates > 0:
             raise NonFiniteError(
-                f"{self._num_skipped} updates in a row had gradients that are not finite; the weights are those before "
-                "them and the last checkpoint is intact: look for broken data or lower the learning rate"
+                f"{self._num_skipped} consecutive updates had gradients that are not finite and were skipped; the last "
+                "checkpoint is intact. Look for broken data or lower the learning rate"
             )
 
     def full_ema(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return `state`, which full_state_dict gave, with the averaged weights; {} on ranks but the first."""
+        """Return the result of full_state_dict with averaged weights; {} on all ranks except rank 0."""
         averaged = dict(state)
         for name, _ in self.module.named_parameters():
             flat = torch.cat(distributed.gather_tensors(self._ema[name].to(distributed.device())))
@@ -161,39 +161,39 @@ class TrainEngine(Engine):
         return averaged
 
     def largest_difference(self, other: TrainEngine) -> float:
-        """Return the largest difference between weights of the same name; what only one has (a head) is left out."""
+        """Return the largest difference between weights of the same name; weights of one model alone do not count."""
         theirs = dict(other.module.named_parameters())
         shared = [(ours, theirs[name]) for name, ours in self.module.named_parameters() if name in theirs]
         differences = [
-            self._real_part(self._master(ours) - other._master(parameter), ours) for ours, parameter in shared
+            self._without_padding(self._master(ours) - other._master(parameter), ours) for ours, parameter in shared
         ]
         return max((float(one.abs().max()) for one in differences if one.numel()), default=0.0)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's shards of weights, optimizer and moving average; no rank waits for another.
+        """Write this rank's shards of the weights, the optimizer and the moving average; not a collective.
 
-        Raises NonFiniteError rather than write a weight that is not finite.
+        Raises NonFiniteError instead of writing a weight that is not finite.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_shards(self._shards(), folder, distributed.rank())
 
     def _shards(self) -> Iterator[tuple[str, Tensor]]:
-        states = list(self._optimizer()[0].state.values())  # none before the first update under ZeRO-3
+        states = list(self._optimizer()[0].state.values())  # empty before the first update under ZeRO-3
         for name, parameter in self.module.named_parameters():
-            master = self._real_part(self._master(parameter), parameter)
+            master = self._without_padding(self._master(parameter), parameter)
             if not master.isfinite().all():
-                raise NonFiniteError(f"the weight {name} is not finite; no checkpoint of it is written")
+                raise NonFiniteError(f"the weight {name} is not finite; no checkpoint was written")
             yield f"master/{name}", master
             for moment in MOMENTS if states else ():
-                yield f"{moment}/{name}", self._real_part(self._moment(parameter, moment), parameter)
+                yield f"{moment}/{name}", self._without_padding(self._moment(parameter, moment), parameter)
             if self.has_ema:
-                yield f"ema/{name}", self._real_part(self._ema[name], parameter)
+                yield f"ema/{name}", self._without_padding(self._ema[name], parameter)
         if states:
             yield _ADAM_STEP, states[0]["step"].reshape(1)
 
     def load(self, folder: Path, num_skipped: int) -> None:
-        """Read back what `save` wrote on any number of ranks; all ranks together."""
-        with ShardReader(folder) as reader, self._loading():
+        """Load what `save` wrote on any number of ranks; a collective."""
+        with open_shards(folder) as reader, self._loading():
             if _ADAM_STEP in reader:
                 self._start_adam(reader.read(_ADAM_STEP, 0, 1)[0])
             for name, parameter in self.module.named_parameters():
@@ -207,35 +207,35 @@ class TrainEngine(Engine):
         self._num_skipped = num_skipped
 
     def _start_adam(self, step: Tensor) -> None:
-        """Make AdamW's states, which its first update would make, with moments of 0 and such a count of updates.
+        """Create AdamW's states as its first update would: moments of 0, and `step` updates done.
 
-        Each has a count of its own: AdamW adds to it in place.
+        Each state has its own counter, because AdamW increments it in place.
         """
         optimizer, weights = self._optimizer()
         for weight in weights:
             zeros = {moment: torch.zeros_like(weight) for moment in MOMENTS}
             optimizer.state[weight] = {"step": step.clone().to(weight.device), **zeros}
 
-    def _real_part(self, shard: Tensor, parameter: nn.Parameter) -> Tensor:
-        """A shard without the elements that fill up the last ranks' shards, which nobody sets."""
+    def _without_padding(self, shard: Tensor, parameter: nn.Parameter) -> Tensor:
+        """Return a shard without the padding of the last ranks' shards, which is never initialised."""
         size = shard.numel()
         return shard[: max(0, min(size, self._size(parameter) - distributed.rank() * size))]
 
     @abstractmethod
     def _update(self, rate: float) -> tuple[float, bool]:
-        """Update the weights at a learning rate; return the norm of the gradients, and whether they were finite."""
+        """Update the weights with a learning rate; return the gradient norm, and whether all gradients were finite."""
 
     @abstractmethod
     def _size(self, parameter: nn.Parameter) -> int:
-        """Return the elements of the whole parameter."""
+        """Return the number of elements in the complete parameter."""
 
     @abstractmethod
     def _shard_size(self, parameter: nn.Parameter) -> int:
-        """Return the elements of this rank's part, what fills it up among them."""
+        """Return the number of elements in this rank's part, including padding."""
 
     @abstractmethod
     def _master(self, parameter: nn.Parameter) -> Tensor:
-        """Return this rank's part of the weights that the optimizer updates, flat: float32, or optim.state_dtype."""
+        """Return this rank's part of the weights that the optimizer updates, flat, in float32 or optim.state_dtype."""
 
     @abstractmethod
     def _set_master(self, parameter: nn.Parameter, shard: Tensor) -> None:
@@ -243,7 +243,7 @@ class TrainEngine(Engine):
 
     @abstractmethod
     def _optimizer(self) -> tuple[torch.optim.AdamW, list[Tensor]]:
-        """Return AdamW and the weights, or flat groups of weights, that it updates at a time."""
+        """Return AdamW and the weights, or flat groups of weights, that it updates."""
 
     @abstractmethod
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
@@ -251,11 +251,11 @@ class TrainEngine(Engine):
 
     @abstractmethod
     def _set_moment(self, parameter: nn.Parameter, moment: str, shard: Tensor) -> None:
-        """Set it."""
+        """Set this rank's part of one of AdamW's MOMENTS."""
 
     @abstractmethod
     def _loading(self) -> AbstractContextManager[None]:
-        """What must be around setting weights and moments."""
+        """Return the context in which weights and moments may be set."""
 
 
 def adamw(parameters: list[Tensor], optim: OptimConfig) -> torch.optim.AdamW:
@@ -271,7 +271,7 @@ def adamw(parameters: list[Tensor], optim: OptimConfig) -> torch.optim.AdamW:
 
 
 def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and buffers that belong to a module's exported weights."""
+    """Yield the names and buffers that belong to a module's exported weights."""
     saved = module.state_dict().keys()
     for name, buffer in module.named_buffers():
         if name in saved:
@@ -279,7 +279,7 @@ def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def learning_rate(optim: OptimConfig, update: int, num_updates: int) -> float:
-    """Return the learning rate of an update, counted from 0: a function of its number alone, so nothing is saved."""
+    """Return the learning rate of an update, counted from 0. It depends on nothing else, so nothing must be saved."""
     num_warmup = round(optim.warmup_ratio * num_updates)
     factor = warmup_factor(update, num_warmup)
     progress = decay_progress(update, num_updates, num_warmup)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: all engines, the trainer's state and the random generators, published as one by a rename."""
+"""Checkpoints of a run: all engines, the trainer's state and the random generators, published by one rename."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from rlhf_cli.engine.checkpoint_manifest import (
     Manifest,
     check_hashes,
     check_sizes,
+    find_checkpoint,
     pointed,
     read_manifest,
     steps,
-    to_resume,
-    with_way_out,
+    with_alternative,
 )
-from rlhf_cli.system.durable_files import disk_errors, publish, require_room, sha256, sync, write_durably
+from rlhf_cli.system.durable_files import disk_errors, publish, require_disk_space, sha256, sync, write_durably
 from rlhf_cli.system.watchdog import PROGRESS
 
 STATE = "trainer.json"
-_SMALL_FILES = 2**20  # room for what is not tensors
+_SMALL_FILES = 2**20  # bytes for everything except tensors
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run. What is named in it is complete and on the disk.
+    """The folder `checkpoints/` of a run. Every checkpoint with a published name is complete and on disk.
 
-    config_yaml: the options of the run, kept in every checkpoint; on_save: called on rank 0 before a checkpoint is
-    published, to bring the log to the disk; returns how many metric records there are.
+    config_yaml: the run's options, stored in every checkpoint. on_save: called on rank 0 before a checkpoint is
+    published, to sync the log to disk; returns the number of metric records.
     """
 
     def __init__(self, folder: Path, engines: dict[str, TrainEngine], keep_last: int, config_yaml: str) -> None:
@@ -55,15 +55,15 @@ class Checkpoints:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one checkpoint."""
+        """The size of one checkpoint in bytes."""
         return sum(engine.state_bytes for engine in self.engines.values()) + _SMALL_FILES
 
     def save(self, state: dict[str, Any], best: bool = False, drop_oldest: bool = True) -> None:
-        """Write, sync and publish a checkpoint, then drop the oldest; all ranks together.
+        """Write, sync and publish a checkpoint, then delete the oldest; a collective.
 
-        state: the trainer's, with its "step"; best: name it the best so far; drop_oldest: not where a run ends before
-        its time, for an older checkpoint may be the one to go on from. What a killed run leaves behind starts
-        with a dot and is never read. When a rank fails, all raise its error and the older checkpoints stand.
+        state: the trainer's state, with its "step". best: also point `best` to this checkpoint. drop_oldest: False if
+        the run ends early, because the user may want to continue from an older checkpoint. Files of a killed run start
+        with a dot and are never read. If a rank fails, all ranks raise its error and older checkpoints stay intact.
         """
         step = state["step"]
         staging = self.folder / f".step-{step}"
@@ -89,15 +89,15 @@ class Checkpoints:
                 self.folder.mkdir(parents=True)
                 sync(self.folder.parent)
             staging.mkdir()
-        require_room(self.folder, self.num_bytes, "a checkpoint")
+        require_disk_space(self.folder, self.num_bytes, "a checkpoint")
 
     def clean(self) -> None:
-        """Remove what a killed save has left."""
+        """Remove the leftovers of a killed save."""
         for leftover in self.folder.glob(".*-*"):
             shutil.rmtree(leftover)
 
     def _write_own(self, staging: Path) -> list[FileRecord]:
-        """Write and sync this rank's files; return what they are."""
+        """Write and sync this rank's files; return their records."""
         rank = distributed.rank()
         with disk_errors(staging, self.num_bytes // distributed.world_size()):
             for name, engine in self.engines.items():
@@ -110,7 +110,7 @@ class Checkpoints:
             return [_record(file, staging) for file in own]
 
     def _publish(self, staging: Path, state: dict[str, Any], records: list[list[FileRecord]]) -> None:
-        """On rank 0: complete the checkpoint, give it its name, point to it."""
+        """On rank 0, complete the checkpoint, rename it to its final name, and point `latest` to it."""
         with disk_errors(staging, _SMALL_FILES):
             num_logged = self.on_save()
             skipped = {name: engine.num_skipped for name, engine in self.engines.items()}
@@ -118,18 +118,18 @@ class Checkpoints:
             write_durably(staging / STATE, json.dumps({**state, **own_state}) + "\n")
             write_durably(staging / CONFIG, self.config_yaml)
             files = [
-                *(one for part in records for one in part),
-                *(_record(staging / n, staging) for n in (STATE, CONFIG)),
+                *(record for of_rank in records for record in of_rank),
+                *(_record(staging / name, staging) for name in (STATE, CONFIG)),
             ]
             written = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             manifest = Manifest(state["step"], distributed.world_size(), written, tuple(files))
-            check_sizes(staging, manifest)  # no rank wrote to a disk of its own
+            check_sizes(staging, manifest)  # fails if a rank wrote to a disk that rank 0 does not see
             manifest.write(staging)
             for engine in self.engines:
                 sync(staging / engine)
             sync(staging)
             name = f"step-{state['step']}\n"
-            if not steps(self.folder):  # from the very first rename on there is something to go on from
+            if not steps(self.folder):  # so that the run can be resumed right after the first rename
                 write_durably(self.folder / LATEST, name)
             publish(staging, self.folder / name.strip())
             write_durably(self.folder / LATEST, name)
@@ -144,14 +144,15 @@ class Checkpoints:
                     self._drop(old)
 
     def state_of(self, folder: Path) -> dict[str, Any]:
-        """Return the trainer's state in a checkpoint, and load nothing."""
+        """Return the trainer's state in a checkpoint without loading anything."""
         state: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
         return state
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Load a checkpoint into the engines, and return the trainer's state; all ranks together.
+        """Load a checkpoint into the engines and return the trainer's state; a collective.
 
-        Any number of ranks reads it. Later checkpoints, if there are any, are dropped: the run goes on from this one.
+        The number of ranks may differ from the one that saved it. Later checkpoints are deleted, because the run
+        continues from this one.
         """
         state = self.state_of(folder)
         skipped, self.num_logged = state.pop("skipped_in_a_row"), state.pop("num_logged")
@@ -164,7 +165,7 @@ class Checkpoints:
         return state
 
     def _rewind(self, folder: Path, step: int, best: int | None) -> int | None:
-        """Let the pointers be what they were after a step, and drop what came later; return the best that is there."""
+        """Reset `latest` and `best` to a step and delete later checkpoints; return the best step that still exists."""
         with disk_errors(self.folder, _SMALL_FILES):
             write_durably(self.folder / LATEST, f"{folder.name}\n")
             best = best if best in steps(self.folder) else None
@@ -178,30 +179,33 @@ class Checkpoints:
         return best
 
     def _drop(self, step: int) -> None:
-        """Remove a checkpoint; half removed it has no name that is read."""
-        going = self.folder / f".old-step-{step}"
-        (self.folder / f"step-{step}").rename(going)
-        shutil.rmtree(going)
+        """Delete a checkpoint. It is renamed first, so that a half-deleted one is never read."""
+        doomed = self.folder / f".old-step-{step}"
+        (self.folder / f"step-{step}").rename(doomed)
+        shutil.rmtree(doomed)
 
 
-def to_resume_together(run: Path, wanted: bool | str) -> Path:
-    """Return the checkpoint to go on from once every byte of it is checked, each rank reading a share of the files.
+def verified_checkpoint(run: Path, wanted: bool | str) -> Path:
+    """Return the checkpoint to resume from after verifying every byte; each rank reads a share of the files.
 
-    Raises what manifest.to_resume raises, on all ranks.
+    Raises the errors of checkpoint_manifest.find_checkpoint, on all ranks.
     """
-    folder, manifest = distributed.together(lambda: to_resume(run, wanted), only_first=True)
+    folder, manifest = distributed.together(lambda: find_checkpoint(run, wanted), only_first=True)
     try:
         distributed.together(lambda: check_hashes(folder, manifest, distributed.rank(), distributed.world_size()))
     except CheckpointError as error:
         failed = error
-        raise distributed.together(lambda: with_way_out(failed, run), only_first=True) from None
+        raise distributed.together(lambda: with_alternative(failed, run), only_first=True) from None
     return folder
 
 
 def write_folder(write: Callable[[Path], None], target: Path, num_bytes: int) -> None:
-    """Let rank 0 write a folder that appears under its name complete and on the disk; all ranks together."""
+    """Write a folder on rank 0; it gets its name only when it is complete and on disk. A collective.
 
-    def on_first() -> None:
+    num_bytes: the expected size, for the error message.
+    """
+
+    def write_on_rank_0() -> None:
         staging = target.with_name(f".{target.name}")
         with disk_errors(target, num_bytes):
             shutil.rmtree(staging, ignore_errors=True)
@@ -211,7 +215,7 @@ def write_folder(write: Callable[[Path], None], target: Path, num_bytes: int) ->
                 sync(path)
             publish(staging, target)
 
-    distributed.together(on_first, only_first=True)
+    distributed.together(write_on_rank_0, only_first=True)
 
 
 def _record(file: Path, staging: Path) -> FileRecord:
@@ -220,8 +224,8 @@ def _record(file: Path, staging: Path) -> FileRecord:
 
 
 def _random_state() -> dict[str, Any]:
-    """The state of every global generator of this process, as JSON takes it."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # the global one, which others use
+    """Return the state of this process's global random generators as JSON values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # the global generator, which libraries use
     state = {
         "python": random.getstate(),
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],

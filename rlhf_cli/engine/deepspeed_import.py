@@ -1,4 +1,4 @@
-"""DeepSpeed without MLflow: deepspeed.autotuning (0.19.8) imports it where it is installed, a second of every start."""
+"""Imports DeepSpeed without MLflow: deepspeed.autotuning (0.19.8) imports it if installed, which takes a second."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 
 @contextmanager
-def _absent(name: str) -> Iterator[None]:
-    """Let a package seem not to be installed while the body imports others; one that is imported already stays."""
+def _hidden(name: str) -> Iterator[None]:
+    """Make imports of a package fail while the body runs, unless it is imported already."""
     if name in sys.modules:
         yield
         return
@@ -24,9 +24,9 @@ def _absent(name: str) -> Iterator[None]:
 
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no accelerator
 
-with _absent("mlflow"):
+with _hidden("mlflow"):
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

@@ -1,4 +1,4 @@
-"""Which engine holds a model: plain PyTorch where there is nothing to shard, else DeepSpeed."""
+"""Creates the engine for a model: plain PyTorch if there is nothing to shard, otherwise DeepSpeed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rlhf_cli.engine.plain import PlainFrozen, PlainTrain
 from rlhf_cli.engine.zero3 import ZeroFrozen, ZeroTrain, check_keys
 
 
-def shards(deepspeed: dict[str, Any]) -> bool:
-    """Say whether DeepSpeed is needed: on several ranks, and on one that offloads to host memory."""
+def needs_deepspeed(deepspeed: dict[str, Any]) -> bool:
+    """Return whether DeepSpeed is needed: with several ranks, or to offload to CPU memory."""
     return distributed.world_size() > 1 or ZeroSettings.of(deepspeed).offloads
 
 
 def frozen_engine(module: nn.Module, dtype: torch.dtype, deepspeed: dict[str, Any]) -> FrozenEngine:
-    """Wrap a model that is only read."""
-    if shards(deepspeed):
+    """Wrap a model that is not trained."""
+    if needs_deepspeed(deepspeed):
         return ZeroFrozen(module, dtype, deepspeed)
     check_keys(deepspeed)
     return PlainFrozen(module)
@@ -36,8 +36,8 @@ def train_engine(
     deepspeed: dict[str, Any],
     ema_decay: float | None = None,
 ) -> TrainEngine:
-    """Wrap a model that is trained; arguments: TrainEngine."""
-    if shards(deepspeed):
+    """Wrap a model that is trained; for the arguments, see TrainEngine."""
+    if needs_deepspeed(deepspeed):
         return ZeroTrain(module, dtype, optim, num_updates, deepspeed, ema_decay)
     check_keys(deepspeed)
     return PlainTrain(module, optim, num_updates, ema_decay)

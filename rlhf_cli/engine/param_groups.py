@@ -1,4 +1,4 @@
-"""Which parameters an optimizer updates at a time, so that few of their gradients stand in its own type."""
+"""Groups of parameters that are updated together, so that few gradients exist in the optimizer's dtype at a time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-TOGETHER = 2**25  # numbers, or one larger parameter
+GROUP_SIZE = 2**25  # elements; a larger parameter is a group of its own
 
 
-def groups(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Cut parameters into groups of at most TOGETHER numbers, or of one parameter; their order stays."""
+def parameter_groups(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Split parameters, in their order, into groups of at most GROUP_SIZE elements or of one parameter."""
     group: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:
-        if group and size + parameter.numel() > TOGETHER:
+        if group and size + parameter.numel() > GROUP_SIZE:
             yield group
             group, size = [], 0
         group.append(parameter)

@@ -1,4 +1,4 @@
-"""The most memory that this process has held: from a moment on, and in all."""
+"""The peak memory of this process, since a restart of the measurement and in total."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _RESET_PEAK = "5"  # of resident memory: man 5 proc
 
 
 class PeakMemory:
-    """Tensors on the GPU, by torch's allocator; resident memory where there is none.
+    """On a GPU, the memory of tensors as torch's allocator counts it; otherwise resident memory.
 
-    Resident memory has freed tensors in it that the allocator keeps: a phase shows at least what the phases before it
-    have touched. Where the kernel does not let its peak be reset, a phase's peak is that of the whole run.
+    Resident memory includes freed tensors that the allocator keeps, so a phase shows at least what earlier phases have
+    used. If the kernel does not allow its peak to be reset, the peak of a phase is that of the whole run.
     """
 
     def __init__(self) -> None:
         self._highest = 0.0
 
     def restart(self) -> None:
-        """Let `since` tell of what comes from now on."""
+        """Start a new measurement for `since`."""
         self._highest = self.highest
         if _on_gpu():
             get_accelerator().reset_peak_memory_stats()
@@ -36,14 +36,14 @@ class PeakMemory:
 
     @property
     def since(self) -> float:
-        """The most since `restart`, in GiB."""
+        """The peak since `restart`, in GiB."""
         if _on_gpu():
             return float(get_accelerator().max_memory_allocated()) / 2**30
         return _resident_peak()
 
     @property
     def highest(self) -> float:
-        """The most of all times, in GiB."""
+        """The peak since the process started, in GiB."""
         return max(self._highest, self.since)
 
 

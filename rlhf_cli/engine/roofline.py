@@ -1,4 +1,4 @@
-"""What the device can do at most, measured on the spot."""
+"""The peak matrix-multiplication rate of the device, measured at the start of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _REPEATS = 7
 
 
 def matmul_flops(dtype: torch.dtype) -> float:
-    """Return the rate of square matrix products in FLOP/s, of all ranks together, measured while all compute.
+    """Return the rate of square matrix products in FLOP/s, summed over the ranks, which all compute at once.
 
-    The median of a few; on a CPU about a tenth of a second, in float32 half a second.
+    The median of seven repeats. On a CPU this takes about 0.1 s, in float32 about 0.5 s.
     """
     from rlhf_cli.engine import distributed  # loads DeepSpeed, which the memory plan must not: it takes seconds
 

@@ -1,13 +1,14 @@
-"""Sharded tensors in safetensors files: each rank writes its parts, any number of ranks reads them back.
+"""Sharded tensors in safetensors files: each rank writes its parts, and any number of ranks can read them.
 
-DeepSpeed's own files are pickles, which run code when they are opened, and go back on the same number of ranks only.
+DeepSpeed's files are pickles, which can run code when they are opened, and need the same number of ranks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from rlhf_cli.config.errors import CheckpointError
 from rlhf_cli.system.watchdog import PROGRESS
 
-FILE_BYTES = 2**30  # safetensors copies what it writes: a file's bytes are the memory that saving takes
+FILE_BYTES = 2**30  # safetensors copies what it writes, so saving needs this much memory
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, rank: int) -> None:
@@ -36,35 +37,38 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, rank: int)
         save_file(pending, folder / f"rank{rank}-{number}.safetensors")
 
 
-class ShardReader:
-    """Reads the shards that `write_shards` left in a folder, as slices of the whole tensors."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stack = ExitStack()
-        self._files: dict[str, list[tuple[int, Any]]] = {}  # name -> (rank, file)
-
-    def __enter__(self) -> ShardReader:
-        for path in sorted(self._folder.glob("rank*.safetensors")):
+@contextmanager
+def open_shards(folder: Path) -> Iterator[ShardReader]:
+    """Open the files that `write_shards` wrote to a folder, for reading slices of the complete tensors."""
+    files: dict[str, list[tuple[int, Any]]] = {}  # name -> [(rank, file)]
+    with ExitStack() as stack:
+        for path in sorted(folder.glob("rank*.safetensors")):
             match = re.match(r"rank(\d+)-", path.name)
             assert match is not None
-            file = self._stack.enter_context(safe_open(path, "pt"))
+            file = stack.enter_context(safe_open(path, "pt"))
             for name in file.keys():  # noqa: SIM118  # not a mapping
-                self._files.setdefault(name, []).append((int(match[1]), file))
-        for parts in self._files.values():
+                files.setdefault(name, []).append((int(match[1]), file))
+        for parts in files.values():
             parts.sort(key=lambda part: part[0])
-        return self
+        yield ShardReader(folder, files)
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads slices of complete tensors from the open files of a folder."""
+
+    folder: Path
+    _files: dict[str, list[tuple[int, Any]]]
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
     def read(self, name: str, start: int, size: int) -> Tensor:
-        """Return elements [start, start + size) of a tensor joined from all shards; zeros where it ends before."""
+        """Return elements [start, start + size) of the tensor joined from all shards, padded with zeros at its end."""
         if name not in self._files:
-            raise CheckpointError(f"{self._folder}: holds no {name}; it is of another model or other options")
+            raise CheckpointError(
+                f"{self.folder}: no tensor {name}; the checkpoint is of another model or other options"
+            )
         pieces, offset = [], 0
         for _, file in self._files[name]:
             part = file.get_slice(name)

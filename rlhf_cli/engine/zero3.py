@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-3 engines around the four models. Their API stops here."""
+"""DeepSpeed ZeRO-3 engines for the four models. No other module uses DeepSpeed's API."""
 
 from __future__ import annotations
 
@@ -27,11 +27,44 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero_settings import REDUCE_BUCKET
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.base import FrozenEngine, TrainEngine, adamw, saved_buffers
+from rlhf_cli.engine.base import Engine, FrozenEngine, TrainEngine, adamw, saved_buffers
 from rlhf_cli.system.watchdog import PROGRESS
 
 
-class ZeroFrozen(FrozenEngine):
+class _Sharded(Engine):
+    """A model whose parameters ZeRO-3 shards."""
+
+    _engine: Any  # DeepSpeed's
+    _is_gathered = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module; its parameters are empty outside a forward pass or `gathered()`."""
+        module: nn.Module = self._engine.module
+        return module
+
+    @contextmanager
+    def gathered(self, enabled: bool = True) -> Iterator[nn.Module]:
+        """Hold the full weights, without DeepSpeed's hooks: see Engine."""
+        if not enabled or self._is_gathered:
+            yield self.module
+            return
+        with _full_weights(self.module, self._parameter_offload):
+            self._is_gathered = True
+            try:
+                yield self.module
+            finally:
+                self._is_gathered = False
+
+    @property
+    def _parameter_offload(self) -> DeepSpeedZeRoOffload:
+        return self._engine.optimizer
+
+    def _shard(self, parameter: Any) -> Tensor:
+        return _without_padding(parameter.ds_tensor.detach(), parameter)
+
+
+class ZeroFrozen(_Sharded, FrozenEngine):
     """A model whose parameters ZeRO-3 shards, without gradients."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, deepspeed: dict[str, Any]) -> None:
@@ -40,37 +73,14 @@ class ZeroFrozen(FrozenEngine):
         config["zero_optimization"].pop("offload_optimizer", None)
         self._engine = _initialize(model=module, config=config)
         self._engine.eval()
-        self._is_held = False
-
-    @property
-    def module(self) -> nn.Module:
-        """The wrapped module; its parameters are empty outside a forward pass or `gathered()`."""
-        module: nn.Module = self._engine.module
-        return module
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         PROGRESS.tick()
-        return (self.module if self._is_held else self._engine)(*args, **kwargs)
-
-    @contextmanager
-    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
-        """Hold the full weights, without DeepSpeed's hooks: see Engine."""
-        if not hold or self._is_held:
-            yield self.module
-            return
-        with _without_hooks(self.module, self._engine.optimizer):
-            self._is_held = True
-            try:
-                yield self.module
-            finally:
-                self._is_held = False
-
-    def _shard(self, parameter: Any) -> Tensor:
-        return _real_part(parameter.ds_tensor.detach(), parameter)
+        return (self.module if self._is_gathered else self._engine)(*args, **kwargs)
 
 
-class ZeroTrain(TrainEngine):
+class ZeroTrain(_Sharded, TrainEngine):
     """A model whose parameters, gradients and optimizer states ZeRO-3 shards."""
 
     def __init__(
@@ -87,47 +97,31 @@ class ZeroTrain(TrainEngine):
         if optim.state_dtype is DType.bfloat16:
             config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
         config["zero_allow_untested_optimizer"] = True
-        config["zero_force_ds_cpu_optimizer"] = False  # with offload too: DeepSpeed's own needs a compiler
-        # backward() only accumulates and step() reduces, however many micro-batches an update has
+        config["zero_force_ds_cpu_optimizer"] = False  # even with offload: DeepSpeed's optimizer needs a compiler
+        # backward() only accumulates and step() reduces, whatever the number of micro-batches
         config["managed_gradient_accumulation"] = False
         optimizer = adamw(list(module.parameters()), optim)
         self._engine = _initialize(model=module, optimizer=optimizer, config=config)
         self._engine.train()
-        self._is_held = False
         offloaded = "offload_optimizer" in config["zero_optimization"]
         super().__init__(optim, num_updates, ema_decay, torch.device("cpu") if offloaded else distributed.device())
 
     @property
-    def module(self) -> nn.Module:
-        """The wrapped module; its parameters are empty outside `gathered()`."""
-        module: nn.Module = self._engine.module
-        return module
+    def has_full_weights(self) -> bool:
+        """False: the weights are sharded or in CPU memory."""
+        return False
 
     @property
-    def is_whole(self) -> bool:
-        """Weights are sharded, or in the host's memory."""
-        return False
+    def _parameter_offload(self) -> DeepSpeedZeRoOffload:
+        return self._engine.optimizer.parameter_offload
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         PROGRESS.tick()
-        to_learn = torch.is_grad_enabled()  # the engine then counts the pass, for gradients that are added up
-        return (self.module if self._is_held and not to_learn else self._engine)(*args, **kwargs)
-
-    @contextmanager
-    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
-        """Hold the full weights, without DeepSpeed's hooks: see Engine."""
-        if not hold or self._is_held:
-            yield self.module
-            return
-        with _without_hooks(self.module, self._engine.optimizer.parameter_offload):
-            self._is_held = True
-            try:
-                yield self.module
-            finally:
-                self._is_held = False
+        needs_engine = torch.is_grad_enabled()  # DeepSpeed counts the passes whose gradients it accumulates
+        return (self.module if self._is_gathered and not needs_engine else self._engine)(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients; DeepSpeed averages them over the ranks, so the share is multiplied by their number."""
+        """Accumulate gradients. DeepSpeed averages over the ranks, so the loss is multiplied by their number."""
         PROGRESS.tick()
         self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
@@ -138,7 +132,7 @@ class ZeroTrain(TrainEngine):
         return float(self._engine.get_global_grad_norm()), bool(self._engine.was_step_applied())
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """Collect the full weights on rank 0's CPU, in the training dtype; other ranks take part and get {}."""
+        """Collect the full weights on rank 0's CPU, in the training dtype; other ranks take part and return {}."""
         state: dict[str, Tensor] = {}
         is_first = distributed.rank() == 0
         for name, parameter in self.module.named_parameters():
@@ -149,9 +143,6 @@ class ZeroTrain(TrainEngine):
             state.update((name, buffer.detach().cpu().clone()) for name, buffer in saved_buffers(self.module))
         return state
 
-    def _shard(self, parameter: Any) -> Tensor:
-        return _real_part(parameter.ds_tensor.detach(), parameter)
-
     def _size(self, parameter: Any) -> int:
         return int(parameter.ds_numel)
 
@@ -159,7 +150,7 @@ class ZeroTrain(TrainEngine):
         return int(parameter.ds_tensor.numel())
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
-        shard: Tensor = safe_get_local_fp32_param(parameter).detach()  # the optimizer's own require a gradient
+        shard: Tensor = safe_get_local_fp32_param(parameter).detach()  # the optimizer's copies require a gradient
         return shard
 
     def _set_master(self, parameter: Any, shard: Tensor) -> None:
@@ -185,11 +176,11 @@ class ZeroTrain(TrainEngine):
 
 
 @contextmanager
-def _without_hooks(module: nn.Module, offload: DeepSpeedZeRoOffload) -> Iterator[None]:
-    """Hold a module's full weights, without DeepSpeed's hooks around its layers and with torch's own linear function.
+def _full_weights(module: nn.Module, offload: DeepSpeedZeRoOffload) -> Iterator[None]:
+    """Hold a module's full weights, without DeepSpeed's hooks around its layers and with torch's linear function.
 
-    The same as deepspeed.runtime.zero.unwrap_model_for_generation (0.19.8), which leaves the engine without its hooks
-    when the body raises and calls DeepSpeed's linear function, made for backward passes; here all come back.
+    deepspeed.runtime.zero.unwrap_model_for_generation (0.19.8) does the same, but it loses the engine's hooks when the
+    body raises, and it keeps DeepSpeed's linear function, which is made for backward passes.
     """
     linear = nn.functional.linear
     with GatheredParameters(list(module.parameters())):
@@ -205,52 +196,52 @@ def _without_hooks(module: nn.Module, offload: DeepSpeedZeRoOffload) -> Iterator
 
 
 def check_keys(deepspeed: dict[str, Any]) -> None:
-    """Raise InputError for a key of `deepspeed.` that DeepSpeed does not take."""
-    with _refused_keys():
+    """Raise InputError for a key in the `deepspeed` section that DeepSpeed does not accept."""
+    with _as_input_error():
         DeepSpeedConfig(_engine_config(deepspeed, torch.float32))
 
 
 def _initialize(**options: Any) -> Any:
-    """Make DeepSpeed's engine; raise InputError for a key of `deepspeed.` that it does not take."""
+    """Create a DeepSpeed engine; raise InputError for a key in the `deepspeed` section that it does not accept."""
     PROGRESS.tick()
-    _fetch_layers_whole(options["model"])
-    with _refused_keys():
+    _fetch_layers_at_once(options["model"])
+    with _as_input_error():
         return initialize(**options)[0]
 
 
 @contextmanager
-def _refused_keys() -> Iterator[None]:
+def _as_input_error() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]  # what was given may be secret
+        first = error.errors(include_input=False)[0]  # the value may be secret
         key = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"deepspeed: {error.title} refuses '{key}': {first['msg']}; mend the deepspeed section"
+            f"deepspeed: {error.title} does not accept '{key}': {first['msg']}. Fix or remove it in the YAML"
         ) from None
 
 
 def _engine_config(user: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     config = copy.deepcopy(user)
-    config["train_micro_batch_size_per_gpu"] = 1  # required by DeepSpeed, of no effect here
+    config["train_micro_batch_size_per_gpu"] = 1  # required by DeepSpeed, without effect here
     config["gradient_accumulation_steps"] = 1
     config["bf16"] = {"enabled": dtype is torch.bfloat16}
     zero = config.setdefault("zero_optimization", {})
     zero.setdefault("stage", 3)
     zero.setdefault("reduce_bucket_size", REDUCE_BUCKET)
     if distributed.device().type == "cpu":
-        zero["overlap_comm"] = False  # there are no streams to overlap; its second buffer is copied all the same
+        zero["overlap_comm"] = False  # a CPU has no streams to overlap, and the second buffer would still be copied
     return config
 
 
-def _real_part(shard: Tensor, parameter: Any) -> Tensor:
-    """A shard without the elements that fill up the last ranks' shards, which DeepSpeed never sets (0.19.8)."""
+def _without_padding(shard: Tensor, parameter: Any) -> Tensor:
+    """Return a shard without the padding of the last ranks' shards, which DeepSpeed never initialises (0.19.8)."""
     size = shard.numel()
     return shard[: max(0, min(size, parameter.ds_numel - distributed.rank() * size))]
 
 
-def _fetch_layers_whole(model: nn.Module) -> None:
-    """Let ZeRO-3 fetch whole transformer layers: one hook and one gather a layer, not one for each of its parts."""
+def _fetch_layers_at_once(model: nn.Module) -> None:
+    """Let ZeRO-3 fetch each transformer layer with one hook and one gather, instead of one per submodule."""
     names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     layers = {type(part) for part in model.modules() if type(part).__name__ in names}
     if layers:

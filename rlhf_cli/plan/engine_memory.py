@@ -179,7 +179,7 @@ class Engine:
         if had == wanted:
             return []
         one = max(self.sizes) * wanted  # a parameter, beside the gradient that it had
-        together = min(self.weights, max(groups.TOGETHER, *self.sizes)) * (wanted - had)
+        together = min(self.weights, max(groups.GROUP_SIZE, *self.sizes)) * (wanted - had)
         return [self._item("gradients for the optimizer", max(together, one))]
 
     def start(self) -> list[Item]:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.checkpoint import Checkpoints, to_resume_together
+from rlhf_cli.engine.checkpoint import Checkpoints, verified_checkpoint
 from rlhf_cli.engine.checkpoint_manifest import steps
 from rlhf_cli.plan.phases import Lengths
 from rlhf_cli.report.html.html_page import leave_report
@@ -20,7 +20,7 @@ from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import METRICS, SUMMARY, RunDir, run_folder
 from rlhf_cli.run.failures import FailureHandler
 from rlhf_cli.run.memory_plan import RunPlan, plan_launch
-from rlhf_cli.system.durable_files import disk_errors, require_room, size
+from rlhf_cli.system.durable_files import disk_errors, require_disk_space, size
 from rlhf_cli.system.run_status import State, read_status, write_status
 from rlhf_cli.system.signals import StopSignals
 from rlhf_cli.train.guards import Guards
@@ -44,7 +44,7 @@ class RunSession:
         if not run.resumes:
             return None
         self.ending.folder = run_folder(run)  # whose status.json tells how this start ended, too
-        return to_resume_together(run_folder(run), run.resume)
+        return verified_checkpoint(run_folder(run), run.resume)
 
     def begin(self, config: TrainRMConfig | TrainPPOConfig, first_step: int) -> None:
         """Say after which step the run begins or goes on; log to the trackers too from here on."""
@@ -81,7 +81,7 @@ class RunSession:
             weights = sum(engine.export_bytes for engine in checkpoints.engines.values())
             missing = max(1, config.checkpoint.most_kept(num_steps) - len(steps(checkpoints.folder)))
             what = f"the run ({missing} checkpoints of {size(checkpoints.num_bytes)} and its exported weights)"
-            require_room(folder, missing * checkpoints.num_bytes + weights, what)
+            require_disk_space(folder, missing * checkpoints.num_bytes + weights, what)
             run_dir = run_dir or RunDir(config.run, *words)
             write_status(folder, State.running, read_status(folder).get("step", 0))
             write_log(folder / "log.txt")

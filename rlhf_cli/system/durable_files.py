@@ -1,4 +1,4 @@
-"""Files that are on the disk when we say so. Imports no torch."""
+"""Durable files: atomic replacement, fsync, hashes, and disk-space errors. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_cli.system.text import one_line
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    """Flush a file's bytes, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -23,21 +23,21 @@ def sync(path: Path) -> None:
 
 
 def write_durably(path: Path, text: str | Iterable[str]) -> None:
-    """Replace a file at once: who reads it finds the old text or the new one, also after a power cut.
+    """Replace a file atomically: a reader finds the old text or the new text, even after a power cut.
 
-    text: all of it, or what yields it part by part, which may read the old file.
+    text: the whole text, or an iterable of its parts, which may read the old file.
     """
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
         file.writelines([text] if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    temporary.replace(path)
     sync(path.parent)
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Give a complete, synced folder its name. An older one of that name is removed first, and is never half there."""
+    """Rename a complete, synced folder to its final name. An older folder of that name is replaced as a whole."""
     old = target.with_name(f".old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -55,7 +55,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def disk_errors(path: Path, wanted: int) -> Iterator[None]:
-    """Turn what fails while `wanted` bytes are written below `path` into a DiskError with the path and the bytes."""
+    """Convert an error while writing `wanted` bytes below `path` into a DiskError that gives the path and the sizes."""
     try:
         yield
     except DiskError:
@@ -63,33 +63,35 @@ def disk_errors(path: Path, wanted: int) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":  # safetensors wraps OSError
             raise
-        room = f"{size(wanted)}, {size(free_bytes(path))} free"
+        sizes = f"{size(wanted)}, {size(free_bytes(path))} free"
         raise DiskError(
-            f"cannot write {path} ({room}): {one_line(error, 300)}; what was saved before is intact: make room and go "
-            "on with run.resume=true"
+            f"cannot write {path} ({sizes}): {one_line(error, 300)}; earlier checkpoints are intact. "
+            "Free some disk space and continue with run.resume=true"
         ) from error
 
 
-def require_room(path: Path, wanted: int, what: str) -> None:
-    """Raise DiskError unless `wanted` bytes are free where `path` is or will be."""
+def require_disk_space(path: Path, wanted: int, what: str) -> None:
+    """Raise DiskError unless `wanted` bytes are free on the file system of `path`, which need not exist yet."""
     free = free_bytes(path)
     if free < wanted:
-        raise DiskError(f"{what} takes {size(wanted)}, {path} has {size(free)} free; make room or set run.output_dir")
+        raise DiskError(
+            f"{what} needs {size(wanted)}, but {path} has {size(free)} free. Free some space or set run.output_dir"
+        )
 
 
 def free_bytes(path: Path) -> int:
-    """Return the bytes that are free for us on the file system of `path`, which need not exist."""
+    """Return the bytes available on the file system of `path`, which need not exist yet."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(existing).free
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
+    """Return the total size of all files below a folder, in bytes."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def size(num_bytes: int) -> str:
-    """Write a number of bytes for people, and exactly: `1.50 GiB (1610612736 bytes)`."""
+    """Format a number of bytes for people and exactly: `1.50 GiB (1610612736 bytes)`."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.2f} {name} ({num_bytes} bytes)"

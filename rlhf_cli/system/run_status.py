@@ -1,4 +1,4 @@
-"""status.json: whether a run is running, and how it ended. Imports no torch."""
+"""status.json: whether a run is in progress, and how it ended. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class State(Enum):
 
 
 def write_status(folder: Path, state: State, step: int, **more: Any) -> None:
-    """Replace the status of a run; more: exit_code, reason, rank, phase."""
+    """Replace the status of a run; more: fields such as exit_code, reason, rank and phase."""
     record = {
         "state": state.value,
         "step": step,
@@ -32,30 +32,30 @@ def write_status(folder: Path, state: State, step: int, **more: Any) -> None:
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
-    aside = folder / f".{STATUS}.{os.getpid()}"
-    aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    aside.replace(folder / STATUS)
+    temporary = folder / f".{STATUS}.{os.getpid()}"
+    temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    temporary.replace(folder / STATUS)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return the status of a run; {} where there is none that can be read.
+    """Return the status of a run; {} if there is no readable status.
 
-    A run that says it is running while its process is gone was killed: its state is then `failed`.
+    A run whose status is `running` but whose process is gone was killed: its state is reported as `failed`.
     """
     try:
         record: dict[str, Any] = json.loads((folder / STATUS).read_text("utf-8"))
         int(record["step"])
-        here = record["host"] == socket.gethostname()
-        if record["state"] == State.running.value and here and not _alive(record["pid"]):
-            return {**record, "state": State.failed.value, "reason": "its process ended without a word: killed"}
+        is_local = record["host"] == socket.gethostname()
+        if record["state"] == State.running.value and is_local and not _is_alive(record["pid"]):
+            return {**record, "state": State.failed.value, "reason": "the process was killed before it could report"}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return record
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         found = state_and_parent(pid)
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return True
     return found is not None and found[0] != "Z"  # a zombie has ended

@@ -1,4 +1,4 @@
-"""Standard output as rich sees it. Imports no torch."""
+"""The rich console for standard output. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-_PIPED_WIDTH = 160  # where nobody says how wide it is
+_PIPED_WIDTH = 160  # when standard output is not a terminal
 
 
 def console(**options: Any) -> Console:
-    """Return a console of the terminal's width, or of a width for tables where standard output is none."""
+    """Return a console as wide as the terminal, or wide enough for tables when output is piped."""
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, **options)

@@ -292,7 +292,7 @@ class PPOTrainer:
         Every rank then has its rows of the step in one micro-batch, and its whole weights until the backward pass.
         """
         ppo = self.config.ppo
-        if self.state.step < ppo.value_warmup_steps or not ppo.may_reuse_forward(self.models.policy.is_whole):
+        if self.state.step < ppo.value_warmup_steps or not ppo.may_reuse_forward(self.models.policy.has_full_weights):
             return False
         return not distributed.any_rank(len(self.views.micro_batches(sequences, in_step=False)) > 1)
 

@@ -28,7 +28,7 @@ from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.library_logs import quieten_libraries
 from rlhf_cli.rollout.embedded import EmbeddedSampler
-from rlhf_cli.system.signals import leave
+from rlhf_cli.system.signals import exit_now
 from tests.oracle.cases import (
     PPO_CASES,
     RM_CASES,
@@ -349,7 +349,7 @@ def skipping(_: Path) -> None:
             engine.backward(token_loss(engine, SEQUENCES[:2]) * broken)
             if update < 5:
                 assert engine.step(update).skipped
-        with pytest.raises(NonFiniteError, match=r"^3 updates in a row had gradients that are not finite"):
+        with pytest.raises(NonFiniteError, match=r"^3 consecutive updates had gradients that are not finite"):
             engine.step(5)
         assert shards(engine) == after
 
@@ -386,7 +386,7 @@ def main() -> None:
     distributed.initialise(timeout_s=60)
     globals()[name](Path(folder))
     distributed.shut_down()
-    leave(0)
+    exit_now(0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rlhf_cli.engine.checkpoint_manifest import check_hashes, read_manifest, steps, to_resume
+from rlhf_cli.engine.checkpoint_manifest import check_hashes, find_checkpoint, read_manifest, steps
 from tests.e2e.processes import TINY, Started, assert_equal_runs, status, with_fault
 from tests.e2e.series import assert_same_series, metrics
 
@@ -61,7 +61,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(whole, tmp_path):
     os.kill(pid, signal.SIGKILL)
     assert started.end() == 137, started.text
     run = tmp_path / "outputs/a"
-    assert f"rank 1 (process {pid}) was killed by SIGKILL\nrlhf: go on from the last checkpoint" in started.text
+    assert f"rank 1 (process {pid}) was killed by SIGKILL\nrlhf: continue from the last checkpoint" in started.text
     assert "Traceback" not in started.text
     assert status(run)["state"] == "failed"
     with (run / "metrics.jsonl").open("a") as file:
@@ -87,7 +87,7 @@ def test_a_rank_killed_while_it_saves_leaves_the_last_checkpoint(whole, tmp_path
     assert "lost another rank, which ended without a word" in done[0].stderr
     run = tmp_path / "outputs/a"
     assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["latest", "step-2"]
-    folder, manifest = to_resume(run, True)
+    folder, manifest = find_checkpoint(run, True)
     assert folder.name == "step-2"
     check_hashes(folder, manifest)
     resume(tmp_path, run, TWO)
@@ -122,7 +122,7 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path):
     (done,) = with_fault(tmp_path, "no-room", 0, *TINY, "run.name=a", num_ranks=1)
     assert done.returncode == 9, done.stderr
     assert done.stderr.startswith("rlhf: error: the run (3 checkpoints of ")
-    assert done.stderr.endswith(" outputs/a has 4.00 KiB (4096 bytes) free; make room or set run.output_dir\n")
+    assert done.stderr.endswith(" outputs/a has 4.00 KiB (4096 bytes) free. Free some space or set run.output_dir\n")
     assert not (tmp_path / "outputs").exists()
 
 
@@ -156,7 +156,7 @@ def ends_for_want_of_finite_figures(tmp_path, fault, last):
     done = with_fault(tmp_path, fault, 1, *TINY, "run.name=a", "optim.max_skipped_updates=2")
     assert [one.returncode for one in done] == [6, 6], done[0].stderr
     run = tmp_path / "outputs/a"
-    folder, manifest = to_resume(run, True)
+    folder, manifest = find_checkpoint(run, True)
     check_hashes(folder, manifest)
     assert manifest.step == last
     assert status(run)["exit_code"] == 6
@@ -168,12 +168,12 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stands(whole, tmp_path):
     os.kill(started.parent.pid, signal.SIGTERM)
     assert started.end() == 75
     run = tmp_path / "outputs/a"
-    before = to_resume(run, True)
+    before = find_checkpoint(run, True)
     (done,) = with_fault(tmp_path, "no-space", 0, *TINY, "run.name=a", "run.resume=true", num_ranks=1)
     assert done.returncode == 9, done.stderr
     assert "cannot write outputs/a/checkpoints/.step-" in done.stderr
     assert "what was saved before is intact" in done.stderr
-    assert to_resume(run, True) == before
+    assert find_checkpoint(run, True) == before
     assert not list((run / "checkpoints").glob(".step-*"))
     resume(tmp_path, run)
     assert_same_series(run, whole)
@@ -246,7 +246,7 @@ def test_a_changed_byte_is_refused_on_both_ranks_in_seconds(whole, tmp_path):
     assert refused.end() == 5, refused.text
     assert time.monotonic() - begun < 30  # most of it imports
     (line,) = refused.text.splitlines()
-    assert f"{file.relative_to(tmp_path)}: its SHA-256 is " in line
+    assert f"{file.relative_to(tmp_path)}: got SHA-256 " in line
     way_out = f"run.resume=outputs/a/checkpoints/step-{older}"
     assert line.endswith(way_out)
     again = Started(tmp_path, *TINY, TWO, "run.name=a", way_out)
@@ -296,7 +296,7 @@ def test_secrets_stay_out_of_run_folder_and_output(run_rlhf, tmp_path):
     more = ["+deepspeed.my_api_key=canary-9c2f", "+deepspeed.mine={enabled: false, auth_token: canary-77ab}"]
     wrong = run_rlhf(*words, "+deepspeed.comms_logger={auth_token: canary-77ab}", CANARY="x", CANARY_STYLE="x")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("rlhf: error: deepspeed: CommsLoggerConfig refuses 'auth_token': Extra inputs ")
+    assert wrong.stderr.startswith("rlhf: error: deepspeed: CommsLoggerConfig does not accept 'auth_token'")
     assert "canary" not in wrong.stdout + wrong.stderr
     done = run_rlhf(*words, *more, CANARY="canary-51de", CANARY_STYLE="Be kind.", HF_TOKEN="canary-40aa")
     assert done.returncode == 0, done.stderr

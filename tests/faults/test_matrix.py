@@ -202,7 +202,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     begun = time.monotonic()
     assert started.end() == 130, started.text
     assert time.monotonic() - begun < 5
-    assert started.text.endswith("rlhf: error: ended at once by a second SIGINT, nothing more was saved\n")
+    assert started.text.endswith("rlhf: error: a second SIGINT ended the run at once; nothing more was saved\n")
 
 
 def test_a_rank_that_is_stopped_is_a_hang(tmp_path):

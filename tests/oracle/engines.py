@@ -31,7 +31,7 @@ class SimpleFrozen:
 
 
 class SimpleTrain:
-    is_whole = True
+    has_full_weights = True
 
     def __init__(self, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None) -> None:
         self.module = module.train()

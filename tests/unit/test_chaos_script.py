@@ -10,7 +10,14 @@ from types import ModuleType
 import pytest
 
 from rlhf_cli.config.errors import CheckpointError
-from rlhf_cli.engine.checkpoint_manifest import FileRecord, Manifest, check_hashes, pointed, read_manifest, to_resume
+from rlhf_cli.engine.checkpoint_manifest import (
+    FileRecord,
+    Manifest,
+    check_hashes,
+    find_checkpoint,
+    pointed,
+    read_manifest,
+)
 from rlhf_cli.system.durable_files import sha256
 from tests.conftest import script
 
@@ -81,13 +88,13 @@ def test_the_way_out_of_a_refusal_is_read(chaos: ModuleType, run: Path) -> None:
     older, newer = run / "checkpoints" / "step-2", run / "checkpoints" / "step-4"
     (newer / "trainer.json").unlink()
     with pytest.raises(CheckpointError) as refused:
-        to_resume(run, True)
+        find_checkpoint(run, True)
     assert chaos.way_out(f"some line\nrlhf: error: {refused.value}\n") == str(older)
     assert chaos.newest_whole(run / "checkpoints") == older
 
     (older / "config.yaml").unlink()
     with pytest.raises(CheckpointError) as refused:
-        to_resume(run, True)
+        find_checkpoint(run, True)
     assert chaos.way_out(f"rlhf: error: {refused.value}\n") == chaos.ANEW
     assert chaos.newest_whole(run / "checkpoints") is None
 
@@ -96,7 +103,7 @@ def test_the_way_out_of_a_refusal_is_read(chaos: ModuleType, run: Path) -> None:
     "text",
     [
         "",
-        "rlhf: error: outputs/a/step-4/policy: its SHA-256 is 1, the manifest says 2\n",
+        "rlhf: error: outputs/a/step-4/policy: got SHA-256 1, wanted 2\n",
         "rlhf: error: rank 1 was killed by SIGKILL; go on from the last checkpoint with run.resume=true\n",
     ],
 )
@@ -110,7 +117,7 @@ def test_what_is_damaged_is_found_by_the_manifest(chaos: ModuleType, run: Path, 
     checkpoints = run / "checkpoints"
     file = chaos.damaged(random.Random(seed), checkpoints, how)
     with pytest.raises(CheckpointError, match=file.name):
-        check_hashes(*to_resume(run, True))
+        check_hashes(*find_checkpoint(run, True))
     wanted = None if how == chaos.ALL else "step-4" if file == checkpoints / "latest" else "step-2"
     found = chaos.newest_whole(checkpoints)
     assert (found and found.name) == wanted
@@ -144,7 +151,7 @@ def test_a_run_that_goes_on_from_a_path_answers_for_that_checkpoint(chaos: Modul
     state.resume = "true"
     assert [fault.rsplit("/", 1)[1] for fault in state.checkpoint_faults()] == [
         "trainer.json: missing",
-        "latest: names '', which is no checkpoint here",
+        "latest: names '', which is not a checkpoint in this folder",
     ]
     state.resume = str(state.checkpoints / "step-2")
     assert state.checkpoint_faults() == []

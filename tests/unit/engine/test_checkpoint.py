@@ -18,8 +18,16 @@ import torch
 from rlhf_cli.config.errors import CheckpointError, DiskError, InputError, RunError
 from rlhf_cli.engine import distributed, shards
 from rlhf_cli.engine.checkpoint import Checkpoints, write_folder
-from rlhf_cli.engine.checkpoint_manifest import BEST, LATEST, check_hashes, pointed, read_manifest, steps, to_resume
-from rlhf_cli.engine.shards import ShardReader, write_shards
+from rlhf_cli.engine.checkpoint_manifest import (
+    BEST,
+    LATEST,
+    check_hashes,
+    find_checkpoint,
+    pointed,
+    read_manifest,
+    steps,
+)
+from rlhf_cli.engine.shards import open_shards, write_shards
 from rlhf_cli.system import durable_files as files
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -51,7 +59,7 @@ class Engine:
         write_shards(self.tensors.items(), folder, distributed.rank())
 
     def load(self, folder, num_skipped):
-        with ShardReader(folder) as reader:
+        with open_shards(folder) as reader:
             self.tensors = {name: reader.read(name, 0, 5) for name in self.tensors}
         self.num_skipped = num_skipped
 
@@ -97,7 +105,7 @@ def load(run, folder, keep_last=2):
 
 def resume(run, keep_last=2):
     """Go on from the newest checkpoint, every byte of it checked; return its step."""
-    folder, manifest = to_resume(run, True)
+    folder, manifest = find_checkpoint(run, True)
     check_hashes(folder, manifest)
     assert load(run, folder, keep_last) == manifest.step
     return manifest.step
@@ -258,11 +266,11 @@ def test_a_run_killed_in_its_first_save_has_a_checkpoint_or_none(disk, tmp_path)
     published = 0
     for run, where, _ in one_by_one(disk, tmp_path / "base", lambda run: save(run, 2)):
         if not steps(run / "checkpoints"):
-            with pytest.raises(InputError, match="has no checkpoint to go on from"):
-                to_resume(run, True)
+            with pytest.raises(InputError, match="has no checkpoint"):
+                find_checkpoint(run, True)
             continue
         published += 1
-        folder, manifest = to_resume(run, str(run / "checkpoints" / "step-2"))
+        folder, manifest = find_checkpoint(run, str(run / "checkpoints" / "step-2"))
         check_hashes(folder, manifest)
         assert load(run, folder) == 2
         assert resume(run) == 2
@@ -295,7 +303,7 @@ def test_a_run_killed_while_it_goes_back_goes_on(disk, tmp_path, best):
     for run, where, raised in one_by_one(disk, base, go_back):
         assert isinstance(raised, Killed), where
         check_all_whole(run)
-        folder, manifest = to_resume(run, True)
+        folder, manifest = find_checkpoint(run, True)
         check_hashes(folder, manifest)
         seen.add(manifest.step)
         assert pointed(run / "checkpoints", BEST) in (None, run / "checkpoints" / f"step-{best}"), where
@@ -393,7 +401,9 @@ def test_a_checkpoint_stands_though_the_oldest_cannot_be_dropped(tmp_path, monke
 
     checkpoints = of(tmp_path, 2, 1)
     monkeypatch.setattr(Checkpoints, "_drop", refuse)
-    with pytest.raises(DiskError, match=f"^cannot write {tmp_path}/checkpoints .*Input/output error; what was saved"):
+    with pytest.raises(
+        DiskError, match=f"^cannot write {tmp_path}/checkpoints .*Input/output error; earlier checkpoints"
+    ):
         checkpoints.save({"step": 2, "kl_coef": 2 / 7}, best=True)
     assert checkpoints.best_step == 2
     check_all_whole(tmp_path)
@@ -483,9 +493,10 @@ def fails_for_want_of_room(disk, base, act):
         assert words.startswith(f"cannot write {run / 'checkpoints'}"), where
         assert " bytes, " in words or " bytes), " in words, where
         assert words.endswith(
-            "No space left on device; what was saved before is intact: make room and go on with run.resume=true"
+            "No space left on device; earlier checkpoints are intact. "
+            "Free some disk space and continue with run.resume=true"
         ), where
-        check_hashes(run / "checkpoints" / "step-2", to_resume(run, str(run / "checkpoints" / "step-2"))[1])
+        check_hashes(run / "checkpoints" / "step-2", find_checkpoint(run, str(run / "checkpoints" / "step-2"))[1])
         assert not [name for name in names(run) if name.startswith(".step-")], where
         assert resume(run) in (2, 4), where
         for following in (4, 6):
@@ -526,8 +537,8 @@ def test_the_bytes_of_a_disk_error_are_those_of_the_checkpoint(disk, tmp_path, m
     with pytest.raises(DiskError) as caught:
         save(tmp_path, 2)
     assert str(caught.value) == (
-        f"a checkpoint takes 1.00 MiB (1048656 bytes), {tmp_path}/checkpoints has 12 bytes free; "
-        "make room or set run.output_dir"
+        f"a checkpoint needs 1.00 MiB (1048656 bytes), but {tmp_path}/checkpoints has 12 bytes free. "
+        "Free some space or set run.output_dir"
     )
     assert names(tmp_path) == set()
     monkeypatch.setattr(files, "free_bytes", lambda _: 2**30)
@@ -535,7 +546,8 @@ def test_the_bytes_of_a_disk_error_are_those_of_the_checkpoint(disk, tmp_path, m
         save(tmp_path, 2)
     assert str(caught.value) == (
         f"cannot write {tmp_path}/checkpoints/.step-2 (1.00 MiB (1048656 bytes), 1.00 GiB (1073741824 bytes) free): "
-        "[Errno 28] No space left on device; what was saved before is intact: make room and go on with run.resume=true"
+        "[Errno 28] No space left on device; earlier checkpoints are intact. "
+        "Free some disk space and continue with run.resume=true"
     )
 
 
@@ -559,7 +571,7 @@ def test_logs_are_on_the_disk_before_the_checkpoint_is_there(tmp_path):
 
 def test_what_is_in_a_checkpoint(tmp_path):
     save(tmp_path, 2)
-    folder, manifest = to_resume(tmp_path, True)
+    folder, manifest = find_checkpoint(tmp_path, True)
     small = {"config.yaml", "trainer.json", "rng-rank0.json"}
     assert {record.name for record in manifest.files} == small | {f"{name}/rank0-0.safetensors" for name in NAMES}
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == {

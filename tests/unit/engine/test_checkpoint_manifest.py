@@ -10,18 +10,18 @@ import pytest
 from rlhf_cli.cli import main
 from rlhf_cli.config.errors import CheckpointError, InputError
 from rlhf_cli.engine import checkpoint_manifest as manifests
-from rlhf_cli.engine.checkpoint import to_resume_together
+from rlhf_cli.engine.checkpoint import verified_checkpoint
 from rlhf_cli.engine.checkpoint_manifest import (
     BEST,
     LATEST,
     FileRecord,
     Manifest,
     check_hashes,
+    find_checkpoint,
     pointed,
     read_manifest,
     saved_config,
     steps,
-    to_resume,
 )
 from tests.unit.engine.test_checkpoint import save
 
@@ -119,7 +119,7 @@ DAMAGES = {
 
 def refused(run, wanted=True):
     with pytest.raises(CheckpointError) as caught:
-        to_resume_together(run, wanted)
+        verified_checkpoint(run, wanted)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -141,11 +141,11 @@ def test_a_damaged_checkpoint_is_refused(run, older, newest, name, damage):
         assert names_a_file_of(newest, message)
     else:
         assert message.startswith(f"{newest / name}: ")
-    assert message.endswith(f"; {older} is whole: go on from it with run.resume={older}")
+    assert message.endswith(f". {older} is intact: continue from it with run.resume={older}")
     assert message == refused(run, str(newest))
-    assert to_resume_together(run, str(older)) == older
+    assert verified_checkpoint(run, str(older)) == older
     truncate(older / name)
-    assert refused(run).endswith(f"; no checkpoint of {run} is whole: start anew with another run.name")
+    assert refused(run).endswith(f". No checkpoint of {run} is intact: start again with another run.name")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -153,9 +153,9 @@ def test_a_longer_file_is_refused_by_its_size_or_by_its_hash(run, newest, name):
     """But for a newline after the manifest, which changes nothing that it says."""
     lengthen(newest / name)
     if name == "manifest.json":
-        assert to_resume_together(run, True) == newest
+        assert verified_checkpoint(run, True) == newest
     else:
-        assert refused(run).startswith(f"{newest / name}: has ")
+        assert refused(run).startswith(f"{newest / name}: got ")
 
 
 def test_no_bit_of_a_manifest_can_change_what_it_says(newest):
@@ -196,13 +196,13 @@ def delete_pointer(file):
 
 def empty_pointer(file):
     file.write_text("")
-    return "names '', which is no checkpoint here"
+    return "names '', which is not a checkpoint in this folder"
 
 
 def put(words, shown=None):
     def change(file):
         file.write_bytes(words)
-        return f"names {(shown or words.decode())!r}, which is no checkpoint here"
+        return f"names {(shown or words.decode())!r}, which is not a checkpoint in this folder"
 
     return change
 
@@ -223,15 +223,15 @@ POINTERS = {
 def test_a_wrong_pointer_is_refused(run, newest, change):
     latest = run / "checkpoints" / LATEST
     fault = POINTERS[change](latest)
-    assert refused(run) == f"{latest}: {fault}; {newest} is whole: go on from it with run.resume={newest}"
-    assert to_resume(run, str(newest))[0] == newest
+    assert refused(run) == f"{latest}: {fault}. {newest} is intact: continue from it with run.resume={newest}"
+    assert find_checkpoint(run, str(newest))[0] == newest
 
 
 def test_a_pointer_says_whom_it_names(run, newest):
     assert pointed(run / "checkpoints", LATEST) == newest
     assert pointed(run / "checkpoints", BEST) is None
     (run / "checkpoints" / BEST).write_text("step-9\n")
-    with pytest.raises(CheckpointError, match=r"checkpoints/best: names 'step-9', which is no checkpoint here$"):
+    with pytest.raises(CheckpointError, match="best: names 'step-9', which is not a checkpoint in this folder"):
         pointed(run / "checkpoints", BEST)
 
 
@@ -241,15 +241,14 @@ def test_a_run_without_a_checkpoint_is_told_so(tmp_path):
         make()
         for wanted, given in ((True, "True"), (str(tmp_path / "x"), f"{tmp_path}/x")):
             with pytest.raises(InputError) as caught:
-                to_resume(tmp_path / "a", wanted)
+                find_checkpoint(tmp_path / "a", wanted)
             assert str(caught.value) == (
-                f"run.resume={given}: {tmp_path}/a has no checkpoint to go on from; "
-                "give another run.name, or delete the folder"
+                f"run.resume={given}: {tmp_path}/a has no checkpoint. Choose another run.name, or delete the folder"
             )
     with pytest.raises(InputError) as caught:
-        to_resume(tmp_path / "nowhere", True)
+        find_checkpoint(tmp_path / "nowhere", True)
     assert str(caught.value) == (
-        f"run.resume=True: there is no {tmp_path}/nowhere to go on with; leave run.resume out to start it"
+        f"run.resume=True: there is no run at {tmp_path}/nowhere. Remove run.resume to start it"
     )
 
 
@@ -258,23 +257,23 @@ def test_a_checkpoint_of_another_run_is_refused(run, other):
     shutil.copytree(run, run.with_name("other"))
     wanted = str(run / other)
     with pytest.raises(InputError) as caught:
-        to_resume(run, wanted)
+        find_checkpoint(run, wanted)
     assert str(caught.value) == (
-        f"run.resume={wanted}: not a checkpoint of this run, wanted one of {run}/checkpoints/step-*"
+        f"run.resume={wanted}: not a checkpoint of this run; wanted one of {run}/checkpoints/step-*"
     )
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(run):
     wanted = run / "checkpoints" / "step-6"
     with pytest.raises(InputError) as caught:
-        to_resume(run, str(wanted))
-    assert str(caught.value) == f"run.resume={wanted}: no such checkpoint; there are: step-2, step-4"
+        find_checkpoint(run, str(wanted))
+    assert str(caught.value) == f"run.resume={wanted}: no such checkpoint; wanted one of step-2, step-4"
 
 
 def test_a_checkpoint_is_found_by_any_path_to_it(run, older, monkeypatch):
     monkeypatch.chdir(run)
     for path in ("checkpoints/step-2", "checkpoints/step-2/", "./checkpoints/../checkpoints/step-2", str(older)):
-        assert to_resume(run, path)[0] == older
+        assert find_checkpoint(run, path)[0] == older
 
 
 def test_what_a_killed_run_left_is_no_checkpoint(run, older, newest):
@@ -282,7 +281,7 @@ def test_what_a_killed_run_left_is_no_checkpoint(run, older, newest):
         shutil.copytree(older, run / "checkpoints" / leftover)
         message = refused(run, str(run / "checkpoints" / leftover))
         assert message.startswith(f"{run}/checkpoints/{leftover}/manifest.json: ")
-        assert message.endswith(f"; {newest} is whole: go on from it with run.resume={newest}")
+        assert message.endswith(f". {newest} is intact: continue from it with run.resume={newest}")
     assert steps(run / "checkpoints") == [2, 4]
 
 
@@ -297,7 +296,7 @@ def test_the_newest_whole_one_is_the_way_out(run, older, newest):
     """Not merely an older one: 6 is damaged too, 4 is whole."""
     save(run, 6, keep_last=3)
     halve(run / "checkpoints" / "step-6" / "trainer.json")
-    assert refused(run).endswith(f"; {newest} is whole: go on from it with run.resume={newest}")
+    assert refused(run).endswith(f". {newest} is intact: continue from it with run.resume={newest}")
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -315,7 +314,7 @@ def test_what_was_written_is_read(tmp_path):
         check_hashes(folder, read_manifest(folder))
     # printf abd | sha256sum
     got = "a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9"
-    assert str(caught.value) == f"{folder}/a: its SHA-256 is {got}, the manifest says {known}"
+    assert str(caught.value) == f"{folder}/a: got SHA-256 {got}, wanted {known}"
 
 
 def test_another_format_is_named(newest, monkeypatch):
@@ -326,7 +325,7 @@ def test_another_format_is_named(newest, monkeypatch):
         manifest.write(newest)
     with pytest.raises(CheckpointError) as caught:
         read_manifest(newest)
-    assert str(caught.value) == f"{newest}/manifest.json: format 2, this version reads format 1"
+    assert str(caught.value) == f"{newest}/manifest.json: got format 2, wanted format 1"
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", '"a"', "{}", '{"manifest_sha256": "x"}', "{", "\x00" * 9])
@@ -343,21 +342,21 @@ def test_a_manifest_with_another_hash_of_itself_shows_both(newest):
     file.write_text(json.dumps(body))
     with pytest.raises(CheckpointError) as caught:
         read_manifest(newest)
-    shown = re.fullmatch(re.escape(f"{file}: its SHA-256 is ") + r"([0-9a-f]{64})(.*)", str(caught.value))
-    assert shown[2] == f", it says {own}" != f", it says {shown[1]}"
+    shown = re.fullmatch(re.escape(f"{file}: got SHA-256 ") + r"([0-9a-f]{64})(.*)", str(caught.value))
+    assert shown[2] == f", wanted {own}; the manifest has changed" != f", wanted {shown[1]}; the manifest has changed"
 
 
 def test_the_options_of_a_checkpoint_are_those_it_was_written_with(run, older, newest):
     assert saved_config(run, True) == (newest, "run: {name: a}\n")
     assert saved_config(run, str(older)) == (older, "run: {name: a}\n")
     flip(0.5)(newest / "config.yaml")
-    changed = re.escape(f"{newest}/config.yaml: its SHA-256 is ") + ".*"
-    whole = re.escape(f"; {older} is whole: go on from it with run.resume={older}")
+    changed = re.escape(f"{newest}/config.yaml: got SHA-256 ") + ".*"
+    whole = re.escape(f". {older} is intact: continue from it with run.resume={older}")
     for wanted in (True, str(newest)):
         with pytest.raises(CheckpointError, match=f"^{changed}{whole}$"):
             saved_config(run, wanted)
     flip(0.5)(older / "trainer.json")
-    none = re.escape(f"; no checkpoint of {run} is whole: start anew with another run.name")
+    none = re.escape(f". No checkpoint of {run} is intact: start again with another run.name")
     with pytest.raises(CheckpointError, match=f"^{changed}{none}$"):
         saved_config(run, True)
 
@@ -368,4 +367,4 @@ def test_changed_options_of_a_checkpoint_are_refused_by_the_command_with_a_way_o
     assert main(["train-ppo", *words]) == 5
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"rlhf: error: {newest}/config.yaml: ")
-    assert line.endswith(f"; {older} is whole: go on from it with run.resume={older}")
+    assert line.endswith(f". {older} is intact: continue from it with run.resume={older}")

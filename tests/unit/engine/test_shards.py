@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from rlhf_cli.config.errors import CheckpointError
 from rlhf_cli.engine import shards
-from rlhf_cli.engine.shards import ShardReader, write_shards
+from rlhf_cli.engine.shards import open_shards, write_shards
 
 SIZES = (1, 2, 7, 12, 61)  # of a tensor of each
 
@@ -35,7 +35,7 @@ def write(folder, num_ranks):
 
 
 def check_read(folder, num_ranks):
-    with ShardReader(folder) as reader:
+    with open_shards(folder) as reader:
         for size, rank in itertools.product(SIZES, range(num_ranks)):
             expected = slice_of(whole(size), rank, num_ranks)
             got = reader.read(name_of(size), rank * len(expected), len(expected))
@@ -77,7 +77,7 @@ def test_more_than_ten_files_of_more_than_ten_ranks(tmp_path, monkeypatch):
     for rank in range(11):
         write_shards(((name, slice_of(tensor, rank, 11)) for name, tensor in tensors.items()), tmp_path, rank)
     assert len(list(tmp_path.iterdir())) == 11 * 13
-    with ShardReader(tmp_path) as reader:
+    with open_shards(tmp_path) as reader:
         for name, tensor in tensors.items():
             assert torch.equal(reader.read(name, 0, 23), tensor)
             assert torch.equal(reader.read(name, 9, 8), tensor[9:17])
@@ -104,7 +104,7 @@ def test_no_more_is_held_than_a_file_takes(tmp_path, monkeypatch):
 def test_any_slice_is_that_of_the_whole(tmp_path):
     write(tmp_path, 3)
     padded = torch.cat([whole(12), torch.zeros(40)])
-    with ShardReader(tmp_path) as reader:
+    with open_shards(tmp_path) as reader:
         for start, size in itertools.product(range(16), range(20)):
             assert torch.equal(reader.read(name_of(12), start, size), padded[start:][:size])
 
@@ -114,7 +114,7 @@ def test_what_is_part_of_a_larger_tensor_is_written_alone(tmp_path):
     flat = torch.arange(30.0, requires_grad=True)
     write_shards([("a", flat[:10]), ("b", flat[10:30:2])], tmp_path, 0)
     assert (tmp_path / "rank0-0.safetensors").stat().st_size < 300  # 20 numbers of 4 bytes, and a header
-    with ShardReader(tmp_path) as reader:
+    with open_shards(tmp_path) as reader:
         assert torch.equal(reader.read("a", 0, 10), torch.arange(10.0))
         assert torch.equal(reader.read("b", 0, 10), torch.arange(10.0, 30.0, 2))
 
@@ -126,17 +126,17 @@ def test_nothing_to_write_writes_nothing(tmp_path):
 
 def test_a_name_that_is_not_there_is_said(tmp_path):
     write(tmp_path, 2)
-    with ShardReader(tmp_path) as reader:
+    with open_shards(tmp_path) as reader:
         assert name_of(7) in reader
         assert "ema/a" not in reader
         with pytest.raises(CheckpointError) as caught:
             reader.read("ema/a", 0, 1)
-    assert str(caught.value) == f"{tmp_path}: holds no ema/a; it is of another model or other options"
+    assert str(caught.value) == f"{tmp_path}: no tensor ema/a; the checkpoint is of another model or other options"
 
 
 def test_the_files_are_closed_again(tmp_path):
     write(tmp_path, 1)
-    with ShardReader(tmp_path) as reader:
+    with open_shards(tmp_path) as reader:
         reader.read(name_of(1), 0, 1)
     with pytest.raises(Exception, match="closed"):
         reader.read(name_of(1), 0, 1)

@@ -74,9 +74,9 @@ def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step)
 
 def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
     """As many as fit, whose gradients go; or the largest one, whose gradient stands in both types."""
-    monkeypatch.setattr(groups, "TOGETHER", 20_000)
+    monkeypatch.setattr(groups, "GROUP_SIZE", 20_000)
     assert total(engine().step(1)) == (4 - 2) * 20_000
-    monkeypatch.setattr(groups, "TOGETHER", 1000)
+    monkeypatch.setattr(groups, "GROUP_SIZE", 1000)
     assert total(engine().step(1)) == 4 * 300 * 32
 
 

@@ -92,7 +92,7 @@ def test_a_changed_byte_is_found_by_verify_alone(run, show):
     code, out = show("--verify")
     assert code == 5
     assert [cell[5] for cell in cells(out)] == ["FAULT, see below", "valid"]
-    assert out.splitlines()[-1].startswith(f"{weights}: its SHA-256 is ")
+    assert out.splitlines()[-1].startswith(f"{weights}: got SHA-256 ")
 
 
 @pytest.mark.parametrize(("step", "code"), [(4, 5), (2, 0)])
@@ -122,7 +122,7 @@ def test_without_latest_nothing_is_gone_on_from(run, show, words):
     assert (code, out.splitlines()[-1]) == (5, f"{latest}: missing")
     latest.write_text("step-6\n")
     code, out = show(*words)
-    assert (code, out.splitlines()[-1]) == (5, f"{latest}: names 'step-6', which is no checkpoint here")
+    assert (code, out.splitlines()[-1]) == (5, f"{latest}: names 'step-6', which is not a checkpoint in this folder")
     assert [cell[4] for cell in cells(out)] == ["best", ""]
 
 
@@ -130,7 +130,7 @@ def test_a_wrong_best_is_told_and_stops_nobody(run, show):
     best = run / "checkpoints" / "best"
     best.write_text("hello")
     code, out = show()
-    assert (code, out.splitlines()[-1]) == (0, f"{best}: names 'hello', which is no checkpoint here")
+    assert (code, out.splitlines()[-1]) == (0, f"{best}: names 'hello', which is not a checkpoint in this folder")
     assert show("--verify")[0] == 5
     best.unlink()
     assert show("--verify")[0] == 0

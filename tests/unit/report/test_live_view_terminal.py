@@ -173,7 +173,7 @@ from rich.console import Console
 from rlhf_cli.system import signals
 from rlhf_cli.report.live_view import LiveView
 
-signals.DOUBLE_S = 0.2
+signals.REPEAT_S = 0.2
 stop = signals.StopSignals()
 stop.install()
 with LiveView(Console(soft_wrap=True), "a run", 24, 0, ("score",), lambda: stop.received) as view:

@@ -14,7 +14,7 @@ from rlhf_cli.config.reward_options import RewardSourceConfig
 from rlhf_cli.rewards.function_source import FunctionSource
 from rlhf_cli.rewards.http_source import HttpSource
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.system.ports import free_port
+from rlhf_cli.system.processes import free_port
 from tests.conftest import REPOSITORY, child_environment
 
 

@@ -357,6 +357,6 @@ def test_scores_are_floats_of_python(source):
 
 
 def test_every_batch_is_a_sign_of_progress(source):
-    code = "from rlhf_cli.system.watchdog import PROGRESS\ndef f(responses): return [PROGRESS.ticked] * len(responses)"
+    code = "from rlhf_cli.system.watchdog import PROGRESS as P\ndef f(responses): return [P.ticked_at] * len(responses)"
     first, second = source(code, batch_size=1).score([exchange("a"), exchange("b")])
     assert second > first

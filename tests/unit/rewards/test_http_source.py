@@ -410,6 +410,6 @@ def test_closing_ends_the_thread_and_the_connections(serve, source):
 
 
 def test_every_answer_is_a_sign_of_progress(serve, source):
-    server = serve(lambda handler: answer({"scores": [PROGRESS.ticked]})(handler))
+    server = serve(lambda handler: answer({"scores": [PROGRESS.ticked_at]})(handler))
     first, second = source(server.url, batch_size=1, concurrency=1).score(FIVE[:2])
     assert second > first

@@ -76,7 +76,7 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path):
     assert read_status(tmp_path)["state"] == "running"
     change(tmp_path, pid=gone())
     record = read_status(tmp_path)
-    assert (record["state"], record["reason"]) == ("failed", "its process ended without a word: killed")
+    assert (record["state"], record["reason"]) == ("failed", "the process was killed before it could report")
     assert record["step"] == 3
 
 
@@ -110,7 +110,7 @@ def test_a_zombie_has_ended(tmp_path):
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
     record = read_status(tmp_path)
     process.wait()
-    assert (record["state"], record["reason"]) == ("failed", "its process ended without a word: killed")
+    assert (record["state"], record["reason"]) == ("failed", "the process was killed before it could report")
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from rlhf_cli.system.signals import DOUBLE_S, STOPPING, StopSignals
+from rlhf_cli.system.signals import REPEAT_S, STOPPING, StopSignals
 from tests.conftest import REPOSITORY, child_environment
 
 CHILD = """
 import os, signal, sys, threading, time, logging
 from rlhf_cli.system import signals
-from rlhf_cli.system.signals import StopSignals, leave
+from rlhf_cli.system.signals import StopSignals, exit_now
 {body}
 """
 
@@ -70,7 +70,7 @@ def test_the_first_signal_is_remembered(number):
 def test_a_later_signal_ends_the_process_at_once(second):
     """Of whichever kind; what counts is the time since the first: the ones between do not put it off."""
     body = f"""
-signals.DOUBLE_S = 0.4
+signals.REPEAT_S = 0.4
 stop = StopSignals()
 stop.install()
 for wait in (0.0, 0.15, 0.15, 0.15):
@@ -88,7 +88,7 @@ def test_the_time_between_is_two_seconds(monkeypatch):
     monkeypatch.setattr("os._exit", codes.append)
     stop = StopSignals()
     stop._receive(signal.SIGTERM, None)
-    now = 50.0 + DOUBLE_S
+    now = 50.0 + REPEAT_S
     stop._receive(signal.SIGINT, None)
     assert (stop.received, codes) == (signal.SIGTERM, [])
     now = 52.001
@@ -113,7 +113,7 @@ logging.getLogger().addHandler(MemoryHandler(100, target=logging.StreamHandler(s
 logging.warning("a last line of the log")
 print("a last line, not yet written", end="")
 sys.stderr.write("and an error")
-leave(9)
+exit_now(9)
 """
     start = time.monotonic()
     code, out, err = ended(body)
@@ -127,7 +127,7 @@ def test_who_leaves_with_a_closed_pipe_keeps_its_code():
     body = """
 sys.stdin.readline()
 print("nobody reads this")
-leave(3)
+exit_now(3)
 """
     process = child(body)
     process.stdout.close()
@@ -143,4 +143,4 @@ leave(3)
 
 @pytest.mark.parametrize("code", [0, 1, 75, 143])
 def test_the_code_is_the_one_given(code):
-    assert ended(f"leave({code})") == (code, "", "")
+    assert ended(f"exit_now({code})") == (code, "", "")

@@ -95,14 +95,14 @@ def test_a_failure_that_is_half_written_is_not_read(tmp_path):
     assert first.first_failure() is None
 
 
-def test_where_ranks_stand(tmp_path, progress):
+def test_rank_positions(tmp_path, progress):
     """Each says what it does; seen 5 s ago it may still be busy, 6 s ago it is silent."""
     ranks = dogs(tmp_path, 5)
     progress.enter("rollout", 3)
-    progress.ticked = time.monotonic() - 31
-    ranks[0]._show_life()
+    progress.ticked_at = time.monotonic() - 31
+    ranks[0]._write_heartbeat()
     progress.enter("update", 4)
-    ranks[1]._show_life()
+    ranks[1]._write_heartbeat()
     for rank, seen in ((2, 4.5), (3, 31.0)):
         record = {"doing": "in rollout of step 3", "for": 2.0, "seen": time.time() - seen}
         (tmp_path / f"rank{rank}").write_text(json.dumps(record))
@@ -111,25 +111,25 @@ def test_where_ranks_stand(tmp_path, progress):
         "rank 1 in update of step 4 for 0 s",
         "rank 2 in rollout of step 3 for 2 s",
         "rank 3 silent for 31 s, last in rollout of step 3",
-        "rank 4 never seen",
+        "rank 4 never started",
     ]
-    assert ranks[4].where_ranks_stand() == "; ".join(expected)
+    assert ranks[4].rank_positions() == "; ".join(expected)
 
 
 def test_progress_says_what_is_done_and_since_when(monkeypatch):
     progress = Progress()
     assert str(progress) == "in load of step 0"
-    assert 0 <= time.monotonic() - progress.ticked < 5
+    assert 0 <= time.monotonic() - progress.ticked_at < 5
     now = 101.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     progress.enter("rollout", 3)
     now = 102.0
-    assert (str(progress), progress.ticked) == ("in rollout of step 3", 101.0)
+    assert (str(progress), progress.ticked_at) == ("in rollout of step 3", 101.0)
     progress.enter("update")
-    assert (str(progress), progress.ticked) == ("in update of step 3", 102.0)
+    assert (str(progress), progress.ticked_at) == ("in update of step 3", 102.0)
     now = 103.0
     progress.tick()
-    assert (str(progress), progress.ticked) == ("in update of step 3", 103.0)
+    assert (str(progress), progress.ticked_at) == ("in update of step 3", 103.0)
 
 
 def test_a_rank_that_makes_no_progress_ends_with_8_and_says_who_stands_where(tmp_path):
@@ -154,7 +154,7 @@ a_collective_that_waits()
     assert first == "rank 0 in rollout of step 7 for 0 s"
     assert second.startswith("rank 1 silent for 6")
     assert second.endswith(" s, last in update of step 7")
-    assert third == "rank 2 never seen"
+    assert third == "rank 2 never started"
     assert "a_collective_that_waits" in err  # where it hangs
     assert json.loads((tmp_path / "failure").read_text()) == {"rank": 0, "code": 8}
 
@@ -259,10 +259,10 @@ print(PROGRESS, dog.is_alive())
 def test_a_stall_is_when_no_rank_that_shows_life_gets_on(tmp_path, progress, own, others, still):
     """others: seconds since each did something, and since it was seen; the limit is 60 s. The last is never seen."""
     progress.enter("rollout", 3)
-    progress.ticked = time.monotonic() - own
+    progress.ticked_at = time.monotonic() - own
     for rank, (since, unseen) in enumerate(others, start=1):
         record = {"doing": "in rollout of step 3", "for": since, "seen": time.time() - unseen}
         (tmp_path / f"rank{rank}").write_text(json.dumps(record))
     dog = dogs(tmp_path, len(others) + 2)[0]
-    dog._show_life()
-    assert dog._all_stand_still() is still
+    dog._write_heartbeat()
+    assert dog._all_ranks_stalled() is still

@@ -74,7 +74,7 @@ def test_a_step_that_is_skipped_leaves_nothing_for_the_next_one(one_rank):
 class Sharded:
     """Notes what is asked of a trained model, and whether its whole weights were held."""
 
-    is_whole = False
+    has_full_weights = False
 
     def __init__(self, engine):
         self.engine, self.depth, self.events = engine, 0, []

@@ -193,10 +193,10 @@ def test_a_signal_that_reached_another_rank_ends_this_one_too(monkeypatch):
 
 def test_the_watchdog_is_told_of_every_step():
     between = boundary()
-    before = PROGRESS.ticked
+    before = PROGRESS.ticked_at
     between.before_step({"step": 6})
     assert str(PROGRESS) == "in step of step 7"
-    assert PROGRESS.ticked > before
+    assert PROGRESS.ticked_at > before
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ LOG2, LOG3 = math.log(2), math.log(3)
 class Engine:
     """Stands in for a model in training: gives back one tensor, keeps gradients, notes the numbers of its updates."""
 
-    is_whole = True
+    has_full_weights = True
 
     def __init__(self, output=None, skips=()):
         self.output, self.skips, self.updates, self.inputs = output, skips, [], []
