@@ -1,72 +1,85 @@
-"""Rows of one answer and its score each, grouped by their prompt."""
+"""Rows with one response and its score each, grouped by their prompt (the format `rated_rows`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from rlhf_cli.config.errors import DiskError
 from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig
 from rlhf_cli.data.bad_rows import BadRow, Row, column, json_value
 from rlhf_cli.data.ratings import SCORES, score_of
-from rlhf_cli.data.row_store import temporary_room
-
-_Places = Iterable[tuple[str, Row | BadRow]]
+from rlhf_cli.system.text import one_line
 
 
-def grouped(rows: _Places, config: DataConfig) -> Iterator[tuple[str, Row | BadRow]]:
-    """Yield one row a prompt, in the order of first appearance: its first row, with `completions` of all its rows.
+def grouped(rows: Iterable[tuple[str, Row | BadRow]], config: DataConfig) -> Iterator[tuple[str, Row | BadRow]]:
+    """Yield one row per prompt: its first row, with the responses of all its rows in `completions`.
 
-    Of rows of prompts the first alone counts. A group has the place of its first row; bad rows come at once. Rows wait
-    in a temporary file: memory holds about 200 bytes a prompt.
+    Groups come in the order of their first rows, and have their places. Bad rows are yielded at once. Rows wait in a
+    temporary file: memory holds about 200 bytes per prompt. Raises DiskError where that file cannot be written.
     """
-    groups: dict[bytes, array[int]] = {}  # digest of the prompt -> (start, end) of its rows in the file
+    groups: dict[bytes, array[int]] = {}  # digest of the prompt -> where its rows start in the file
     with tempfile.TemporaryFile() as file:
         end = 0
         for place, row in rows:
             try:
                 if isinstance(row, BadRow):
                     raise row
-                key, kept = _of_row(row, config)
+                key, kept = _with_completion(row, config)
             except BadRow as bad:
                 yield place, bad
                 continue
-            record = json.dumps([place, kept]).encode()
-            with temporary_room():
-                file.write(record)
-            groups.setdefault(hashlib.sha256(key.encode()).digest()[:16], array("q")).extend((end, end + len(record)))
-            end += len(record)
-        with temporary_room():
+            groups.setdefault(hashlib.sha256(key.encode()).digest()[:16], array("q")).append(end)
+            with _disk_errors():
+                end += file.write(json.dumps([place, kept]).encode() + b"\n")
+        with _disk_errors():
             file.flush()
-        for bounds in groups.values():
-            pairs = zip(bounds[::2], bounds[1::2], strict=True)
-            members = [json.loads(os.pread(file.fileno(), stop - start, start)) for start, stop in pairs]
-            (place, first), answers = members[0], [row["completions"][0] for _, row in members]
-            differs = next(
-                (name for name in _alike(config) if len({repr(row.get(name)) for _, row in members}) > 1), None
-            )
-            if differs is not None:
-                yield place, BadRow(differs, "the rows of one prompt differ in it; wanted one value for all of them")
+        for starts in groups.values():
+            members = []
+            for start in starts:
+                file.seek(start)
+                members.append(json.loads(file.readline()))
+            place, first = members[0]
+            differing = [
+                name for name in _prompt_columns(config) if any(row.get(name) != first.get(name) for _, row in members)
+            ]
+            if differing:
+                yield (
+                    place,
+                    BadRow(differing[0], "the rows of one prompt differ here; wanted the same value in all of them"),
+                )
             else:
-                yield place, {**first, "completions": answers}
+                yield place, {**first, "completions": [row["completions"][0] for _, row in members]}
 
 
-def _alike(config: DataConfig) -> list[str]:
-    """The columns that say something of a prompt with all its answers."""
+def _prompt_columns(config: DataConfig) -> list[str]:
+    """Return the columns that describe a prompt with all its responses."""
     named = (config.weight_column, config.category_column) if isinstance(config, PreferenceDataConfig) else ()
     return [name for name in named if name is not None]
 
 
-def _of_row(row: Row, config: DataConfig) -> tuple[str, Row]:
-    """Return the prompt of a row as a key, and the row with its answer among `completions`; raise BadRow."""
+def _with_completion(row: Row, config: DataConfig) -> tuple[str, Row]:
+    """Return the prompt of a row as a key, and the row with its response as its only completion; raise BadRow."""
     plain: dict[str, Any] = json_value(row)
     key = json.dumps(column(plain, config.prompt_column), sort_keys=True)
-    answer: Row = {}
+    completion: Row = {}
     if isinstance(config, PreferenceDataConfig):
         response, score = column(plain, config.response_column), score_of(plain, config)
-        answer = {config.response_column: response, config.score_column or SCORES[0]: score}
-    return key, {**plain, "completions": [answer]}
+        completion = {config.response_column: response, config.score_column or SCORES[0]: score}
+    return key, {**plain, "completions": [completion]}
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder, reason = tempfile.gettempdir(), one_line(error, 200)
+        raise DiskError(
+            f"cannot write a temporary file in {folder} ({reason}): free some space, or set TMPDIR"
+        ) from error

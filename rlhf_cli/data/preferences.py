@@ -35,16 +35,16 @@ class Ranking:
     weight: float = 1.0  # in the loss, before it is divided by the mean weight
     ranks: tuple[int, ...] = ()  # of the answers, 0 the best, equal where tied; (): none is
 
-    def parts(self) -> tuple[list[Ids], list[Any]]:
+    def to_record(self) -> tuple[list[Ids], list[Any]]:
         """Return the ids of the prompt, then of every answer, and the other fields."""
         ids = [self.answers[0].prompt_ids, *(answer.response_ids for answer in self.answers)]
         numbers = [self.margin, self.confidence, self.category, self.weight]
         return ids, [self.longer_wins, self.prompt_key, *numbers, self.ranks]
 
     @classmethod
-    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
+    def from_record(cls, ids: list[Ids], fields: list[Any]) -> Self:
         """Return the ranking that has these parts."""
-        longer_wins, prompt_key, margin, confidence, category, weight, ranks = rest
+        longer_wins, prompt_key, margin, confidence, category, weight, ranks = fields
         answers = tuple(TokenSequence(ids[0], response_ids) for response_ids in ids[1:])
         return cls(answers, longer_wins, prompt_key, margin, confidence, category, weight, tuple(ranks))
 

@@ -26,14 +26,14 @@ class Prompt:
     messages: tuple[Message, ...] = field(default=(), hash=False)  # up to the answer, as the row gave them
     columns: dict[str, Any] = field(default_factory=dict, hash=False)  # the row's others: name -> JSON value
 
-    def parts(self) -> tuple[list[Ids], list[Any]]:
+    def to_record(self) -> tuple[list[Ids], list[Any]]:
         """Return its ids, and the other fields."""
         return [self.ids], [self.text, self.prompt_key, self.messages, self.columns]
 
     @classmethod
-    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
+    def from_record(cls, ids: list[Ids], fields: list[Any]) -> Self:
         """Return the prompt that has these parts."""
-        text, prompt_key, messages, columns = rest
+        text, prompt_key, messages, columns = fields
         return cls(text, ids[0], prompt_key, tuple(messages), columns)
 
 

@@ -1,134 +1,167 @@
-"""Examples in a file, read one by one where they are asked for: memory holds eight bytes an example.
+"""Rows in Arrow files: written one by one, and read one by one through a memory map.
 
-A record is its lists of ids and all else as JSON: CRC-32 of what follows, uint32 number of lists, uint32 length of
-each, int32 ids, JSON.
+A file is an Arrow IPC stream and, where the cache keeps it, a SHA-256 behind the stream. Each record holds its lists of
+token ids in one column, all other fields as JSON, and a checksum. Memory holds a few bytes per row.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-import weakref
 import zlib
-from abc import abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from heapq import merge
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar, overload
+from typing import Any, BinaryIO, Generic, Protocol, Self, TypeVar, overload
 
 import numpy as np
+import pyarrow as pa
 
-from rlhf_cli.config.errors import DiskError, InputError
-from rlhf_cli.system.text import one_line
+from rlhf_cli.config.errors import InputError
 
 Ids = tuple[int, ...]
-DIGEST_BYTES = 32  # a SHA-256 over what follows, at the head of a file that is kept
-_CRC_BYTES = 4
+DIGEST_BYTES = 32  # of a SHA-256
+_SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "fields": pa.string(), "checksum": pa.uint32()})
+_BATCH_ROWS = 256  # rows that wait in memory until they are written
 
 
 class Storable(Protocol):
-    """An example that can be written down and read back."""
+    """A row that can be written to a file and read back."""
 
-    def parts(self) -> tuple[list[Ids], list[Any]]:
-        """Return its lists of ids, and the rest as JSON can hold it."""
+    def to_record(self) -> tuple[list[Ids], list[Any]]:
+        """Return its lists of token ids, and its other fields as JSON values."""
 
     @classmethod
-    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
-        """Return the example that has these parts."""
+    def from_record(cls, ids: list[Ids], fields: list[Any]) -> Self:
+        """Return the row of a record."""
 
 
 Example = TypeVar("Example", bound=Storable)
 Item = TypeVar("Item")
+ItemOut = TypeVar("ItemOut", covariant=True)
 
 
-def packed(example: Storable) -> bytes:
-    """Return the record of an example."""
-    lists, rest = example.parts()
-    head = np.array([len(lists), *map(len, lists)], np.uint32).tobytes()
-    ids = b"".join(np.array(ids, np.int32).tobytes() for ids in lists)
-    content = head + ids + json.dumps(rest).encode()
-    return zlib.crc32(content).to_bytes(_CRC_BYTES, "little") + content
+class RowWriter:
+    """Writes rows to an open file as an Arrow stream."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._writer = pa.ipc.new_stream(file, _SCHEMA)
+        self._pending: list[tuple[Any, str, int]] = []
+
+    def append(self, row: Storable) -> None:
+        """Write one row; raise OSError where the file cannot be written."""
+        lists, fields = row.to_record()
+        ids = np.fromiter(chain.from_iterable(lists), np.int32)
+        text = json.dumps([[len(one) for one in lists], fields])
+        self._pending.append((ids, text, _checksum(ids, text)))
+        if len(self._pending) == _BATCH_ROWS:
+            self._write_batch({})
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the rows that still wait, and metadata about all of them."""
+        self._write_batch(metadata)
+        self._writer.close()
+
+    def _write_batch(self, metadata: Mapping[str, str]) -> None:
+        columns = zip(*self._pending, strict=True) if self._pending else ([], [], [])
+        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA), metadata)
+        self._pending = []
 
 
-def unpacked(record: bytes, kind: type[Example]) -> Example:
-    """Return the example of a record; raise InputError where it is not what was written."""
-    if record[:_CRC_BYTES] != zlib.crc32(record[_CRC_BYTES:]).to_bytes(_CRC_BYTES, "little"):
-        raise InputError("data.cache: a file was changed while the run reads it; start again, run.resume=true")
-    number = int(np.frombuffer(record, np.uint32, 1, _CRC_BYTES)[0])
-    lengths = np.frombuffer(record, np.uint32, number, _CRC_BYTES + 4).tolist()
-    start = _CRC_BYTES + 4 * (1 + number)
-    lists = []
-    for length in lengths:
-        lists.append(tuple(np.frombuffer(record, np.int32, length, start).tolist()))
-        start += 4 * length
-    return kind.of_parts(lists, json.loads(record[start:]))
+def _checksum(ids: Any, text: str) -> int:
+    return zlib.crc32(text.encode(), zlib.crc32(ids))
 
 
-class RowFile:
-    """An open file, closed when nobody holds it any more; others may delete it meanwhile."""
+class StoredRows(Generic[Example]):
+    """The rows of a file. It stays mapped, so others may delete or replace the file meanwhile."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size  # what is written comes behind it
-        self.close = weakref.finalize(self, os.close, descriptor)
+    def __init__(self, descriptor: int, kind: type[Example], path: Path | None) -> None:
+        """Map an open file; raise ValueError where it holds no Arrow stream.
 
-    @classmethod
-    def opened(cls, path: Path) -> RowFile:
-        """Open a file for reading; raise OSError where that cannot be."""
-        return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        path: where other processes of this machine find the file; None: nowhere.
+        """
+        self._kind = kind
+        self._path = path
+        self._content = mmap(descriptor, 0, access=ACCESS_READ)
+        stream = pa.ipc.open_stream(pa.py_buffer(self._content))
+        batches = list(stream.iter_batches_with_custom_metadata())
+        self.metadata: dict[bytes, bytes] = dict(batches[-1].custom_metadata or {})
+        table = pa.Table.from_batches([one.batch for one in batches])
+        self._ids, self._fields, self._checksums = table.columns
 
     @property
-    def size(self) -> int:
-        """How many bytes are there."""
-        return self._size
+    def identity(self) -> tuple[int, bytes]:
+        """The size and the SHA-256 at the end, which no file with other content has."""
+        return len(self._content), self._content[-DIGEST_BYTES:]
 
-    def identity(self) -> tuple[bytes, int]:
-        """Return what a file of other content would not have: its size, and the digest that files of the cache begin
-        with. Another run may have put the same content in its place meanwhile.
-        """
-        return self.read(0, DIGEST_BYTES), self._size
+    def __len__(self) -> int:
+        return len(self._ids)
 
-    def read(self, start: int, size: int) -> bytes:
-        """Return bytes from a place; fewer than `size` at the end alone."""
-        return os.pread(self._descriptor, size, start)
+    def __getitem__(self, index: int, /) -> Example:
+        ids, text = self._ids[index].values.to_numpy(), self._fields[index].as_py()
+        if self._checksums[index].as_py() != _checksum(ids, text):
+            raise InputError("data.cache: a file was changed while the run reads it; start again with run.resume=true")
+        lengths, fields = json.loads(text)
+        tokens, ends = ids.tolist(), list(accumulate(lengths))
+        return self._kind.from_record([tuple(tokens[e - n : e]) for n, e in zip(lengths, ends, strict=True)], fields)
 
-    def append(self, content: bytes) -> None:
-        """Write behind all that is there; raise OSError, and leave the size, where that cannot be."""
-        view, place = memoryview(content), self._size
-        while view:
-            written = os.pwrite(self._descriptor, view, place)
-            view, place = view[written:], place + written
-        self._size = place
-
-    def settle(self, head: bytes) -> None:
-        """Write the first bytes, and wait until all are on the disk."""
-        os.pwrite(self._descriptor, head, 0)
-        os.fsync(self._descriptor)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a path for a rank on this machine, as a list for one on another machine."""
+        is_local = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+        if self._path is None or not is_local:
+            return list, ([self[index] for index in range(len(self))],)
+        return _reopen, (self._path, self.identity, self._kind)
 
 
-class _Listed(Sequence[Item]):
-    """A sequence that is equal to any other one of the same items, and whose slices are lists."""
+def _reopen(path: Path, identity: tuple[int, bytes], kind: type[Example]) -> StoredRows[Example]:
+    """Open a file that another process has verified; raise InputError where it has other content by now."""
+    try:
+        with path.open("rb") as file:
+            rows = StoredRows(file.fileno(), kind, path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"data.cache: {path} went away while the run started; start it again") from error
+    if rows.identity != identity:
+        raise InputError(f"data.cache: {path} was replaced while the run started; start it again")
+    return rows
 
-    @abstractmethod
-    def _at(self, place: int) -> Item:
-        """Return the item at a place between 0 and the length."""
+
+class IndexedRows(Protocol[ItemOut]):
+    """Items with a length and an index; what `Rows` takes."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> ItemOut: ...
+
+
+class Rows(Sequence[Item]):
+    """Items of several parts, in a given order. Equal to any sequence of the same items; slices are lists."""
+
+    def __init__(self, parts: Iterable[IndexedRows[Item]], indices: Sequence[int] | None = None) -> None:
+        """Take the items at `indices`, counted over all parts; None takes all of them."""
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(map(len, self._parts)))
+        total = self._ends[-1] if self._ends else 0
+        self._indices: Sequence[int] = range(total) if indices is None else array("q", indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
 
     @overload
-    def __getitem__(self, place: int) -> Item: ...
+    def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Item]: ...
-    def __getitem__(self, place: int | slice) -> Item | list[Item]:
-        if isinstance(place, slice):
-            return [self._at(one) for one in range(len(self))[place]]
-        return self._at(range(len(self))[place])
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(len(self))[index]]
+        position = self._indices[index]
+        part = bisect_right(self._ends, position)
+        return self._parts[part][position - (self._ends[part - 1] if part else 0)]
 
     def __iter__(self) -> Iterator[Item]:
-        return (self._at(place) for place in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -140,153 +173,12 @@ class _Listed(Sequence[Item]):
     def __repr__(self) -> str:
         return repr(list(self))
 
-
-class Stored(_Listed[Example], Generic[Example]):
-    """The examples of a file, which stays open; others may delete it meanwhile.
-
-    path: where other processes of this machine find it; None: nowhere.
-    """
-
-    def __init__(self, file: RowFile, offsets: array[int], kind: type[Example], path: Path | None) -> None:
-        self._file = file
-        self._offsets = offsets  # of the records, and of the end of the last one
-        self._kind = kind
-        self._path = path
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def _at(self, place: int) -> Example:
-        start, end = self._offsets[place], self._offsets[place + 1]
-        return unpacked(self._file.read(start, end - start), self._kind)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a rank of this machine as a path, to one of another machine as a list."""
-        several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
-        if self._path is None or several:
-            return list, (list(self),)
-        return _opened, (self._path, self._file.identity(), self._offsets, self._kind)
+    def select(self, indices: Iterable[int]) -> Rows[Item]:
+        """Return the items at some indices, in that order."""
+        return Rows(self._parts, array("q", (self._indices[index] for index in indices)))
 
 
-def _opened(path: Path, identity: tuple[bytes, int], offsets: array[int], kind: type[Example]) -> Stored[Example]:
-    """Open a file that another process has found to be whole; raise InputError where it is another one by now."""
-    try:
-        file = RowFile.opened(path)
-    except OSError as error:
-        raise InputError(f"data.cache: {path} went away while the run started; start it again") from error
-    if file.identity() != identity:
-        raise InputError(f"data.cache: {path} was replaced while the run started; start it again")
-    return Stored(file, offsets, kind, path)
-
-
-class Rows(_Listed[Item]):
-    """Some of the items of several sequences, in an order of their own."""
-
-    def __init__(self, parts: Sequence[Sequence[Item]], places: Sequence[int] | None = None) -> None:
-        """Take the items at these places of all parts one after the other; None: all."""
-        self._parts = tuple(parts)
-        self._ends = list(accumulate(map(len, self._parts)))
-        total = self._ends[-1] if self._ends else 0
-        self._places: Sequence[int] = range(total) if places is None else array("q", places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def _at(self, place: int) -> Item:
-        at = self._places[place]
-        part = bisect_right(self._ends, at)
-        return self._parts[part][at - (self._ends[part - 1] if part else 0)]
-
-    def at(self, places: Sequence[int]) -> Rows[Item]:
-        """Return the items at some places, in that order."""
-        return Rows(self._parts, array("q", (self._places[place] for place in places)))
-
-
-def ordered(rows: Sequence[Item], key: Callable[[Item], Any]) -> Sequence[Item]:
-    """Return rows in the order of a key; those with equal keys stay as they stand."""
+def sorted_rows(rows: Sequence[Item], key: Callable[[Item], Any]) -> Sequence[Item]:
+    """Return rows in ascending order of a key; rows with equal keys keep their order."""
     keys = [key(row) for row in rows]
     return Rows([rows], sorted(range(len(keys)), key=keys.__getitem__))
-
-
-def number_by_key(keys: Iterable[str], run_bytes: int = 64 << 20) -> tuple[array[int], int]:
-    """Return for every key its place among the distinct ones in order, and how many distinct ones there are.
-
-    Keys (without line ends) are sorted in runs of about run_bytes, which are kept in temporary files and merged.
-    """
-    runs: list[Iterable[tuple[str, int]]] = []
-    run: list[tuple[str, int]] = []
-    held, total = 0, 0
-    for total, key in enumerate(keys, 1):
-        run.append((key, total - 1))
-        held += len(key) + 100
-        if held > run_bytes:
-            runs.append(_spilled(sorted(run)))
-            run, held = [], 0
-    numbers = array("q", bytes(8 * total))
-    number, last = -1, None
-    for key, place in merge(*runs, sorted(run)):
-        number += key != last
-        numbers[place], last = number, key
-    return numbers, number + 1
-
-
-@contextmanager
-def temporary_room() -> Iterator[None]:
-    """Raise DiskError where a temporary file cannot be written inside."""
-    try:
-        yield
-    except OSError as error:
-        folder, reason = tempfile.gettempdir(), one_line(error, 200)
-        raise DiskError(f"cannot write a temporary file in {folder} ({reason}): make room, or set TMPDIR") from error
-
-
-def _spilled(run: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """Write a sorted run to a temporary file, and return what reads it back."""
-    with temporary_room():
-        file = tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n")  # noqa: SIM115 - read_back closes it
-        file.writelines(f"{place} {key}\n" for key, place in run)
-        file.seek(0)
-
-    def read_back() -> Iterator[tuple[str, int]]:
-        with file:
-            for line in file:
-                place, _, key = line.rstrip("\n").partition(" ")
-                yield key, int(place)
-
-    return read_back()
-
-
-class Spool(Generic[Example]):
-    """Examples that are written to a file one by one; where that fails, memory holds them."""
-
-    def __init__(self, file: RowFile | None, kind: type[Example]) -> None:
-        """Begin behind what stands in the file; None: without one."""
-        self.failed: OSError | None = None  # why the file is not whole
-        self._file = file
-        self._kind = kind
-        self._held: list[Example] = []
-        self._offsets = array("q", [0 if file is None else file.size])
-
-    def append(self, example: Example) -> None:
-        """Keep one more."""
-        if self._file is None:
-            self._held.append(example)
-            return
-        record = packed(example)
-        try:
-            self._file.append(record)
-        except OSError as error:
-            self.failed = error
-            self._held = [*self.examples(), example]
-            self._file = None
-        else:
-            self._offsets.append(self._offsets[-1] + len(record))
-
-    def examples(self, path: Path | None = None) -> Sequence[Example]:
-        """Return all of them; path: where the file stands."""
-        return self._held if self._file is None else Stored(self._file, self._offsets, self._kind, path)
-
-    @property
-    def offsets(self) -> array[int]:
-        """Where the records begin in the file, and where the last one ends."""
-        return self._offsets

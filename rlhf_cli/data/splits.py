@@ -1,14 +1,17 @@
-"""The sides of a run, from one source or many."""
+"""The rows to train on and the held-out rows of a run, from one source or many."""
 
 from __future__ import annotations
 
-import random
+import hashlib
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from rlhf_cli.config.data_sources import Source
 from rlhf_cli.config.errors import InputError
@@ -17,33 +20,34 @@ from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.data.bad_rows import BadRow, Rejected, summary
 from rlhf_cli.data.read_rows import content_of, load_rows
 from rlhf_cli.data.row_pipeline import Conversion, Filtered, Prepare
-from rlhf_cli.data.row_store import Rows, Storable, number_by_key
+from rlhf_cli.data.row_store import IndexedRows, Rows, Storable
 from rlhf_cli.data.sampler import shuffled
-from rlhf_cli.data.token_cache import Account, Draft, Loaded, RowCache
+from rlhf_cli.data.token_cache import LoadedRows, RowCache, SourceSummary
 
 
 def split_by_prompt(prompts: Iterable[str], fraction: float, seed: int) -> tuple[array[int], array[int]]:
-    """Return row indices to train on and to hold out: `fraction` of the distinct prompts, at least one unless 0,
-    and never all of them.
+    """Return the indices of rows to train on and of held-out rows.
 
-    Rows with equal prompts go to the same side. The choice depends on the seed and the set of prompts alone.
+    Holds out `fraction` of the distinct prompts: those whose hashes are the smallest. That is at least one prompt
+    unless the fraction is 0, and never all of them. Rows with equal prompts go to the same side. The choice depends on
+    nothing but the seed and the set of prompts. Memory: some tens of bytes per row.
     """
-    numbers, num_distinct = number_by_key(prompts)
-    num_held_out = 0 if fraction == 0 else max(1, round(fraction * num_distinct))
-    num_held_out = max(0, min(num_held_out, num_distinct - 1))
-    held_out = set(random.Random(seed).sample(range(num_distinct), num_held_out))
-    sides = array("q"), array("q")
-    for index, number in enumerate(numbers):
-        sides[number in held_out].append(index)
-    return sides
+    key = str(seed).encode()
+    digests = (hashlib.blake2b(prompt.encode(), digest_size=8, key=key).digest() for prompt in prompts)
+    hashes = np.fromiter(map(int.from_bytes, digests), np.uint64)
+    distinct = np.unique(hashes)
+    num_held_out = 0 if fraction == 0 else max(1, round(fraction * len(distinct)))
+    num_held_out = max(0, min(num_held_out, len(distinct) - 1))
+    is_held_out = np.isin(hashes, distinct[:num_held_out])
+    return array("q", np.flatnonzero(~is_held_out)), array("q", np.flatnonzero(is_held_out))
 
 
 class HasPrompt(Storable, Protocol):
-    """An example that knows which prompt it belongs to."""
+    """A row that knows which prompt it belongs to."""
 
     @property
     def prompt_key(self) -> str:
-        """Equal for rows with the same prompt."""
+        """A text that is equal for rows with the same prompt."""
 
 
 Example = TypeVar("Example", bound=HasPrompt)
@@ -51,88 +55,68 @@ Example = TypeVar("Example", bound=HasPrompt)
 
 @dataclass(frozen=True)
 class Splits(Generic[Example]):
-    """What to train on and what is held out; no prompt is on both sides where one file is split."""
+    """The rows to train on and the held-out rows. Where one source is split, no prompt is on both sides."""
 
     train: Sequence[Example]
     eval: Sequence[Example]
-    notes: list[str]  # what was kept and dropped, one line a source
+    notes: list[str]  # what was kept and dropped, one line per source
 
 
 def load_splits(config: DataConfig, seed: int, prepare: Prepare[Example], cache: RowCache[Example]) -> Splits[Example]:
-    """Load `data.train`, and hold out `data.eval` or, where it is unset, a share of the prompts of `data.train`.
+    """Load `data.train` and `data.eval`; without the latter, hold out a share of the prompts of `data.train`.
 
-    prepare: makes what converts the rows of a source; what it makes is taken from the cache where it is there.
-    Raises InputError where rows are bad (the first 20, all counted) or nothing is left to train on.
+    prepare: makes the converter for the rows of a source; rows that are in the cache are not converted again.
+    Raises InputError where rows are bad (lists the first 20 and counts all) or no row is left to train on.
     """
     loader = _Loader(config, prepare, cache)
-    train, held = (
-        [loader.load(source, key) for source in sources]
-        for key, sources in (("data.train", config.train_sources()), ("data.eval", config.eval_sources()))
-    )
-    _require_fit(train, "data.train")
-    _require_fit(held, "data.eval")
+    train = loader.load_all(config.train_sources(), "data.train")
+    held_out = loader.load_all(config.eval_sources(), "data.eval")
     rows = Rows([part for source in train for part in source.parts])
-    if held:
+    notes = loader.notes
+    if held_out:
+        eval_rows = Rows([part for source in held_out for part in source.parts])
+        eval_rows = eval_rows.select(_weighted(held_out, range(len(eval_rows)), f"{seed}/mix/eval"))
         kept: Sequence[int] = range(len(rows))
-        held_out: Sequence[Example] = _drawn(held, f"{seed}/mix/eval")
-        notes = loader.notes
     else:
-        kept, places = split_by_prompt((row.prompt_key for row in rows), config.eval_fraction, seed)
-        held_out = rows.at(places)
-        notes = [*loader.notes, f"held out: {len(held_out)} of them ({config.eval_fraction:g} of the prompts)"]
+        kept, indices = split_by_prompt((row.prompt_key for row in rows), config.eval_fraction, seed)
+        eval_rows = rows.select(indices)
+        notes = [*notes, f"held out: {len(eval_rows)} of them ({config.eval_fraction:g} of the prompts)"]
     if not kept:
         raise InputError(f"nothing is left to train on: {'; '.join(notes)}")
-    return Splits(rows.at(_mixed(train, kept, f"{seed}/mix/train")), held_out, [*notes, *cache.notes])
+    return Splits(rows.select(_weighted(train, kept, f"{seed}/mix/train")), eval_rows, [*notes, *cache.notes])
 
 
 @dataclass(frozen=True)
-class _Part(Generic[Example]):
-    """The examples of one source."""
-
-    parts: list[Sequence[Example]]  # one a file
+class _LoadedSource(Generic[Example]):
+    parts: list[IndexedRows[Example]]  # one per file
     weight: float
-    unfit: str  # that its filter left no row of a file, with what is there; ""
 
     @property
     def size(self) -> int:
         return sum(map(len, self.parts))
 
 
-def _require_fit(sources: list[_Part[Example]], option: str) -> None:
-    """Raise InputError where filters leave nothing of all sources."""
-    unfit = next((source.unfit for source in sources if source.unfit), "")
-    if unfit and not any(source.size for source in sources):
-        raise InputError(f"{option}={unfit}")
+def _weighted(sources: list[_LoadedSource[Example]], kept: Sequence[int], key: str) -> Sequence[int]:
+    """Return the indices, among those kept, that one pass reads: each source's as often as its weight says.
 
-
-def _drawn(sources: list[_Part[Example]], key: str) -> Sequence[Example]:
-    """Return the rows of all sources, each drawn as often as its weight says."""
-    rows = Rows([part for source in sources for part in source.parts])
-    return rows.at(_mixed(sources, range(len(rows)), key))
-
-
-def _mixed(sources: list[_Part[Example]], kept: Sequence[int], key: str) -> Sequence[int]:
-    """Return the places, of those that are kept, that a pass reads: each source's as often as its weight says.
-
-    weight 2.25: all of them twice, and a quarter of them, drawn by the key, once more.
+    A weight of 2.25 takes all of them twice, and once more a quarter of them, drawn by the key.
     """
     if all(source.weight == 1 for source in sources):
         return kept
-    mixed, start = array("q"), 0
+    indices, start = array("q"), 0
     for number, source in enumerate(sources):
         end = start + source.size
         own = array("q", kept[bisect_left(kept, start) : bisect_left(kept, end)])
         start = end
-        wanted = max(1, round(source.weight * len(own))) if own else 0
-        for _ in range(wanted // max(1, len(own))):
-            mixed.extend(own)
-        rest = shuffled(len(own), f"{key}/{number}")[: wanted % max(1, len(own))]
-        mixed.extend(own[place] for place in sorted(rest))
-    return mixed
+        if own:
+            repeats, remainder = divmod(max(1, round(source.weight * len(own))), len(own))
+            indices.extend(own * repeats)
+            indices.extend(own[index] for index in sorted(shuffled(len(own), f"{key}/{number}")[:remainder]))
+    return indices
 
 
 class _Loader(Generic[Example]):
-    """Loads source after source, and notes what each gave."""
+    """Loads one source after another, and notes what each gave."""
 
     def __init__(self, config: DataConfig, prepare: Prepare[Example], cache: RowCache[Example]) -> None:
         self.config = config
@@ -140,52 +124,46 @@ class _Loader(Generic[Example]):
         self.cache = cache
         self.notes: list[str] = []
 
-    def load(self, source: Source, option: str) -> _Part[Example]:
-        """Load all files of one source."""
+    def load_all(self, sources: list[Source], option: str) -> list[_LoadedSource[Example]]:
+        """Load all files of some sources; raise InputError where their filters leave no row at all."""
+        loaded, filter_error = [], ""
+        for source in sources:
+            paths = resolve_pattern(source.path, option)
+            files = [self._load_file(path, source, option) for path in paths]
+            for path, file in zip(paths, files, strict=True):
+                if not filter_error and file.summary.filter_error:
+                    filter_error = f"{path}: {file.summary.filter_error}"
+            loaded.append(_LoadedSource([file.rows for file in files], source.weight))
+            name = source.path if len(paths) == 1 else f"{source.path} ({len(paths)} files)"
+            self.notes.append(_note(name, loaded[-1].size, [file.summary for file in files], source.weight))
+        if filter_error and not any(source.size for source in loaded):
+            raise InputError(f"{option}={filter_error}")
+        return loaded
+
+    def _load_file(self, path: str, source: Source, option: str) -> LoadedRows[Example]:
         options, split = self.config.of_source(source), source.split or ""
-        paths = resolve_pattern(source.path, option)
-        found = [self._load(path, split, option, options, source.filter) for path in paths]
-        parts = [one.examples for one in found]
-        name = source.path if len(paths) == 1 else f"{source.path} ({len(paths)} files)"
-        self.notes.append(_note(name, sum(map(len, parts)), [one.account for one in found], source.weight))
-        unfit = next(
-            (f"{path}: {one.account.unfit}" for path, one in zip(paths, found, strict=True) if one.account.unfit), ""
+        find_key = partial(
+            self.cache.key, options, source.filter, partial(content_of, resolve_path(path, option), split)
         )
-        return _Part(parts, source.weight, unfit)
 
-    def _load(self, path: str, split: str, option: str, options: DataConfig, wanted: dict[str, Any]) -> Loaded[Example]:
-        content = partial(content_of, resolve_path(path, option), split)
-        key = self.cache.key(options, wanted, content)
-        loaded = self.cache.read(key)
-        if loaded is not None:
-            return loaded
-        draft = self.cache.draft(key)
-        try:
-            rows = Filtered(load_rows(path, split, option), wanted)
-            account = self._convert(rows, f"{option}={path}", options, draft)
-            if key is not None and key == self.cache.key(options, wanted, content):  # nobody has changed it meanwhile
-                self.cache.keep(draft, key, account)
-        finally:
-            draft.close()
-        return draft.loaded(account)
+        def convert(append: Any) -> SourceSummary:
+            rows = Filtered(load_rows(path, split, option), source.filter)
+            conversion, rejected = Conversion(rows, f"{option}={path}", options, self.prepare), Rejected()
+            for place, found in conversion:
+                if isinstance(found, BadRow):
+                    rejected.add(place, found)
+                else:
+                    append(found)
+            conversion.check()
+            rejected.raise_if_refused(f"{option}={path}", conversion.num_rows)
+            return SourceSummary(dict(rejected.dropped), rows.others, rows.unfit, conversion.format.name)
 
-    def _convert(self, rows: Filtered, label: str, options: DataConfig, draft: Draft[Example]) -> Account:
-        conversion, rejected = Conversion(rows, label, options, self.prepare), Rejected()
-        for place, found in conversion:
-            if isinstance(found, BadRow):
-                rejected.add(place, found)
-            else:
-                draft.spool.append(found)
-        conversion.check()
-        rejected.raise_if_refused(label, conversion.num_rows)
-        return Account(dict(rejected.dropped), rows.others, rows.unfit, conversion.format.name)
+        key = find_key()
+        return self.cache.read(key) or self.cache.write(key, convert, is_current=lambda: find_key() == key)
 
 
-def _note(name: str, kept: int, accounts: list[Account], weight: float) -> str:
-    dropped: dict[str, int] = {}
-    for account in accounts:
-        for reason, count in account.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    formats = " and ".join(sorted({account.format for account in accounts}))
-    note = summary(name, kept, dropped, sum(account.others for account in accounts), formats)
+def _note(name: str, kept: int, summaries: list[SourceSummary], weight: float) -> str:
+    dropped = sum((Counter(one.dropped) for one in summaries), Counter[str]())
+    formats = " and ".join(sorted({one.format for one in summaries}))
+    note = summary(name, kept, dropped, sum(one.filtered_out for one in summaries), formats)
     return note if weight == 1 else f"{note}; weight {weight:g}"

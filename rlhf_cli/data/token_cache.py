@@ -1,11 +1,9 @@
-"""Token ids of a source, kept from one start to the next, and read from the disk one row at a time.
+"""The cache of tokenised rows: one file per source, options and tokenizer, reused by later runs.
 
-They lie in `$XDG_CACHE_HOME/rlhf`, or `~/.cache/rlhf`. Not below HF_HOME: that is laid out, listed and emptied by the
-Hub's own tools, and often shared or read-only. Every file may be deleted at any time.
-
-A file is named after a SHA-256 over all that decides what is in it. It holds a SHA-256 over that name and what
-follows; the records of all examples (store.py); int64 offsets of the records, one more than there are; what was left
-out, as JSON; int64 length of that JSON, and number of the offsets.
+Files lie in `$XDG_CACHE_HOME/rlhf`, or `~/.cache/rlhf`; not below HF_HOME, which the Hub's own tools
+manage and which is often shared or read-only. Any file may be deleted at any time. Its name is a
+SHA-256 of everything that decides its content. It is an Arrow stream (row_store.py), followed by a
+SHA-256 of its name and the stream.
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ import hashlib
 import json
 import os
 import tempfile
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic
@@ -27,207 +23,154 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.data.conversation import Renderer
-from rlhf_cli.data.row_store import DIGEST_BYTES, Example, RowFile, Spool, Stored
+from rlhf_cli.data.row_store import DIGEST_BYTES, Example, IndexedRows, RowWriter, StoredRows
 from rlhf_cli.system.durable_files import sync
 from rlhf_cli.system.text import one_line
 
-FORMAT = 2  # of the files; what decides the ids themselves is the code of this folder, which counts too
+FORMAT = 3  # of the files; the code that makes token ids is hashed separately
 _LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
-_CHANGES_NO_ROW = (  # of DataConfig; a filter stands in the name beside the content
-    *("train", "train_split", "train_filter", "eval", "eval_split", "eval_filter", "eval_fraction", "cache"),
+_IRRELEVANT_OPTIONS = frozenset(  # of DataConfig: they change no row; filters are part of the key anyway
+    ("train", "train_split", "train_filter", "eval", "eval_split", "eval_filter", "eval_fraction", "cache")
 )
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Account:
+class SourceSummary:
     """What became of the rows of one source."""
 
     dropped: dict[str, int]  # reason -> rows
-    others: int = 0  # rows that the filter leaves to others
-    unfit: str = ""  # that it leaves none, with what is there
+    filtered_out: int = 0
+    filter_error: str = ""  # why the filter leaves no row, with the values there are; "" where it leaves some
     format: str = "columns"
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[Example]):
-    """What one source gave."""
+class LoadedRows(Generic[Example]):
+    """The usable rows of one source."""
 
-    examples: Sequence[Example]
-    account: Account
+    rows: IndexedRows[Example]
+    summary: SourceSummary
+
+
+# Passes each row to the given function, and returns a summary
+Convert = Callable[[Callable[[Example], None]], SourceSummary]
 
 
 class RowCache(Generic[Example]):
-    """The files for one set of data options, one tokenizer and one kind of example."""
+    """The cached rows for one set of data options, one tokenizer and one kind of row."""
 
     def __init__(self, config: DataConfig, renderer: Renderer, kind: type[Example]) -> None:
-        self.notes: list[str] = []  # why nothing can be kept, one line
+        self.notes: list[str] = []  # why rows cannot be cached, one line each
         self.kind = kind
-        self._decides: str | None = None
+        self._folder: Path | None = None
         if not config.cache:
             return
         try:
+            self._base_key = json.dumps([FORMAT, kind.__name__, _code(), *_rendering(renderer)])
             self._folder = folder()
-            self._decides = json.dumps([FORMAT, kind.__name__, _code(), *_rendering(renderer)])
-        except _UnknowableError as error:
+        except _NotCacheableError as error:
             self.notes = [f"data.cache: not used, {error}"]
 
     def key(self, options: DataConfig, wanted: Mapping[str, Any], content: Callable[[], str | None]) -> str | None:
-        """Return the name of what a source gives with some options and a filter; None where nothing is kept, or where
-        it has no content.
-        """
-        found = None if self._decides is None else content()
+        """Return the name for the rows of a source under some options and a filter; None where they are not cached."""
+        found = None if self._folder is None else content()
         if found is None:
             return None
-        decides = f"{self._decides} {json.dumps([*_options(options), dict(wanted)])} {found}"
-        return hashlib.sha256(decides.encode()).hexdigest()
+        everything = f"{self._base_key} {json.dumps([*_options(options), dict(wanted)])} {found}"
+        return hashlib.sha256(everything.encode()).hexdigest()
 
-    def read(self, key: str | None) -> Loaded[Example] | None:
-        """Return what was kept under this name, if every byte of it is as it was written."""
-        if key is None:
+    def read(self, key: str | None) -> LoadedRows[Example] | None:
+        """Return the rows cached under a key; None where there are none, or where a byte of the file has changed."""
+        if key is None or self._folder is None:
             return None
+        path = self._folder / f"{key}.rows"
         try:
-            file = RowFile.opened(self._file(key))
+            with path.open("rb") as file:
+                if not _is_intact(file.fileno(), key):
+                    return None
+                rows = StoredRows(file.fileno(), self.kind, path)
         except OSError:
             return None
-        return self._read(file, key)
+        return LoadedRows(rows, SourceSummary(**json.loads(rows.metadata[b"summary"])))
 
-    def _read(self, file: RowFile, key: str) -> Loaded[Example] | None:
+    def write(self, key: str | None, convert: Convert[Example], is_current: Callable[[], bool]) -> LoadedRows[Example]:
+        """Convert the rows of a source, and cache them under a key.
+
+        Rows go to a temporary file where they have no key or the cache cannot be written (then a note says why), and
+        stay in memory where there is no temporary file either. They are not kept unless `is_current` says after the
+        conversion that the source is still the same.
+        """
+        if key is not None and self._folder is not None:
+            try:
+                return self._write(self._folder, key, convert, is_current)
+            except OSError as error:
+                reason = one_line(error.strerror or error, 200)
+                self.notes = [f"data.cache: cannot write {self._folder}: {reason}; rows are tokenised at every start"]
         try:
-            if file.size < DIGEST_BYTES + 16 or file.read(0, DIGEST_BYTES) != _digest(key, file):
-                return None
-            length, number = array("q", file.read(file.size - 16, 16))
-            start = file.size - 16 - length
-            account = Account(**json.loads(file.read(start, length)))
-            offsets = array("q")
-            while len(offsets) < number:
-                missing = 8 * (number - len(offsets))
-                offsets.frombytes(file.read(start - missing, min(_BLOCK_BYTES, missing)))
+            return self._write(Path(tempfile.gettempdir()), None, convert, is_current)
         except OSError:
-            return None
-        return Loaded(Stored(file, offsets, self.kind, self._file(key)), account)
+            rows: list[Example] = []
+            return LoadedRows(rows, convert(rows.append))
 
-    def draft(self, key: str | None) -> Draft[Example]:
-        """Return where the examples of a source are to be written, to be kept under this name."""
-        if key is None:
-            return Draft(self.kind, None)
+    def _write(
+        self, directory: Path, key: str | None, convert: Convert[Example], is_current: Callable[[], bool]
+    ) -> LoadedRows[Example]:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=directory, prefix=".rlhf-", suffix=".tmp")
+        path = None
         try:
-            return Draft(self.kind, self._file(key))
-        except OSError as error:
-            self._tell(error)
-            return Draft(self.kind, None)
-
-    def keep(self, draft: Draft[Example], key: str, account: Account) -> None:
-        """Keep what was written, at once and on the disk; where that cannot be, a note and no error."""
-        try:
-            draft.publish(key, account)
-        except OSError as error:
-            self._tell(error)
-
-    def _tell(self, error: OSError) -> None:
-        reason = one_line(error.strerror or error, 200)
-        self.notes = [f"data.cache: cannot write {self._folder}: {reason}; rows are tokenised at every start"]
-
-    def _file(self, key: str) -> Path:
-        return self._folder / f"{key}.rows"
-
-
-class Draft(Generic[Example]):
-    """The examples of one source while they are written: to a file without a name, or to one that will get a name."""
-
-    def __init__(self, kind: type[Example], target: Path | None) -> None:
-        """Make the file; raise OSError where it is to have a name and cannot be made."""
-        self._target = target
-        self._aside: Path | None = None
-        self._kept: Path | None = None
-        self._file = _nameless() if target is None else self._begun(target)
-        self.spool = Spool(self._file, kind)
-
-    def _begun(self, target: Path) -> RowFile:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-        self._aside, file = Path(aside), RowFile(descriptor)
-        try:
-            file.append(bytes(DIGEST_BYTES))
-        except OSError:
-            self.close()
-            raise
-        return file
-
-    def publish(self, key: str, account: Account) -> None:
-        """Give the file its name; raise OSError, and leave nothing, where that cannot be."""
-        try:
-            if self.spool.failed is not None:
-                raise self.spool.failed
-            if self._aside is None or self._file is None or self._target is None:
-                return  # why, has been told
-            rest = json.dumps(asdict(account)).encode()
-            offsets = self.spool.offsets
-            self._file.append(offsets.tobytes() + rest + array("q", [len(rest), len(offsets)]).tobytes())
-            self._file.settle(_digest(key, self._file))
-            self._aside.replace(self._target)
-            sync(self._target.parent)
-            self._aside, self._kept = None, self._target
+            with open(descriptor, "w+b") as file:
+                writer = RowWriter(file)
+                summary = convert(writer.append)
+                writer.finish({"summary": json.dumps(asdict(summary))})
+                file.flush()
+                if key is not None and is_current():
+                    file.write(_digest(file.fileno(), key))
+                    file.flush()
+                    os.fsync(descriptor)
+                    path = directory / f"{key}.rows"
+                    os.replace(name, path)
+                    sync(directory)
+                return LoadedRows(StoredRows(descriptor, self.kind, path), summary)
         finally:
-            self.close()
-
-    def close(self) -> None:
-        """Take away the name that the file had meanwhile; what was written can still be read."""
-        if self._aside is not None:
-            self._aside.unlink(missing_ok=True)
-            self._aside = None
-
-    def loaded(self, account: Account) -> Loaded[Example]:
-        """Return what was written."""
-        return Loaded(self.spool.examples(self._kept), account)
+            Path(name).unlink(missing_ok=True)
 
 
-def _nameless() -> RowFile | None:
-    """Return a file that is gone when it is closed; None where there is room for none."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix="rlhf-")
-    except OSError:
-        return None
-    Path(name).unlink()
-    return RowFile(descriptor)
-
-
-class _UnknowableError(Exception):
-    """Why it cannot be told whether rows would give the same ids again."""
+class _NotCacheableError(Exception):
+    """Why it cannot be known whether rows would give the same token ids again."""
 
 
 def folder() -> Path:
     """Return the folder of all files; it need not exist."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if given.is_absolute():  # others are to be ignored, says the XDG Base Directory Specification
-        return given / "rlhf"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():  # the XDG Base Directory Specification says to ignore relative paths
+        return base / "rlhf"
     try:
         return Path.home() / ".cache/rlhf"
     except RuntimeError as error:
-        raise _UnknowableError("there is no home folder; set XDG_CACHE_HOME") from error
+        raise _NotCacheableError("there is no home folder; set XDG_CACHE_HOME") from error
 
 
 def _code() -> str:
-    """Return a SHA-256 over the code that makes ids of rows."""
+    """Return a SHA-256 of the code that turns rows into token ids."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _options(config: DataConfig) -> list[Any]:
-    options = {name: value for name, value in asdict(config).items() if name not in _CHANGES_NO_ROW}
-    plain = {name: value.value if isinstance(value, Enum) else value for name, value in options.items()}
-    return [plain, [version(name) for name in _LIBRARIES]]
+    options = {name: repr(value) for name, value in asdict(config).items() if name not in _IRRELEVANT_OPTIONS}
+    return [options, [version(name) for name in _LIBRARIES]]
 
 
 def _rendering(renderer: Renderer) -> list[Any]:
-    """Return all that decides which ids a text becomes; raise _UnknowableError where that is more than can be told."""
+    """Return everything that decides which ids a text becomes; raise _NotCacheableError where that is unknown."""
     tokenizer: PreTrainedTokenizerBase = renderer.tokenizer
     kind, backend = type(tokenizer), getattr(tokenizer, "backend_tokenizer", None)
     if not kind.__module__.startswith("transformers.") or not isinstance(backend, Tokenizer):
-        raise _UnknowableError(f"nothing tells whether this tokenizer ({kind.__name__}) has changed")
+        raise _NotCacheableError(f"this tokenizer ({kind.__name__}) runs code of its own, which may change")
     if renderer.use_template and "strftime_now" in json.dumps(tokenizer.chat_template):
-        raise _UnknowableError("the chat template asks for the time")
-    backend.no_truncation()  # as every call does that does not ask for it
+        raise _NotCacheableError("the chat template contains the current time")
+    backend.no_truncation()  # as every call does that does not ask for truncation or padding
     backend.no_padding()
     return [
         [kind.__name__, backend.to_str(), tokenizer.split_special_tokens],
@@ -236,11 +179,16 @@ def _rendering(renderer: Renderer) -> list[Any]:
     ]
 
 
-def _digest(key: str, file: RowFile) -> bytes:
-    """Return a SHA-256 over a name and all of a file behind its first bytes."""
-    digest = hashlib.sha256(key.encode())
-    place = DIGEST_BYTES
-    while block := file.read(place, _BLOCK_BYTES):
+def _digest(descriptor: int, key: str, size: int | None = None) -> bytes:
+    """Return a SHA-256 of a key and the first `size` bytes of a file; None: all of them."""
+    digest, position = hashlib.sha256(key.encode()), 0
+    end = os.fstat(descriptor).st_size if size is None else size
+    while position < end and (block := os.pread(descriptor, min(1 << 20, end - position), position)):
         digest.update(block)
-        place += len(block)
+        position += len(block)
     return digest.digest()
+
+
+def _is_intact(descriptor: int, key: str) -> bool:
+    size = os.fstat(descriptor).st_size - DIGEST_BYTES
+    return size > 0 and os.pread(descriptor, DIGEST_BYTES, size) == _digest(descriptor, key, size)

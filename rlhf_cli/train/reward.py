@@ -16,7 +16,7 @@ from rlhf_cli.algo.normalise import normalised_head
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import TrainRMConfig
 from rlhf_cli.data.preferences import Ranking
-from rlhf_cli.data.row_store import ordered
+from rlhf_cli.data.row_store import sorted_rows
 from rlhf_cli.data.sampler import batch_indices, shuffled
 from rlhf_cli.data.token_batches import TokenSequence, chunks, collate, flatten, micro_batches, sized_rows
 from rlhf_cli.engine import distributed
@@ -103,7 +103,7 @@ class RewardTrainer:
         self.config = config
         self.model = model
         self.rows = rows
-        self.eval_rows = ordered(eval_rows, key=lambda row: row.num_tokens)  # less padding
+        self.eval_rows = sorted_rows(eval_rows, key=lambda row: row.num_tokens)  # less padding
         self.mean_weight = mean_weight(rows, "to train on")
         self.eval_mean_weight = mean_weight(eval_rows, "held out")
         self.pad_id = pad_id

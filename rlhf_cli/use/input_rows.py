@@ -56,15 +56,15 @@ class _Whole:
         """Equal for rows with the same prompt."""
         return self.ranking.prompt_key
 
-    def parts(self) -> tuple[list[Ids], list[Any]]:
+    def to_record(self) -> tuple[list[Ids], list[Any]]:
         """Return the ids of the ranking, and its other fields with the columns."""
-        ids, rest = self.ranking.parts()
-        return ids, [*rest, self.columns]
+        ids, fields = self.ranking.to_record()
+        return ids, [*fields, self.columns]
 
     @classmethod
-    def of_parts(cls, ids: list[Ids], rest: list[Any]) -> Self:
+    def from_record(cls, ids: list[Ids], fields: list[Any]) -> Self:
         """Return what has these parts."""
-        return cls(Ranking.of_parts(ids, rest[:-1]), rest[-1])
+        return cls(Ranking.from_record(ids, fields[:-1]), fields[-1])
 
 
 def prompts(rows: Rows, option: str) -> list[Prompt]:

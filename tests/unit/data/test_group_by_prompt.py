@@ -26,7 +26,7 @@ def test_rows_of_one_prompt_agree_in_what_is_said_of_it():
     assert isinstance(bad, BadRow)
     assert (place, str(bad)) == (
         "a.jsonl:1",
-        "w: the rows of one prompt differ in it; wanted one value for all of them",
+        "w: the rows of one prompt differ here; wanted the same value in all of them",
     )
 
 

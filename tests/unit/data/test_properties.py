@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import unicodedata
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.json_rows import MAX_LINE_BYTES, read_json, read_jsonl
 from rlhf_cli.data.preferences import Ranking, load_preferences
 from rlhf_cli.data.prompts import Prompt, load_prompts
-from rlhf_cli.data.row_store import packed, unpacked
+from rlhf_cli.data.row_store import Rows, RowWriter, StoredRows
 from rlhf_cli.data.splits import split_by_prompt
 from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate, micro_batches, sized_rows
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
@@ -171,16 +172,22 @@ def test_a_response_is_cut_behind_its_first_end(response, ends):
 def test_what_is_stored_comes_back(ids, text, columns):
     columns = json.loads(json.dumps(columns).replace("NaN", "null").replace("Infinity", "1e9"))
     prompt = Prompt(text, ids[0], text, ({"role": "user", "content": text},), columns)
-    assert unpacked(packed(prompt), Prompt) == prompt
+    assert list(stored(Prompt, prompt, prompt)) == [prompt, prompt]
     ranking = Ranking(
         tuple(TokenSequence(ids[0], one) for one in (*ids, ids[0])), 0.5, text, category=None, ranks=(0, 1)
     )
-    record = packed(ranking)
-    assert unpacked(record, Ranking) == ranking
-    for place in (0, len(record) // 2, len(record) - 1):
-        broken = record[:place] + bytes([record[place] ^ 1]) + record[place + 1 :]
-        with pytest.raises(InputError, match="was changed while the run reads it"):
-            unpacked(broken, Ranking)
+    assert list(stored(Ranking, ranking)) == [ranking]
+
+
+def stored(kind, *rows):
+    """Write rows to a file, and return them as they are read from it."""
+    with tempfile.TemporaryFile() as file:
+        writer = RowWriter(file)
+        for row in rows:
+            writer.append(row)
+        writer.finish({})
+        file.flush()
+        return Rows([StoredRows(file.fileno(), kind, None)])
 
 
 @FEW

@@ -16,8 +16,8 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.row_store import Rows, number_by_key, ordered
-from rlhf_cli.data.splits import _mixed, _Part
+from rlhf_cli.data.row_store import Rows, sorted_rows
+from rlhf_cli.data.splits import _LoadedSource, _weighted
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -195,23 +195,14 @@ def test_a_source_may_have_rows_of_the_other_sources_prompts():
     assert len(sides.eval) == 20
 
 
-def test_keys_are_numbered_in_order_however_they_are_cut_into_runs():
-    keys = [f'"k{(n * 37) % 50}"' for n in range(500)]
-    in_order = sorted(set(keys))
-    for run_bytes in (1, 3000, 1 << 20):
-        numbers, num_distinct = number_by_key(iter(keys), run_bytes)
-        assert num_distinct == 50
-        assert [in_order[number] for number in numbers] == keys
-
-
 def test_rows_of_several_parts():
     rows = Rows([["a", "b"], [], ["c"], ["d", "e"]])
     assert list(rows) == ["a", "b", "c", "d", "e"] == rows[:]
     assert (rows[-1], rows[2], rows[1:4]) == ("e", "c", ["b", "c", "d"])
-    assert list(rows.at([4, 0, 0])) == ["e", "a", "a"]
-    assert rows.at([4, 0]).at([1]) == ["a"]
-    assert list(ordered(rows.at([3, 1, 2]), key=lambda letter: letter)) == ["b", "c", "d"]
-    assert list(ordered(["bb", "a", "cc"], key=len)) == ["a", "bb", "cc"]
+    assert list(rows.select([4, 0, 0])) == ["e", "a", "a"]
+    assert rows.select([4, 0]).select([1]) == ["a"]
+    assert list(sorted_rows(rows.select([3, 1, 2]), key=lambda letter: letter)) == ["b", "c", "d"]
+    assert list(sorted_rows(["bb", "a", "cc"], key=len)) == ["a", "bb", "cc"]
     with pytest.raises(IndexError):
         rows[5]
 
@@ -258,7 +249,7 @@ def test_memory_does_not_grow_with_the_set():
 
 def test_a_source_of_which_nothing_is_kept_takes_no_row_of_the_next_one():
     """Three, two and three rows; the second source, five times over, has none on this side."""
-    parts = [_Part([range(size)], weight, "") for size, weight in ((3, 1.0), (2, 5.0), (3, 1.0))]
-    assert list(_mixed(parts, [0, 1, 2, 5, 6, 7], "key")) == [0, 1, 2, 5, 6, 7]
-    assert list(_mixed(parts, [0, 4, 7], "key")) == [0, 4, 4, 4, 4, 4, 7]
-    assert list(_mixed(parts, [3], "key")) == [3] * 5
+    parts = [_LoadedSource([range(size)], weight) for size, weight in ((3, 1.0), (2, 5.0), (3, 1.0))]
+    assert list(_weighted(parts, [0, 1, 2, 5, 6, 7], "key")) == [0, 1, 2, 5, 6, 7]
+    assert list(_weighted(parts, [0, 4, 7], "key")) == [0, 4, 4, 4, 4, 4, 7]
+    assert list(_weighted(parts, [3], "key")) == [3] * 5

@@ -197,8 +197,8 @@ def test_a_file_that_is_changed_while_it_is_read_is_told(folder):
     rows = load(train=write(ROWS)).train
     (file,) = folder.iterdir()
     with file.open("r+b") as open_file:
-        open_file.seek(40)
-        open_file.write(bytes(9))
+        open_file.seek(file.read_bytes().index(b"rd 3"))  # in the text of a prompt
+        open_file.write(b"RD")
     with pytest.raises(InputError, match=r"data\.cache: a file was changed while the run reads it"):
         list(rows)
 
@@ -217,6 +217,7 @@ def test_other_ranks_open_the_file_and_not_another_one_in_its_place(folder):
     assert len(sent) < 1000  # no ids
     (file,) = folder.iterdir()
     with file.open("r+b") as open_file:
+        open_file.seek(-9, os.SEEK_END)
         open_file.write(bytes(9))
     with pytest.raises(InputError, match="was replaced while the run started; start it again"):
         pickle.loads(sent)
@@ -237,14 +238,14 @@ def test_a_rank_takes_the_same_content_that_another_run_has_put_in_place_of_it(f
     assert pickle.loads(sent) == rows
 
 
-def test_ranks_of_other_machines_and_without_a_cache_get_the_rows(monkeypatch):
+def test_ranks_of_other_machines_and_without_a_cache_get_the_rows(folder, monkeypatch):
     plain = load(train=write(ROWS), cache=False).train
     assert pickle.loads(pickle.dumps(plain)) == plain
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     rows = load().train
     sent = pickle.dumps(rows)
-    monkeypatch.setattr(os, "open", None)
+    shutil.rmtree(folder)
     assert pickle.loads(sent) == plain
 
 
@@ -463,7 +464,7 @@ def test_a_template_that_tells_the_date_is_rendered_at_every_start(folder):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = f"{{{{ strftime_now('%Y') }}}}{tokenizer.chat_template}"
     sides = load(train=write(ROWS), tokenizer=tokenizer)
-    assert sides.notes[-1] == "data.cache: not used, the chat template asks for the time"
+    assert sides.notes[-1] == "data.cache: not used, the chat template contains the current time"
     assert not folder.exists()
     load(tokenizer=tokenizer, apply_chat_template=False)
     assert len(keys(folder)) == 1
@@ -473,7 +474,7 @@ def test_a_tokenizer_with_code_of_its_own_is_asked_at_every_start(folder):
     tokenizer = byte_tokenizer()
     tokenizer.__class__ = type("Own", (type(tokenizer),), {})
     sides = load(train=write(ROWS), tokenizer=tokenizer)
-    assert sides.notes[-1] == "data.cache: not used, nothing tells whether this tokenizer (Own) has changed"
+    assert sides.notes[-1] == "data.cache: not used, this tokenizer (Own) runs code of its own, which may change"
     assert not folder.exists()
 
 
