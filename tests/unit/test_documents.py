@@ -85,8 +85,8 @@ def test_the_page_of_presets_is_fresh(monkeypatch, tmp_path):
     assert (REPOSITORY / "docs/presets.md").read_text("utf-8") == script("make_plan_docs").render()
 
 
-def test_the_drawing_in_the_readme_is_that_of_the_preset():
-    block = (REPOSITORY / "README.md").read_text("utf-8").partition("```text\nload ")[2].partition("```")[0]
+def test_the_drawing_on_the_memory_page_is_that_of_the_preset():
+    block = (REPOSITORY / "docs/memory.md").read_text("utf-8").partition("```text\nload ")[2].partition("```")[0]
     page = (REPOSITORY / "docs/presets.md").read_text("utf-8").splitlines()
     lines = f"load {block}".strip().splitlines()
     assert len(lines) == 7
