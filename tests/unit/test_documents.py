@@ -75,6 +75,69 @@ def test_make_targets_that_pages_name_exist(page):
     assert set(re.findall(r"\bmake ([a-z-]+)`", page.read_text("utf-8"))) <= targets
 
 
+GENERATED = {"config.md", "presets.md", "correctness.md"}
+WRITTEN = [page for page in PAGES if page.name not in {*GENERATED, "log.md"} and page.parent != REPOSITORY]
+WRITTEN.append(REPOSITORY / "CONTRIBUTING.md")
+
+
+def prose(page):
+    """The lines of a page outside of code blocks and tables."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    return [line for line in text.splitlines() if not line.startswith("|")]
+
+
+def cells(text):
+    """The cells of all tables of a page, as a reader sees them: without the targets of links."""
+    for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines():
+        if line.startswith("|"):
+            yield from re.split(r"(?<!\\)\|", re.sub(r"\]\([^)]*\)", "]", line))[1:-1]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_prose_is_wrapped_at_100_columns(page):
+    too_long = [line for line in prose(page) if len(line) > 100 and not re.search(r"\]\(|https?://", line)]
+    assert too_long == []
+
+
+@pytest.mark.parametrize("page", [*WRITTEN, REPOSITORY / "docs/correctness.md"], ids=lambda page: page.name)
+def test_no_cell_of_a_table_is_a_paragraph(page):
+    assert [cell.strip() for cell in cells(page.read_text("utf-8")) if len(cell.strip()) > 200] == []
+
+
+def test_the_index_lists_every_page():
+    index = REPOSITORY / "docs/README.md"
+    listed = set(re.findall(r"^- \[[^]]+\]\(([^)]+)\): ", index.read_text("utf-8"), flags=re.MULTILINE))
+    pages = {page.name for page in index.parent.iterdir() if page.is_file()} - {"README.md"}
+    assert pages == {name for name in listed if not name.startswith("../")}
+
+
+def results(page):
+    """The rows (what, figure, linked page) of the table below the heading Results of a page."""
+    section = re.search(r"^## Results\n(.*?)(?=^## |\Z)", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    rows = (
+        [line.strip("| ").split(" | ") for line in section[1].splitlines() if line.startswith("|")] if section else []
+    )
+    for what, figure, linked in rows[2:]:
+        yield what, figure, page.parent / re.search(r"\]\(([^)#]+)", linked)[1]
+
+
+def unproved(page):
+    """The figures of a table of results that do not occur on the page they link to."""
+    return [figure for _, figure, linked in results(page) if figure not in linked.read_text("utf-8")]
+
+
+def test_every_figure_of_the_readme_is_on_the_page_it_links_to():
+    assert unproved(REPOSITORY / "README.md") == []
+
+
+def test_a_figure_that_is_not_on_its_page_is_found(tmp_path):
+    (tmp_path / "speed.md").write_text("Steps are 2.1 to 2.8 times as fast.")
+    rows = [f"| steps | {figure} | [speed](speed.md) |" for figure in ("2.1 to 2.8 times", "1.7 to 2.3 times")]
+    table = ["## Results", "", "| what | figure | page |", "|---|---|---|", *rows, "", "## Use", "", "| x | y | z |"]
+    (tmp_path / "README.md").write_text("\n".join(table))
+    assert unproved(tmp_path / "README.md") == ["1.7 to 2.3 times"]
+
+
 def test_the_page_of_options_is_fresh():
     assert (REPOSITORY / "docs/config.md").read_text("utf-8") == script("make_config_docs").render()
 

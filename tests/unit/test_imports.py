@@ -1,6 +1,7 @@
 """The layers of the package: which package may import which. CONTRIBUTING.md shows the same table."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -80,3 +81,9 @@ def test_packages_for_processes_and_options_import_no_torch(package):
 def test_no_two_files_share_a_name():
     names = [file.name for file in PACKAGE.rglob("*.py") if file.name not in ("__init__.py", "__main__.py")]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_contributing_shows_the_graph():
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Packages")[2]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\w -]+) \|$", page, flags=re.MULTILINE)
+    assert {package: below.strip("-") for package, below in rows} | {"conf": ""} == GRAPH
