@@ -1,4 +1,4 @@
-"""argv -> command. Help, lists and configuration errors answer without importing torch."""
+"""The command line. Help, lists and configuration errors do not import torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NoReturn
 
 import rlhf_cli
@@ -17,27 +18,35 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: rlhf COMMAND [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]
 
-commands:
-  train-rm      learn a reward model from preference pairs (prompt, chosen, rejected)
-  train-ppo     tune a policy with PPO against a reward model
-  plan          the memory, disk and batches that a run will take, before it is started: rlhf plan train-ppo conf=demo
-  check         what a run would prove of its models and data before it trains: rlhf check train-ppo conf=tiny
-  data          look at rows as a run would read them, or write them in one format: rlhf data inspect pairs.jsonl
-  report        what a run did, as one HTML file: rlhf report outputs/tiny
-  compare       what runs differ in, and how they ended: rlhf compare outputs/a outputs/b
-  checkpoints   the checkpoints of a run, and whether they are whole: rlhf checkpoints outputs/tiny --verify
-  generate      answers of a trained policy: rlhf generate outputs/tiny --prompt "Where is my order?"
-  chat          talk with it: rlhf chat outputs/tiny --reward outputs/tiny_rm
-  score         what a reward says of pairs or answers: rlhf score outputs/tiny_rm --file pairs.jsonl
-  evaluate      a policy beside a reference: rlhf evaluate outputs/tiny --prompts prompts.jsonl --reward outputs/tiny_rm
-  best-of-n     what the best of n answers would score: rlhf best-of-n MODEL --prompts FILE --reward outputs/tiny_rm
-  serve-reward  a trained reward model as an HTTP service: rlhf serve-reward outputs/demo_rm
-  show-config   print the composed configuration: rlhf show-config train-ppo conf=tiny
-  list          the packaged experiments, each with its purpose
+train:
+  train-rm      train a reward model on preferences: rlhf train-rm conf=demo
+  train-ppo     train a policy with PPO against a reward model: rlhf train-ppo conf=demo
+
+before training:
+  list          list the packaged experiments and configuration groups
+  show-config   print the composed options of a run: rlhf show-config train-ppo conf=tiny
+  plan          estimate the memory, disk and batches of a run: rlhf plan train-ppo conf=demo
+  check         check the models and data of a run without training: rlhf check train-ppo conf=tiny
+  data          inspect rows as a run reads them, or convert them: rlhf data inspect pairs.jsonl
+
+results of a run:
+  report        write an HTML report of a run: rlhf report outputs/tiny
+  compare       compare the options and results of runs: rlhf compare outputs/a outputs/b
+  checkpoints   list the checkpoints of a run and verify them: rlhf checkpoints outputs/tiny --verify
+
+use trained models:
+  generate      generate responses: rlhf generate outputs/tiny --prompt "Where is my order?"
+  chat          chat with a policy: rlhf chat outputs/tiny --reward outputs/tiny_rm
+  score         score pairs or responses: rlhf score outputs/tiny_rm --file pairs.jsonl
+  evaluate      compare a policy with a reference:
+                rlhf evaluate outputs/tiny --prompts prompts.jsonl --reward outputs/tiny_rm
+  best-of-n     score the best of n responses per prompt:
+                rlhf best-of-n MODEL --prompts FILE --reward outputs/tiny_rm
+  serve-reward  serve a reward model over HTTP: rlhf serve-reward outputs/demo_rm
 
 options:
-  --help, -h    this text; `rlhf COMMAND --help` lists every option with its default
-  --version     the version
+  --help, -h    show this text; `rlhf COMMAND --help` lists the options of a command
+  --version     show the version
 
 examples:
   rlhf train-rm conf=demo
@@ -46,8 +55,21 @@ examples:
   rlhf train-ppo conf=my/run.yaml launch.num_gpus=4 run.resume=true
   deepspeed --num_gpus 4 --module rlhf_cli train-ppo conf=my/run.yaml
 """
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+# Commands whose functions take the arguments and return an exit code; imported when called.
+_COMMANDS = {
+    "list": "rlhf_cli.cli:_list",
+    "show-config": "rlhf_cli.cli:_show_config",
+    "check": "rlhf_cli.cli:_check",
+    "plan": "rlhf_cli.plan.plan_command:show",
+    "data": "rlhf_cli.use.data_commands:run",
+    "report": "rlhf_cli.report.report_commands:report",
+    "compare": "rlhf_cli.report.report_commands:compare_runs",
+    "checkpoints": "rlhf_cli.report.checkpoint_listing:show",
+    "serve-reward": "rlhf_cli.use.serve:serve",
+}
 AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n")
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_TRAINING_USAGE = "[conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]"
 
 
 def entry() -> NoReturn:
@@ -58,7 +80,7 @@ def entry() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 bad input; docs/reliability.md has them all."""
+    """Run one command; return its exit code: 0 success, 2 wrong input (docs/reliability.md lists all)."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not _is_launcher_flag(arg)]
     from rlhf_cli.config.errors import RunError
     from rlhf_cli.system.text import printable
@@ -78,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    """Run one command to the end of its output; raise DiskError where that cannot be written."""
+    """Run one command and flush its output; raise DiskError if the output cannot be written."""
     from rlhf_cli.config.errors import DiskError
 
     try:
@@ -87,13 +109,13 @@ def _run(args: list[str]) -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in _CANNOT_WRITE:
             raise
-        _drop_output()  # what standard output still holds would fail again
-        raise DiskError(f"output cannot be written: {error.strerror}") from error
+        _drop_output()  # flushing what is left in standard output would fail again
+        raise DiskError(f"cannot write the output: {error.strerror}") from error
     return code
 
 
 def _make_streams_usable() -> None:
-    """Open streams that were closed, in the order of their numbers; let no character that a terminal lacks end us."""
+    """Open closed standard streams in order, and replace characters that the terminal lacks."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
@@ -106,7 +128,7 @@ def _drop_output() -> None:
 
 
 def _is_launcher_flag(arg: str) -> bool:
-    return arg.startswith(("--local_rank=", "--local-rank="))  # deepspeed and older torchrun put it before our words
+    return arg.startswith(("--local_rank=", "--local-rank="))  # added by deepspeed and older torchrun
 
 
 def _dispatch(args: list[str]) -> int:
@@ -120,45 +142,37 @@ def _dispatch(args: list[str]) -> int:
         print(f"rlhf {rlhf_cli.__version__}")
         return 0
     command, rest = args[0], args[1:]
-    others = {
-        "list": _list,
-        "show-config": _show_config,
-        "check": _check,
-        "checkpoints": _checkpoints,
-        "plan": _plan,
-        "report": _report,
-        "compare": _compare,
-        "serve-reward": _serve_reward,
-        "data": _data,
-    }
-    if command in others:
-        return others[command](rest)
+    if command in COMMANDS:
+        return _print_options(command) if _asks_for_help(rest) else _train(command, rest)
+    if command in _COMMANDS:
+        code: int = resolve_name(_COMMANDS[command])(rest)
+        return code
     if command in AFTER_TRAINING:
-        from rlhf_cli.use.commands import run as use
+        from rlhf_cli.use.commands import run
 
-        return use(command, rest)
-    if command not in COMMANDS:
-        raise InputError(_unknown_command(command))
-    if "--help" in rest or "-h" in rest:
-        return _help(command)
-    return _train(command, rest)
+        return run(command, rest)
+    raise InputError(_unknown_command(command, [*COMMANDS, *_COMMANDS, *AFTER_TRAINING]))
 
 
-def _unknown_command(got: str) -> str:
+def _asks_for_help(args: list[str]) -> bool:
+    return "--help" in args or "-h" in args
+
+
+def _unknown_command(got: str, known: list[str]) -> str:
     import difflib
 
-    known = ["train-rm", "train-ppo", "plan", "check", "report", "compare", "checkpoints", "data", "serve-reward"]
-    known += [*AFTER_TRAINING, "show-config", "list"]
     nearest = difflib.get_close_matches(got, known, n=1)
-    return f"unknown command '{got}'" + (
-        f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
-    )
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+    return f"unknown command '{got}'; {hint}"
 
 
 def _list(args: list[str]) -> int:
     from rlhf_cli.config.errors import InputError
     from rlhf_cli.config.option_docs import experiments, groups
 
+    if _asks_for_help(args):
+        print("usage: rlhf list\n\nList the packaged experiments and configuration groups.")
+        return 0
     if args:
         raise InputError(f"list takes no arguments, got {' '.join(args)}")
     for found in experiments():
@@ -173,74 +187,45 @@ def _show_config(args: list[str]) -> int:
     from omegaconf import OmegaConf
 
     from rlhf_cli.config.compose import compose_yaml, to_object
-    from rlhf_cli.config.errors import InputError
-    from rlhf_cli.config.schema import COMMANDS
 
-    if not args or args[0] not in COMMANDS:
-        raise InputError(f"show-config wants a command: {' or '.join(COMMANDS)}, got {args[0] if args else 'none'}")
-    composed = compose_yaml(args[0], args[1:])
+    if _asks_for_help(args):
+        print(f"usage: rlhf show-config train-ppo|train-rm {_TRAINING_USAGE}\n\nPrint the composed options of a run.")
+        return 0
+    command = _training_command("show-config", args)
+    composed = compose_yaml(command, args[1:])
     to_object(composed)
     print(OmegaConf.to_yaml(composed), end="")
     return 0
 
 
-def _help(command: str) -> int:
-    from rlhf_cli.config.option_docs import options
-    from rlhf_cli.config.schema import COMMANDS
-
-    print(f"usage: rlhf {command} [conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]\n")
-    print(f"{(COMMANDS[command].__doc__ or '').strip()}\n")
-    print("options, with their type and default (a conf= or group may set another):")
-    for option in options(command):
-        print(f"  {option.key}: {option.type} = {option.default}\n      {option.doc}")
-    return 0
-
-
 def _check(args: list[str]) -> int:
+    if args[:1] in (["--help"], ["-h"]):
+        print(f"usage: rlhf check train-ppo|train-rm {_TRAINING_USAGE}\n\nCheck models and data without training.")
+        return 0
+    command = _training_command("check", args)
+    return _print_options(command) if _asks_for_help(args) else _train(command, args[1:], check_only=True)
+
+
+def _training_command(of: str, args: list[str]) -> str:
     from rlhf_cli.config.errors import InputError
     from rlhf_cli.config.schema import COMMANDS
 
     if not args or args[0] not in COMMANDS:
-        raise InputError(f"check wants a command: {' or '.join(COMMANDS)}, got {args[0] if args else 'none'}")
-    if "--help" in args or "-h" in args:
-        return _help(args[0])
-    return _train(args[0], args[1:], check_only=True)
+        got = args[0] if args else "nothing"
+        raise InputError(f"rlhf {of} must be followed by {' or '.join(COMMANDS)}, got {got}")
+    return args[0]
 
 
-def _checkpoints(args: list[str]) -> int:
-    from rlhf_cli.report.checkpoint_listing import show
+def _print_options(command: str) -> int:
+    from rlhf_cli.config.option_docs import options
+    from rlhf_cli.config.schema import COMMANDS
 
-    return show(args)
-
-
-def _report(args: list[str]) -> int:
-    from rlhf_cli.report.report_commands import report
-
-    return report(args)
-
-
-def _compare(args: list[str]) -> int:
-    from rlhf_cli.report.report_commands import compare_runs
-
-    return compare_runs(args)
-
-
-def _data(args: list[str]) -> int:
-    from rlhf_cli.use.data_commands import run
-
-    return run(args)
-
-
-def _plan(args: list[str]) -> int:
-    from rlhf_cli.plan.plan_command import show
-
-    return show(args)
-
-
-def _serve_reward(args: list[str]) -> int:
-    from rlhf_cli.use.serve import serve
-
-    return serve(args)
+    print(f"usage: rlhf {command} {_TRAINING_USAGE}\n")
+    print(f"{(COMMANDS[command].__doc__ or '').strip()}\n")
+    print("Options with type and default (conf= and groups may change the default):")
+    for option in options(command):
+        print(f"  {option.key}: {option.type} = {option.default}\n      {option.doc}")
+    return 0
 
 
 def _train(command: str, args: list[str], check_only: bool = False) -> int:
@@ -261,8 +246,8 @@ def _train(command: str, args: list[str], check_only: bool = False) -> int:
         raise InputError("check.num_prompts must be 2 or more for rlhf check, got 0")
     check_paths(config)
     require_installed(config.report.trackers)
-    if not check_only and _nothing_to_do(command, config, text):
-        print(f"{run_folder(config.run)} is finished; nothing to do (give another run.name to run again)")
+    if not check_only and _has_finished(command, config, text):
+        print(f"{run_folder(config.run)} has already finished; set another run.name to train again")
         return 0
     if config.launch.num_gpus > 1 and not launched:
         from rlhf_cli.system.supervisor import supervise
@@ -273,8 +258,8 @@ def _train(command: str, args: list[str], check_only: bool = False) -> int:
     return run(command, words, config, text, check_only)
 
 
-def _nothing_to_do(command: str, config: Config, text: str) -> bool:
-    """Say whether the run is finished; raise InputError or CheckpointError where its folder forbids to start it."""
+def _has_finished(command: str, config: Config, text: str) -> bool:
+    """Return whether the run has finished; raise InputError or CheckpointError if it cannot start."""
     from rlhf_cli.config.config_diff import require_same
     from rlhf_cli.config.errors import InputError
     from rlhf_cli.engine.checkpoint_manifest import saved_config
@@ -282,16 +267,15 @@ def _nothing_to_do(command: str, config: Config, text: str) -> bool:
 
     folder = run_folder(config.run)
     if is_finished(folder):
-        require_same(command, (folder / CONFIG).read_text("utf-8"), text, f"{folder} exists and is finished")
+        require_same(command, (folder / CONFIG).read_text("utf-8"), text, f"{folder} has already finished")
         return True
-    is_first = os.environ.get("RANK", "0") == "0"  # it may already have made the folder when another rank looks
     if config.run.resumes:
         checkpoint, saved = saved_config(folder, config.run.resume)
-        require_same(command, saved, text, f"{checkpoint} was written")
+        require_same(command, saved, text, f"{checkpoint} was saved")
+    is_first = os.environ.get("RANK", "0") == "0"  # it may have made the folder before another rank gets here
     if is_first and folder.exists():
         require_unlocked(folder)
         if not config.run.resumes:
-            raise InputError(
-                f"{folder} exists and is never overwritten; give another run.name, or run.resume=true to continue it"
-            )
+            fix = "set another run.name, or run.resume=true to resume it"
+            raise InputError(f"{folder} exists and is never overwritten; {fix}")
     return False

@@ -1,1 +1,1 @@
-"""Every option of the program (schema) and the way from a command line to them (load)."""
+"""Options of the commands: their schema, and how they are composed and checked."""

@@ -1,4 +1,4 @@
-"""Whether two configurations of a run train the same. Imports no torch."""
+"""Compare the options of two runs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yaml import YAMLError
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.schema import structured
 
-# Where a run lives, how it is cut into passes, watched and saved: none of it changes what is learnt but by rounding.
+# Options that change at most the rounding of results. A resumed run may change them.
 MAY_CHANGE = (
     "run.name",
     "run.output_dir",
@@ -43,12 +43,12 @@ MAY_CHANGE = (
     *(f"reward.*.{key}" for key in ("on_failure", "max_failures", "offload", "random")),
 )
 _MAY_CHANGE = re.compile("|".join(key.replace(".", r"\.").replace("*", ".*") for key in MAY_CHANGE))
-_MATTERS = re.compile(r"deepspeed\.zero_optimization\.zero_quantized.*")  # weights and gradients in fewer bits
+_MATTERS = re.compile(r"deepspeed\.zero_optimization\.zero_quantized.*")  # fewer bits per weight or gradient
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key whose value is not what it was."""
+    """An option with different values in two configurations."""
 
     key: str
     was: Any
@@ -59,11 +59,11 @@ class Difference:
 
 
 def differences(command: str, was: str, now: str) -> list[Difference]:
-    """Compare two configurations of a command, as YAML; an option that one of them lacks has its default.
+    """Compare two configurations of a command, given as YAML; missing options have their defaults.
 
-    Interpolations are compared as they are written. Raises InputError where one does not fit the schema.
+    Interpolations are compared unresolved. Raises InputError if one does not fit the schema.
     """
-    first, second = (_flat(_merged(command, text)) for text in (was, now))
+    first, second = (_options(command, text) for text in (was, now))
     return [
         Difference(key, first.get(key), second.get(key))
         for key in sorted(first.keys() | second.keys())
@@ -72,44 +72,42 @@ def differences(command: str, was: str, now: str) -> list[Difference]:
 
 
 def require_same(command: str, was: str, now: str, what: str) -> None:
-    """Raise InputError, with the differences, where two configurations differ in what is learnt."""
-    changed = [one for one in differences(command, was, now) if _matters(one.key)]
+    """Raise InputError if an option that affects training differs.
+
+    what: the start of the message, such as `outputs/a was started`.
+    """
+    changed = [
+        str(one)
+        for one in differences(command, was, now)
+        if _MATTERS.fullmatch(one.key) or not _MAY_CHANGE.fullmatch(one.key)
+    ]
     if changed:
-        listed = "; ".join(map(str, changed))
-        raise InputError(f"{what} with other options: {listed}; only these may change: {', '.join(MAY_CHANGE)}")
+        allowed = ", ".join(MAY_CHANGE)
+        raise InputError(f"{what} with other options: {'; '.join(changed)}; only these may change: {allowed}")
 
 
-def _matters(key: str) -> bool:
-    return _MATTERS.fullmatch(key) is not None or _MAY_CHANGE.fullmatch(key) is None
-
-
-def _merged(command: str, text: str) -> DictConfig:
+def _options(command: str, text: str) -> dict[str, Any]:
+    """Merge YAML into the schema; return the options by dotted keys."""
     try:
-        written = OmegaConf.create(text)
-        if not isinstance(written, DictConfig):
-            raise InputError("the configuration that was written down is damaged: not `key: value` lines")
-        written.pop("defaults", None)
-        merged = OmegaConf.merge(structured(command), written)
+        saved = OmegaConf.create(text)
+        if not isinstance(saved, DictConfig):
+            raise InputError("the saved configuration is damaged: it must contain `key: value` lines")
+        saved.pop("defaults", None)
+        merged = OmegaConf.merge(structured(command), saved)
     except YAMLError as error:
-        raise InputError(
-            f"the configuration that was written down is damaged: {' '.join(str(error).split())}"
-        ) from error
+        raise InputError(f"the saved configuration is damaged: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         reason = next(line for line in str(error).splitlines() if line)
-        raise InputError(f"the configuration was written by another version: {reason}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _flat(node: DictConfig) -> dict[str, Any]:
-    options = flat(OmegaConf.to_container(node, resolve=False, enum_to_str=True))
-    return {key: value for key, value in options.items() if value != {}}  # which has nothing to differ in
+        raise InputError(f"the saved configuration is from another version: {reason}") from error
+    options = flat(OmegaConf.to_container(merged, resolve=False, enum_to_str=True))
+    return {key: value for key, value in options.items() if value != {}}  # an empty section has no options
 
 
 def flat(node: Any, key: str = "") -> dict[str, Any]:
-    """Return what stands in nested sections by dotted keys; an empty section stands for itself.
+    """Return nested sections as one mapping with dotted keys; an empty section is kept as a value.
 
-    A list of sections with names counts as sections under their names, and their order as an option of its own.
+    A list of sections with names becomes sections under these names; the order of the list is an
+    option of its own.
     """
     if isinstance(node, list) and node and all(isinstance(one, dict) and "name" in one for one in node):
         node = {"[]": [one["name"] for one in node], **{str(one["name"]): one for one in node}}

@@ -1,4 +1,4 @@
-"""How a run can fail: one class and one exit code a kind, each message one line; and the range checks of options."""
+"""Foreseen failures, one class and exit code per kind, and range checks for options."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import math
 
 
 class RunError(Exception):
-    """A failure that we foresee; its message says what, and what to try. `code` is the exit code of the command."""
+    """A foreseen failure. Its one-line message describes the problem and how to fix it."""
 
-    code = 1
-    second_hand = False  # raised on this rank for another one, which knows more and speaks
+    code = 1  # exit code of the command
+    second_hand = False  # another rank failed; it reports the cause
 
 
 class InputError(RunError, ValueError):
-    """Something the user gave is wrong: what, got, wanted, how to mend."""
+    """Wrong input from the user. The message names the input, what was wanted and what it got."""
 
     code = 2
 
 
 class CheckpointError(RunError):
-    """A checkpoint is not what was written, or does not belong to this run."""
+    """A checkpoint is damaged or belongs to another run."""
 
     code = 5
 
 
 class NonFiniteError(RunError):
-    """NaN or infinity, again and again."""
+    """Repeated NaN or infinity."""
 
     code = 6
 
 
 class OutOfMemoryError(RunError):
-    """The device's memory does not hold the run."""
+    """The device has too little memory for the run."""
 
     code = 7
 
@@ -43,27 +43,27 @@ class StalledError(RunError):
 
 
 class DiskError(RunError):
-    """A file of the run cannot be written."""
+    """A file of the run could not be written."""
 
     code = 9
 
 
 class GuardError(RunError):
-    """A guard ended the run, after a checkpoint."""
+    """A guard ended the run after saving a checkpoint."""
 
     code = 10
 
 
 class RewardError(RunError):
-    """A reward function or service failed for good; a run ends with a checkpoint."""
+    """A reward function or service failed for good; the run saves a checkpoint and ends."""
 
     code = 11
 
 
 class Interrupted(RunError):
-    """A signal ended the run between two steps, after a checkpoint."""
+    """A signal ended the run between two steps, after saving a checkpoint."""
 
-    code = 75  # sysexits.h: EX_TEMPFAIL, try again later
+    code = 75  # EX_TEMPFAIL in sysexits.h: try again later
 
 
 def require(ok: bool, key: str, got: object, wanted: str) -> None:
@@ -75,10 +75,17 @@ def require_finite_range(key: str, got: float, low: float, high: float) -> None:
     require(math.isfinite(got) and low <= got <= high, key, got, f"between {low:g} and {high:g}")
 
 
+def require_at_least(least: int, section: str, options: object, *names: str) -> None:
+    """Raise InputError if one of the named options of a section is below `least`; None passes."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value >= least, f"{section}.{name}", value, f"{least} or more")
+
+
 def require_text(key: str, text: str) -> None:
-    """Raise InputError for a text with bytes that are no UTF-8, as Python hands them on from a command line."""
+    """Raise InputError for command-line text that is not UTF-8, which Python keeps as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        wanted = f"wanted UTF-8, got another byte at character {error.start + 1}"
-        raise InputError(f"{key}: {wanted}; check the terminal's encoding") from error
+        got = f"another byte at character {error.start + 1}"
+        raise InputError(f"{key} must be UTF-8, got {got}; check the encoding of the terminal") from error

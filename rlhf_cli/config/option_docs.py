@@ -1,22 +1,21 @@
-"""The options of a command as text, read from the schema's sources: for `rlhf COMMAND --help` and docs/config.md."""
+"""The options of a command as text, for `rlhf COMMAND --help` and docs/config.md."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from importlib.resources import files
-from typing import get_args, get_origin, get_type_hints
+from itertools import pairwise
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
-from rlhf_cli.config import guard_options as guards
-from rlhf_cli.config import objectives, schema, sections
-from rlhf_cli.config import plan_options as plan
-from rlhf_cli.config import report_options as report
-from rlhf_cli.config import reward_options as rewards
+from rlhf_cli.config.schema import COMMANDS
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,19 @@ class Experiment:
 
 
 def options(command: str) -> list[Option]:
-    """Return every option of `command` in the schema's order; raise AssertionError for one without a doc."""
-    return list(_options(schema.COMMANDS[command](), ""))
+    """Return every option of `command` in the order of the schema; each must have a doc string."""
+    return list(_options(COMMANDS[command](), ""))
+
+
+def all_keys(command: str) -> list[str]:
+    """Return every dotted key of the schema of `command`."""
+    return [option.key for option in options(command)]
 
 
 def experiments() -> list[Experiment]:
-    """Return the packaged experiments, each with the `What:` line that its file opens with."""
+    """Return the packaged experiments, each with the `What:` line at the top of its file."""
     found = []
-    for command in schema.COMMANDS:
+    for command in COMMANDS:
         folder = files("rlhf_cli.conf") / "experiment" / command.replace("-", "_")
         for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
             if file.name.endswith(".yaml"):
@@ -51,7 +55,7 @@ def experiments() -> list[Experiment]:
 
 
 def groups() -> dict[str, list[str]]:
-    """Return the packaged configuration groups (model, data, deepspeed) with the names of their options."""
+    """Return the packaged configuration groups with their choices."""
     root = files("rlhf_cli.conf")
     return {
         group: sorted(file.name.removesuffix(".yaml") for file in (root / group).iterdir())
@@ -63,41 +67,33 @@ def _purpose(text: str) -> str:
     return next(line.partition("What:")[2].strip() for line in text.splitlines() if "What:" in line)
 
 
-def _options(node: object, prefix: str) -> Iterator[Option]:
-    assert is_dataclass(node)
-    assert not isinstance(node, type)
-    docs = {
-        name: doc for base in reversed(type(node).__mro__) for name, doc in _field_docs().get(base.__name__, {}).items()
-    }
-    hints = get_type_hints(type(node))
-    for field in fields(node):
-        value = getattr(node, field.name)
+def _options(section: Any, prefix: str) -> Iterator[Option]:
+    docs, hints = _docs(type(section)), get_type_hints(type(section))
+    for field in fields(section):
+        value = getattr(section, field.name)
         if is_dataclass(value):
             yield from _options(value, f"{prefix}{field.name}.")
-        else:
-            yield Option(prefix + field.name, _type_name(field, hints), _default(value), docs[field.name])
-            inner = element_type(hints[field.name])
-            if inner is not None:
-                yield from _options(inner(), f"{prefix}{field.name}[].")
+            continue
+        element = _element_type(hints[field.name])
+        yield Option(prefix + field.name, _type_name(field, hints), _default(value), docs[field.name])
+        if is_dataclass(element):
+            yield from _options(element(), f"{prefix}{field.name}[].")
 
 
-def element_type(hint: object) -> type | None:
-    """Return the section that every element of a list of sections is; None for other types of options."""
-    [inner] = get_args(hint) if get_origin(hint) is list else [None]
-    return inner if isinstance(inner, type) and is_dataclass(inner) else None
+def _element_type(hint: object) -> Any:
+    """Return the type of the elements of a list, None for other types."""
+    return get_args(hint)[0] if get_origin(hint) is list else None
 
 
-def _type_name(field: Field[object], hints: dict[str, object]) -> str:
-    hint = hints[field.name]
+def _type_name(field: Field[object], hints: dict[str, Any]) -> str:
+    hint, element = hints[field.name], _element_type(hints[field.name])
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(member.name for member in hint)
-    if get_origin(hint) is list:
-        [inner] = get_args(hint)
-        if is_dataclass(inner):
-            return "list of sections"
-        return f"list of {'|'.join(member.name for member in inner)}"
+    if element is not None:
+        of = "sections" if is_dataclass(element) else "|".join(member.name for member in element)
+        return f"list of {of}"
     text = str(field.type).replace(" | None", " or null").replace("dict[str, Any]", "mapping")
-    return text.replace("Sources", "path or list of sources")
+    return text.replace(" | ", " or ").replace("Sources", "path or list of sources")
 
 
 def _default(value: object) -> str:
@@ -110,22 +106,25 @@ def _default(value: object) -> str:
     return OmegaConf.to_yaml([value]).strip().removeprefix("- ")
 
 
-def _field_docs() -> dict[str, dict[str, str]]:
-    """Class name -> field name -> the string below the field."""
-    modules = [
-        ast.parse(inspect.getsource(module)) for module in (sections, objectives, guards, plan, report, rewards, schema)
+def _docs(section: type) -> dict[str, str]:
+    """Return field name -> doc string below the field, including inherited fields."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__[:-1]):
+        found |= _module_docs(base.__module__)[base.__name__]
+    return found
+
+
+@cache
+def _module_docs(module: str) -> dict[str, dict[str, str]]:
+    """Return class name -> field name -> doc string for the classes of a module."""
+    classes = [
+        node for node in ast.parse(inspect.getsource(sys.modules[module])).body if isinstance(node, ast.ClassDef)
     ]
-    docs: dict[str, dict[str, str]] = {}
-    for node in (node for module in modules for node in module.body):
-        if isinstance(node, ast.ClassDef):
-            pairs = zip(node.body, node.body[1:], strict=False)
-            docs[node.name] = {
-                field.target.id: " ".join(text.value.value.split())
-                for field, text in pairs
-                if isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-                and isinstance(text.value.value, str)
-            }
-    return docs
+    return {
+        node.name: {
+            ast.unparse(field.target): " ".join(ast.literal_eval(below.value).split())
+            for field, below in pairwise(node.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+        }
+        for node in classes
+    }

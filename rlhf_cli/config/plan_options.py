@@ -1,4 +1,4 @@
-"""The options of the plan: what machine it is for, and what to do where a run does not fit."""
+"""Options of the memory plan: the machine it is for, and what happens if a run does not fit."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ _UNITS = {
 
 class Misfit(Enum):
     error = "error"  # stop with exit code 2 before models are loaded
-    warn = "warn"  # say so and go on
-    ignore = "ignore"  # say nothing
+    warn = "warn"  # warn and continue
+    ignore = "ignore"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     gpus: int | None = None
-    """Ranks that `rlhf plan` plans for; unset: `launch.num_gpus`."""
+    """Ranks that `rlhf plan` plans for. Unset: `launch.num_gpus`."""
 
     gpus_per_node: int | None = None
-    """Of them on one machine; unset: all. They share its host memory."""
+    """Ranks per machine, which share its CPU memory. Unset: all."""
 
     gpu_memory: str | None = None
-    """Memory of a GPU, such as `80GiB`, for `rlhf plan`; unset: that of this machine's GPU, or of its host."""
+    """Memory of a GPU for `rlhf plan`, such as `80GiB`. Unset: this machine's GPU, or its CPU memory."""
 
     host_memory: str | None = None
-    """Memory of a machine, such as `512GiB`, for `rlhf plan`; unset: that of this one."""
+    """CPU memory of a machine for `rlhf plan`, such as `512GiB`. Unset: this machine's."""
 
-    context: str = "1.5GiB"
-    """What a rank's GPU holds beside tensors: the CUDA context, workspaces of cuBLAS, buffers of NCCL."""
+    gpu_overhead: str = "1.5GiB"
+    """GPU memory of a rank besides tensors: CUDA context, cuBLAS workspaces and NCCL buffers."""
 
     reserve: float = 0.04
-    """Share of a GPU that fragments of the allocator may take."""
+    """Fraction of GPU memory reserved for fragmentation in the allocator."""
 
     deadline_hours: float | None = None
-    """Show the tokens a second that let the run end in so many hours; unset: not."""
+    """Show the tokens per second needed to finish within this many hours. Unset: not shown."""
 
     on_misfit: Misfit = Misfit.warn
-    """What a run does whose plan does not fit this machine: GPU, host memory, disk, /dev/shm."""
+    """When the plan of a run exceeds this machine's GPU memory, CPU memory, disk or /dev/shm: stop,
+    warn or ignore it."""
 
     def __post_init__(self) -> None:
         for key in ("gpus", "gpus_per_node"):
             count = getattr(self, key)
             require(count is None or 1 <= count <= 4096, f"plan.{key}", count, "between 1 and 4096, or null")
-        for key in ("gpu_memory", "host_memory", "context"):
+        for key in ("gpu_memory", "host_memory", "gpu_overhead"):
             if getattr(self, key) is not None:
                 num_bytes(getattr(self, key), f"plan.{key}")
         require_finite_range("plan.reserve", self.reserve, 0.0, 0.5)
@@ -61,7 +62,7 @@ class PlanConfig:
 
 
 def num_bytes(text: str, key: str) -> int:
-    """Read `80GiB`, `512 GB` or a plain number of bytes; raise InputError for anything else."""
+    """Parse `80GiB`, `512 GB` or a number of bytes; raise InputError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
         raise InputError(f"{key} must be a size such as 80GiB (units: {', '.join(_UNITS)[2:]}), got {text}")

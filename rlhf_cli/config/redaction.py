@@ -1,4 +1,4 @@
-"""What of the options is nobody's business, and is written down nowhere. Imports nothing."""
+"""Remove secrets from options and command lines before they are written or sent."""
 
 from __future__ import annotations
 
@@ -6,44 +6,41 @@ import re
 from typing import Any
 
 HIDDEN = "<hidden>"
-_SECRET = re.compile(  # max_tokens is none
+_SECRET_NAME = re.compile(  # matches hub_token but not max_tokens
     r"(?i)(token|secret|password|passwd|(api|access|private|secret)[_-]?key|credentials?)$"
 )
+# https://user:password@host, https://host/score?api_key=...
+_SECRET_URL = re.compile(r"(?i)://([^/\s]*@|\S*[?&][^=&\s]*(key|token|secret|sig|auth|passw)[^=&\s]*=)")
+_ENVIRONMENT_VARIABLE = re.compile(r"\$\{oc\.env:\s*\w+\s*\}")  # a name without a default is not secret
 
 
 def is_secret(key: str) -> bool:
-    """Say whether an option's name says that its value is nobody's business."""
-    return _SECRET.search(key) is not None
+    """Return whether the name of an option indicates a secret value."""
+    return _SECRET_NAME.search(key) is not None
 
 
-def hidden(node: Any) -> Any:
-    """Return options, as dicts and lists, without what is secret by its key, and without logins in URLs."""
+def redact(node: Any) -> Any:
+    """Return nested options with secret values and URLs with credentials replaced."""
     if isinstance(node, list):
-        return [hidden(inner) for inner in node]
+        return [redact(inner) for inner in node]
     if not isinstance(node, dict):
-        return HIDDEN if isinstance(node, str) and _has_secret(node) else node
+        return HIDDEN if isinstance(node, str) and _SECRET_URL.search(node) else node
     return {
-        key: HIDDEN if is_secret(str(key)) and value is not None and not _is_only_named(value) else hidden(value)
+        key: HIDDEN if is_secret(str(key)) and value is not None and not _is_variable(value) else redact(value)
         for key, value in node.items()
     }
 
 
-def hide_words(words: list[str]) -> list[str]:
-    """Return the words of a command line; in `key=value` the value goes, where it or a key inside it is secret."""
+def redact_args(args: list[str]) -> list[str]:
+    """Return a command line; the value of `key=value` is hidden if it, or a key inside it, is secret."""
     kept = []
-    for word in words:
-        key, equals, value = word.partition("=")
+    for arg in args:
+        key, equals, value = arg.partition("=")
         names = [key, *re.findall(r"([\w-]+)['\"]?\s*:", value)] if equals else []
-        hide = _has_secret(value) or (any(is_secret(name) for name in names) and not _is_only_named(value))
-        kept.append(f"{key}={HIDDEN}" if hide else word)
+        hide = _SECRET_URL.search(value) or (any(is_secret(name) for name in names) and not _is_variable(value))
+        kept.append(f"{key}={HIDDEN}" if hide else arg)
     return kept
 
 
-def _has_secret(value: str) -> bool:
-    """`https://me:secret@host`, `https://host/score?api_key=secret`."""
-    return re.search(r"(?i)://([^/\s]*@|\S*[?&][^=&\s]*(key|token|secret|sig|auth|passw)[^=&\s]*=)", value) is not None
-
-
-def _is_only_named(value: Any) -> bool:
-    """A variable of the environment, by name and without a default."""
-    return isinstance(value, str) and re.fullmatch(r"\$\{oc\.env:\s*\w+\s*\}", value) is not None
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, str) and _ENVIRONMENT_VARIABLE.fullmatch(value) is not None

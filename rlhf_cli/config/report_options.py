@@ -1,4 +1,4 @@
-"""The options of what a run shows while it runs, and of what it leaves to look at."""
+"""Options of what a run shows while it trains and of the report it leaves."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ class Tracker(Enum):
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     live: bool = True
-    """Show a live view while training, where standard output is a terminal; false: plain lines."""
+    """Show a live view while training if standard output is a terminal. `false`: plain lines."""
 
     html: bool = True
-    """Write report.html into the run folder when the run ends, also where a signal, a guard or an error ends it."""
+    """Write report.html to the run folder when the run ends, even after a signal, guard or error."""
 
     trackers: list[Tracker] = field(default_factory=lambda: [Tracker.tensorboard])
-    """Where metrics go beside metrics.jsonl. Only tensorboard stays in the run folder; the others have extras."""
+    """Trackers that receive the metrics, in addition to metrics.jsonl. Only `tensorboard` is installed
+    by default and writes to the run folder."""
 
     project: str = "rlhf"
-    """Project at Weights & Biases and Trackio, experiment at MLflow; the run has `run.name` there."""
+    """Project in Weights & Biases and Trackio, experiment in MLflow. The run is called `run.name`."""
 
     def __post_init__(self) -> None:
         require(bool(self.project.strip()), "report.project", f"'{self.project}'", "a name")
-        several = len(set(self.trackers)) < len(self.trackers)
-        require(not several, "report.trackers", [one.value for one in self.trackers], "each at most once")
+        is_unique = len(set(self.trackers)) == len(self.trackers)
+        require(is_unique, "report.trackers", [one.value for one in self.trackers], "a list without duplicates")

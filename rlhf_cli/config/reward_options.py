@@ -1,4 +1,4 @@
-"""What scores a response: the sources of `reward`, each a model, a Python function or an HTTP service."""
+"""Options of a reward source: a model, a Python function or an HTTP service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf_cli.config.errors import InputError, require, require_finite_range
+from rlhf_cli.config.errors import InputError, require, require_at_least, require_finite_range
 from rlhf_cli.config.sections import ModelConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -24,98 +24,101 @@ _OUTSIDE = ("timeout_s", "on_failure", "max_failures", "random", *_OF_SERVICES)
 
 class Normalise(Enum):
     none = "none"
-    running = "running"  # by mean and deviation of all scores of the run so far
+    running = "running"  # by mean and standard deviation of all scores so far
     fixed = "fixed"  # by those of the first step
 
 
 class OnFailure(Enum):
     stop = "stop"  # save a checkpoint and end the run
-    skip = "skip"  # learn nothing from the step, and go on
+    skip = "skip"  # skip the updates of the step and continue
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSourceConfig:
     name: str = MISSING
-    """A word for the source; its scores are logged as `reward/<name>`."""
+    """Name of the source. Its scores are logged as `reward/<name>`."""
 
     weight: float = 1.0
-    """What its scores are multiplied by in the sum of all sources; negative: to be avoided."""
+    """Weight of its scores in the sum over all sources. Negative weights penalise."""
 
     model: Any = None
-    """A one-label sequence classifier of its own: a path, or the options of `reward_model`; unset: `reward_model`."""
+    """A one-label sequence classifier: a path, or options as in `reward_model`. Unset, without function
+    or url: `reward_model` itself."""
 
     function: str | None = None
-    """Instead of a model: a Python function, `module:function` or `path/to/file.py:function`."""
+    """A Python function instead of a model: `module:function` or `path/to/file.py:function`."""
 
     url: str | None = None
-    """Instead of a model: an HTTP service (docs/rewards.md has its protocol)."""
+    """An HTTP service instead of a model. docs/rewards.md describes the protocol."""
 
     normalise: Normalise = Normalise.none
-    """Take the mean from the scores and divide by their deviation: over the run so far, or as in the first step."""
+    """Subtract the mean of the scores and divide by their standard deviation, taken over the run so far
+    or from the first step."""
 
     scale: float = 1.0
-    """What scores are multiplied by next."""
+    """Factor applied after normalisation."""
 
     clip: float | None = None
-    """Then they are clipped to [-clip, clip]; unset: not."""
+    """Clip scores to [-clip, clip] after scaling. Unset: no clipping."""
 
     batch_size: int = 16
-    """Responses per forward pass, call or request, on each rank."""
+    """Responses per forward pass, call or request of one rank."""
 
     whole_turn: bool = False
-    """A model of its own reads what its template writes after an answer, too, as models of others often do."""
+    """For `model`: include the text that its chat template writes after a response, as many third-party
+    reward models expect."""
 
     offload: bool = False
-    """Keep a model of its own in host memory but while it scores."""
+    """For `model`: keep it in CPU memory except while scoring."""
 
     timeout_s: float = 60.0
-    """Seconds that a call of a function, or one try of a request, may take."""
+    """Timeout of a function call or of one attempt of a request, in seconds."""
 
     retries: int = 5
-    """Further tries of a request that failed, after 1, 2, 4, ... seconds."""
+    """Retries of a failed request, after 1, 2, 4, ... seconds."""
 
     concurrency: int = 4
-    """Requests that one rank has under way at a time."""
+    """Concurrent requests of one rank."""
 
     auth_env: str | None = None
-    """Environment variable whose content is sent as `Authorization`; it is written down nowhere."""
+    """Environment variable whose content is sent as `Authorization`. It is never written to disk."""
 
     on_failure: OnFailure = OnFailure.stop
-    """When a function or service fails for good: stop with a checkpoint, or skip the step."""
+    """When a function or service fails for good: save a checkpoint and stop, or skip the step."""
 
     max_failures: int = 10
-    """With `skip`: stop once so many steps in a row were skipped."""
+    """With `on_failure=skip`: stop after this many consecutive skipped steps."""
 
     random: bool = False
-    """The same response may get another score the next time; otherwise the checks ask twice and compare."""
+    """Scores are not reproducible. Otherwise the checks score twice and compare."""
 
     @property
     def is_outside(self) -> bool:
-        """Whether a function or a service scores, and no model of this process."""
+        """Whether a function or a service computes the scores."""
         return self.function is not None or self.url is not None
 
     @property
     def is_reward_model(self) -> bool:
-        """Whether it is the model of the section `reward_model`."""
+        """Whether this is the model of the section `reward_model`."""
         return self.model is None and not self.is_outside
 
     @property
     def longest_s(self) -> float:
-        """The longest that one batch may take of a function or a service, all tries and pauses together."""
+        """Longest time for one batch of a function or service, including all retries and pauses."""
         if self.url is None:
             return self.timeout_s
-        return (self.retries + 1) * self.timeout_s + self.retries * LONGEST_PAUSE_S  # as Retry-After may ask for
+        return (self.retries + 1) * self.timeout_s + self.retries * LONGEST_PAUSE_S  # Retry-After may ask for it
 
     def own_model(self, key: str) -> ModelConfig | None:
-        """Return the options of the model of its own, None without one; raise InputError where they are not sound.
+        """Return the options of `model`, None if unset; raise InputError if they are invalid.
 
-        key: where it stands, for messages.
+        key: the name of this source in messages.
         """
         if self.model is None:
             return None
-        require(self.model != "", f"{key}.model", "''", "a path, or the options of a model: {path: ...}")
         given = {"path": self.model} if isinstance(self.model, str) else self.model
-        require(isinstance(given, dict), f"{key}.model", given, "a path, or the options of a model: {path: ...}")
+        is_valid = isinstance(given, dict) and self.model != ""
+        require(is_valid, f"{key}.model", repr(self.model), "a path, or the options of a model: {path: ...}")
         try:
             merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.create(given))
             config = OmegaConf.to_object(merged)
@@ -126,17 +129,19 @@ class RewardSourceConfig:
         return config
 
     def check(self, key: str) -> None:
-        """Raise InputError for a value out of range; `key` (reward[0]) names the place in the message."""
-        wanted = "letters, digits, '_', '-' and '.'"
+        """Raise InputError for a value out of range.
+
+        key: the name of this source in messages (reward[0]).
+        """
+        wanted = "made of letters, digits, '_', '-' and '.'"
         require(_NAME.fullmatch(self.name) is not None, f"{key}.name", repr(self.name), wanted)
         given = [name for name in ("model", "function", "url") if getattr(self, name) is not None]
-        require(len(given) <= 1, key, " and ".join(given), "given one of model, function and url")
-        require(math.isfinite(self.weight) and self.weight != 0, f"{key}.weight", self.weight, "a number, and not 0")
+        require(len(given) <= 1, key, " and ".join(given), "set by only one of model, function and url")
+        require(math.isfinite(self.weight) and self.weight != 0, f"{key}.weight", self.weight, "finite and not 0")
         require(math.isfinite(self.scale) and self.scale > 0, f"{key}.scale", self.scale, "positive")
         require(self.clip is None or self.clip > 0, f"{key}.clip", self.clip, "positive or null")
         require_finite_range(f"{key}.timeout_s", self.timeout_s, 0.001, 86400.0)
-        for name in ("batch_size", "concurrency", "max_failures"):
-            require(getattr(self, name) >= 1, f"{key}.{name}", getattr(self, name), "1 or more")
+        require_at_least(1, key, self, "batch_size", "concurrency", "max_failures")
         require(0 <= self.retries <= 20, f"{key}.retries", self.retries, "between 0 and 20")
         self._check_kind(key)
         self.own_model(key)
@@ -146,19 +151,19 @@ class RewardSourceConfig:
             wanted = "module:function or path/to/file.py:function"
             require(_FUNCTION.fullmatch(self.function) is not None, f"{key}.function", self.function, wanted)
         if self.url is not None:
-            shown = self.url.partition(":")[0] + ":..."  # there may be a login behind it
+            shown = self.url.partition(":")[0] + ":..."  # the rest may contain a password
             require(self.url.startswith(("http://", "https://")), f"{key}.url", shown, "http://... or https://...")
         if self.model is None:
-            self._check_unset(key, _OF_MODELS, "a source without a model of its own")
+            self._check_unset(key, _OF_MODELS, "a source without its own model")
         if self.url is None:
             what = "a function" if self.is_outside else "a model"
             self._check_unset(key, _OF_SERVICES if self.is_outside else _OUTSIDE, what)
         if self.is_reward_model:
-            self._check_unset(key, ("batch_size",), "reward_model (ppo.micro_batch_size is its own)")
+            self._check_unset(key, ("batch_size",), "reward_model, which uses ppo.micro_batch_size")
 
     def _check_unset(self, key: str, names: tuple[str, ...], what: str) -> None:
-        """Raise InputError for an option that does nothing for a source of this kind."""
+        """Raise InputError for an option that has no effect on a source of this kind."""
         for name in names:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             shown = value.value if isinstance(value, Enum) else value
-            require(value == default, f"{key}.{name}", shown, f"unset: it does nothing for {what}")
+            require(value == default, f"{key}.{name}", shown, f"unset: it has no effect on {what}")

@@ -1,4 +1,4 @@
-"""The keys of `deepspeed.zero_optimization` that decide where memory goes, with DeepSpeed's defaults."""
+"""The keys of `deepspeed.zero_optimization` that determine memory use, with their defaults."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from rlhf_cli.config.errors import InputError
 
-REDUCE_BUCKET = 50_000_000  # gradients that wait to be reduced together; DeepSpeed's own 5e8 are 1 GB a model
+REDUCE_BUCKET = 50_000_000  # gradients reduced together; DeepSpeed's default of 5e8 takes 1 GB a model
 
 
 def with_weights_on_host(deepspeed: dict[str, Any]) -> dict[str, Any]:
-    """Return DeepSpeed's section with weights in host memory."""
+    """Return DeepSpeed's section with the weights in CPU memory."""
     zero = deepspeed.get("zero_optimization", {})
     offload = zero.get("offload_param") or {"device": "cpu", "pin_memory": False}
     return {**deepspeed, "zero_optimization": {"stage": 3, **zero, "offload_param": offload}}
@@ -19,11 +19,14 @@ def with_weights_on_host(deepspeed: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """Numbers are elements, not bytes. Defaults: deepspeed/runtime/zero/config.py (0.19.8), but for the bucket's."""
+    """Sizes are in elements, not bytes.
+
+    Defaults are those of deepspeed/runtime/zero/config.py (0.19.8), except for the bucket.
+    """
 
     offload_param: bool = False
     offload_optimizer: bool = False
-    float32_gradients: bool = False  # that micro-batches add up in: data_types.grad_accum_dtype
+    float32_gradients: bool = False  # type in which micro-batches accumulate: data_types.grad_accum_dtype
     reduce_bucket_size: int = REDUCE_BUCKET
     sub_group_size: int = 1_000_000_000
     stage3_prefetch_bucket_size: int = 50_000_000
@@ -32,9 +35,10 @@ class ZeroSettings:
 
     @staticmethod
     def of(deepspeed: dict[str, Any]) -> ZeroSettings:
-        """Read them from the section that is handed to DeepSpeed."""
+        """Read the settings from DeepSpeed's section."""
         zero = deepspeed.get("zero_optimization", {})
-        given: dict[str, Any] = {key: _number(key, zero[key]) for key in _NUMBERS if key in zero}
+        sizes = [key for key, default in vars(ZeroSettings()).items() if not isinstance(default, bool)]
+        given: dict[str, Any] = {key: _num_elements(key, zero[key]) for key in sizes if key in zero}
         for key in ("offload_param", "offload_optimizer"):
             given[key] = (zero.get(key) or {}).get("device", "none") != "none"
         given["float32_gradients"] = (deepspeed.get("data_types") or {}).get("grad_accum_dtype") == "fp32"
@@ -42,21 +46,12 @@ class ZeroSettings:
 
     @property
     def offloads(self) -> bool:
-        """Whether anything is kept in host memory."""
+        """Whether weights or optimizer states are in CPU memory."""
         return self.offload_param or self.offload_optimizer
 
 
-def _number(key: str, value: Any) -> int:
+def _num_elements(key: str, value: Any) -> int:
     try:
         return int(float(value))
     except (TypeError, ValueError):
         raise InputError(f"deepspeed.zero_optimization.{key} must be a number of elements, got {value}") from None
-
-
-_NUMBERS = (
-    "reduce_bucket_size",
-    "sub_group_size",
-    "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
-    "stage3_max_live_parameters",
-)

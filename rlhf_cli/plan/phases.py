@@ -61,7 +61,7 @@ class Run:
         self.place = place
         self.lengths = lengths
         self.sharding = Sharding(place.num_ranks, ZeroSettings.of(config.deepspeed), place.on_gpu)
-        self.context = num_bytes(config.plan.context, "plan.context") if place.on_gpu else 0
+        self.context = num_bytes(config.plan.gpu_overhead, "plan.gpu_overhead") if place.on_gpu else 0
 
     def engine(self, role: str, model: ModelConfig, shape: PreTrainedConfig, scores: bool) -> Engine:
         """Return a frozen engine; `replace` it with an optimizer where it is trained.

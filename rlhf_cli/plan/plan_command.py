@@ -176,8 +176,8 @@ def _draw(shown: Console, config: Config, planned: Fit, notes: list[str], sugges
     ]
     if found.place.on_gpu:
         lines.append(
-            f"not measured, taken as given: {gib(found.context)} of CUDA context and libraries a rank (plan.context), "
-            f"{config.plan.reserve:.0%} of the GPU for the allocator's fragments (plan.reserve)"
+            f"not measured, taken as given: {gib(found.context)} of CUDA context and libraries a rank "
+            f"(plan.gpu_overhead), {config.plan.reserve:.0%} of the GPU for the allocator's fragments (plan.reserve)"
         )
     lines += [planned.verdict, *(f"  {line}" for line in planned.misfits[1:])]
     lines += _advice_lines(config, planned, suggestions)

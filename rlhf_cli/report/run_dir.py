@@ -18,7 +18,7 @@ from typing import Any
 
 import rlhf_cli
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.redaction import hide_words
+from rlhf_cli.config.redaction import redact_args
 from rlhf_cli.config.sections import RunConfig
 from rlhf_cli.system.durable_files import disk_errors, sync, write_durably
 
@@ -104,7 +104,7 @@ class RunDir:
         if run.resumes:
             self._cut_torn_lines()
         record = {
-            "command": shlex.join(["rlhf", command, *hide_words(args)]),
+            "command": shlex.join(["rlhf", command, *redact_args(args)]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": run.seed,
             "world_size": world_size,

@@ -29,7 +29,7 @@ from typing import Any
 
 from rlhf_cli.config.config_diff import flat
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.redaction import hidden
+from rlhf_cli.config.redaction import redact
 from rlhf_cli.config.report_options import ReportConfig, Tracker
 from rlhf_cli.system.durable_files import write_durably
 from rlhf_cli.system.text import one_line
@@ -71,7 +71,7 @@ class Trackers:
         from, 0 for a new run; warn: called in the caller's thread only.
         """
         self._warn = warn
-        plain = json.loads(json.dumps(hidden(dict(options)), default=_to_json))
+        plain = json.loads(json.dumps(redact(dict(options)), default=_to_json))
         self._threads: list[_TrackerThread] = []
         with redirect_stdout(io.StringIO()):  # Trackio has no option to be quiet
             for tracker in config.trackers:

@@ -344,7 +344,7 @@ class PPOTrainer:
             num_updates += 1
             num_skipped += sum(result.skipped for result in results.values())
             metrics = _optimizer_metrics(results)
-            if ppo.target_kl is not None and sums.get("approx_kl", 0.0) / tokens > ppo.target_kl:
+            if ppo.early_stop_kl is not None and sums.get("approx_kl", 0.0) / tokens > ppo.early_stop_kl:
                 break
         self._read.update = self.views.take_read(num_models=1 + (policy_step >= 0))
         self._read.num_epochs = num_updates * ppo.minibatch_size / ppo.batch_size

@@ -49,7 +49,7 @@ PPO_OBJECTIVE = [
     *("ppo.num_steps=2", "ppo.num_epochs=2", "ppo.kl_target=0.5", "ppo.kl_loss_coef=0.1", "ppo.entropy_coef=0.01"),
     *("ppo.cliprange_high=0.3", "ppo.dual_clip=3", "ppo.reward_clip=1", "ppo.whiten_rewards=true"),
     *("ppo.missing_eos=replace", "ppo.missing_eos_penalty=1", "ppo.min_length=4", "ppo.min_length_penalty=0.5"),
-    *("ppo.target_kl=1", "ppo.ema_decay=0.9", "ppo.value_warmup_steps=1"),
+    *("ppo.early_stop_kl=1", "ppo.ema_decay=0.9", "ppo.value_warmup_steps=1"),
     *("pretrain.path=text.txt", "pretrain.max_tokens=40", "pretrain.batch_size=4", "pretrain.micro_batch_size=1"),
 ]
 RM_OBJECTIVES = {

@@ -264,13 +264,13 @@ def test_one_run_folder_has_one_run(tmp_path):
     assert f"outputs/a is being written by process {first.parent.pid} on " in second.text
     other = Started(tmp_path, *TINY, "run.name=a", "run.resume=true", "ppo.kl_coef=0.2")
     assert other.end() == 2
-    assert "was written with other options: ppo.kl_coef: 0.05 -> 0.2; only these may change: " in other.text
+    assert "was saved with other options: ppo.kl_coef: 0.05 -> 0.2; only these may change: " in other.text
     assert first.end(120) == 0
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "outputs/a").rglob("*")}
     for more in ([], ["run.resume=true"]):
         again = Started(tmp_path, *TINY, "run.name=a", *more)
         assert again.end() == 0
-        assert again.text == "outputs/a is finished; nothing to do (give another run.name to run again)\n"
+        assert again.text == "outputs/a has already finished; set another run.name to train again\n"
     changed = Started(tmp_path, *TINY, "run.name=a", "optim.learning_rate=0.5")
     assert changed.end() == 2
     assert "optim.learning_rate: 0.001 -> 0.5" in changed.text

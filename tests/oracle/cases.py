@@ -81,7 +81,7 @@ PPO_CASES: dict[str, dict[str, Any]] = {
     "reward-clip": {"reward_clip": 0.05},
     "whiten-rewards": {"whiten_rewards": True},
     "value-warmup": {"value_warmup_steps": 1},
-    "early-end": {"target_kl": 1e-4, "num_epochs": 4},
+    "early-end": {"early_stop_kl": 1e-4, "num_epochs": 4},
     "average": {"ema_decay": 0.8},
     "pretrain": {},
     "cool": {},

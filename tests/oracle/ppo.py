@@ -216,7 +216,7 @@ class Oracle:
                         mean.copy_(o.ema_decay * mean + (1 - o.ema_decay) * parameter.detach())
             num_tokens += tokens
             count = number + 1
-            if o.target_kl is not None and (sums["approx_kl"] - before) / tokens > o.target_kl:
+            if o.early_stop_kl is not None and (sums["approx_kl"] - before) / tokens > o.early_stop_kl:
                 break
         names = sums if learns else ("loss/value", "clipfrac/value")
         out.metrics |= {name: sums[name] / num_tokens for name in names}

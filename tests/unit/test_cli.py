@@ -5,13 +5,22 @@ import sys
 
 import pytest
 
-from rlhf_cli.cli import main
+from rlhf_cli.cli import _COMMANDS, AFTER_TRAINING, USAGE, main
+from rlhf_cli.config.schema import COMMANDS
 from tests.conftest import child_environment
 
 
 def test_help_lists_the_commands(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "train-ppo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *_COMMANDS, *AFTER_TRAINING])
+def test_every_command_has_help_and_is_in_the_overview(command, capsys):
+    if command != "checkpoints":
+        assert main([command, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: rlhf {command}")
+    assert f"\n  {command} " in USAGE
 
 
 def test_version(capsys):
@@ -22,7 +31,7 @@ def test_version(capsys):
 def test_command_help_lists_options_with_default_and_doc(capsys):
     assert main(["train-ppo", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "ppo.cliprange: float = 0.2\n      The surrogate sees" in out
+    assert "ppo.cliprange: float = 0.2\n      Clip the probability ratio" in out
     assert "optim.schedule: constant|linear|cosine = cosine" in out
     assert "data.train: path or list of sources = required" in out
 
@@ -40,8 +49,8 @@ def test_list_and_show_config(capsys):
         (["train-pp"], "unknown command 'train-pp'; did you mean train-ppo?"),
         (["train-ppo", "conf=tiny", "ppo.cliprang=1"], "did you mean ppo.cliprange?"),
         (["train-ppo", "conf=tiny", "launch.num_gpus=3"], "got 8 = 2.67 x 3 ranks"),
-        (["show-config"], "show-config wants a command"),
-        (["check"], "check wants a command: train-rm or train-ppo, got none"),
+        (["show-config"], "rlhf show-config must be followed by train-rm or train-ppo, got nothing"),
+        (["check"], "rlhf check must be followed by train-rm or train-ppo, got nothing"),
         (["check", "train-ppo", "conf=tiny", "ppo.cliprang=1"], "did you mean ppo.cliprange?"),
         (
             ["check", "train-rm", "conf=tiny", "check.num_prompts=0"],
@@ -79,7 +88,7 @@ def test_output_that_cannot_be_written_is_one_line():
     done = run_in_shell("list >/dev/full")
     assert (done.returncode, done.stderr) == (
         9,
-        "rlhf: error: output cannot be written: No space left on device\n",
+        "rlhf: error: cannot write the output: No space left on device\n",
     )
 
 
@@ -96,6 +105,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "datasets"}
     "args",
     [
         *(["--help"], ["list"], ["train-ppo", "--help"], ["check", "train-rm", "--help"], ["show-config", "train-rm"]),
+        *(["show-config", "--help"], ["check", "--help"], ["list", "--help"]),
         *(["train-ppo", "conf=tiny", "ppo.x=1"], ["check", "train-ppo", "conf=tiny", "ppo.x=1"]),
     ],
 )

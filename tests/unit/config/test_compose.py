@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf_cli.config.compose import all_keys, as_text, compose_yaml, load, read_composed, to_object
+from rlhf_cli.config.compose import as_text, compose_yaml, load, read_composed, to_object
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import KLEstimator
-from rlhf_cli.config.option_docs import experiments, groups, options
-from rlhf_cli.config.schema import COMMANDS, TrainPPOConfig
+from rlhf_cli.config.option_docs import all_keys, experiments, groups, options
+from rlhf_cli.config.schema import COMMANDS, RENAMED, TrainPPOConfig
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -78,44 +78,45 @@ WRONG = {
     "optim.learning_rate=7": "optim.learning_rate must be between 0 and 1, got 7.0",
     "value_optim.beta1=1": "value_optim.beta1 must be in [0, 1), got 1.0",
     "rollout.temperature=0": "rollout.temperature must be in (0, 10], got 0.0",
-    "rollout.micro_batch_tokens=0": "rollout.micro_batch_tokens must be 1 or more, or null, got 0",
+    "rollout.micro_batch_tokens=0": "rollout.micro_batch_tokens must be 1 or more, got 0",
     "optim.state_dtype=bfloat16": "optim.state_dtype must be float32 for a model in float32, got bfloat16",
     "value_optim.state_dtype=bfloat16": "value_optim.state_dtype must be float32 for a model in float32, got bfloat16",
-    "run.name=a/b": "run.name must be a folder name: not empty, no '/', not '.' or '..', got a/b",
+    "run.name=a/b": "run.name must be a folder name: not empty, '.' or '..', and without '/', got a/b",
     "ppo.batch_size=6": "ppo.batch_size must be a multiple of ppo.minibatch_size, got 6 = 1.50 x minibatch_size 4",
     "model=tiny_lama": "model=tiny_lama: no such option; did you mean tiny_llama?",
     "model.path=gpt2": (
-        "model must be given model.path or .from_config, not both (model=pretrained has none of its own), got path and "
-        "from_config"
+        "model must be set by either model.path or model.from_config (to replace a preset's from_config by weights, "
+        "add model=pretrained), got path and from_config"
     ),
-    "deepspeed.x=1": "deepspeed.x is not in the composed deepspeed section; write +deepspeed.x=1 to add it",
-    "+deepspeed.bf16=true": "deepspeed.bf16 is filled in from the other options; set model.dtype instead",
+    "deepspeed.x=1": "deepspeed.x is not in the composed options of deepspeed; write +deepspeed.x=1 to add it",
+    "+deepspeed.bf16=true": "deepspeed.bf16 cannot be set: it follows from other options; set model.dtype",
     "deepspeed.zero_optimization.stage=2": "deepspeed.zero_optimization.stage must be 3, got 2",
     "+deepspeed.zero_optimization.offload_param={device: nvme}": (
-        "deepspeed.zero_optimization.offload_param.device must be cpu or none: checkpoints read no nvme, got nvme"
+        "deepspeed.zero_optimization.offload_param.device must be cpu or none: "
+        "checkpoints do not support nvme, got nvme"
     ),
     "+deepspeed.zero_optimization.offload_optimizer={device: cpu, ratio: 0.3}": (
         "deepspeed.zero_optimization.offload_optimizer.ratio must be 1.0: "
-        "checkpoints read no optimizer that is in two places, got 0.3"
+        "checkpoints do not support partial offload, got 0.3"
     ),
-    "deepspeed.zero_optimization=3": "deepspeed.zero_optimization must be a section of keys, got 3",
-    "+ppo.x=1": "+ppo.x=1: '+' and '~' are for deepspeed.*; every other key is in the schema",
-    "model._target_=os.system": "model._target_=os.system: _target_ is refused; no option runs code",
-    "ppo.dual_clip=1": "ppo.dual_clip must be over 1 or null, got 1.0",
+    "deepspeed.zero_optimization=3": "deepspeed.zero_optimization must be a mapping, got 3",
+    "+ppo.x=1": "+ppo.x=1: '+' and '~' are only for deepspeed.*; remove the '+'",
+    "model._target_=os.system": "model._target_=os.system: _target_ is not allowed; options cannot run code",
+    "ppo.dual_clip=1": "ppo.dual_clip must be above 1 or null, got 1.0",
     "ppo.ema_decay=1": "ppo.ema_decay must be in (0, 1) or null, got 1.0",
     "ppo.kl_target=0": "ppo.kl_target must be positive or null, got 0.0",
     "ppo.value_warmup_steps=4": "ppo.value_warmup_steps must be below ppo.num_steps 4, got 4",
-    "ppo.min_length=4": "ppo.min_length_penalty must be set together with ppo.min_length, or neither, got 0.0",
+    "ppo.min_length=4": "ppo.min_length_penalty must be set together with ppo.min_length, got 0.0",
     "ppo.missing_eos=replace": (
-        "ppo.missing_eos_penalty must be positive with ppo.missing_eos=replace: it becomes the score, got 0"
+        "ppo.missing_eos_penalty must be positive with ppo.missing_eos=replace, which makes it the score, got 0"
     ),
-    "check.num_prompts=1": (
-        "check.num_prompts must be 2 or more (one has no neighbour to be padded with), or 0, got 1"
-    ),
+    "check.num_prompts=1": ("check.num_prompts must be 0, or 2 or more: the padding check needs two prompts, got 1"),
     "pretrain.max_tokens=1": "pretrain.max_tokens must be 2 or more, got 1",
+    "ppo.target_kl=1": "ppo.target_kl: renamed to ppo.early_stop_kl",
+    "plan.context=1GiB": "plan.context: renamed to plan.gpu_overhead",
     "conf=tiny": "conf= was given twice; give it once and override single keys",
-    "--resume": "unknown option --resume; options are written key=value, `rlhf train-ppo --help` lists them",
-    "resume": "'resume' is not key=value; `rlhf train-ppo --help` lists the keys",
+    "--resume": "unknown option --resume; options have the form key=value, see `rlhf train-ppo --help`",
+    "resume": "options must have the form key=value, got 'resume'; see `rlhf train-ppo --help`",
 }
 
 
@@ -139,15 +140,27 @@ def test_wrong_conf_values(tmp_path):
     typo.write_text("ppo: {kl_coeff: 1}\n")
     with pytest.raises(InputError, match=r"unknown key ppo.kl_coeff.*did you mean ppo.kl_coef\?"):
         load("train-ppo", [f"conf={typo}"])
-    with pytest.raises(InputError, match=r"not set: data.train; give data.train=VALUE"):
+    with pytest.raises(InputError, match=r"not set: data.train; add data.train=VALUE"):
         load("train-ppo", [])
-    with pytest.raises(InputError, match=r"model must be given model.path or .from_config, got neither"):
+    with pytest.raises(InputError, match=r"model must be set by either model.path or model.from_config, got neither"):
         load("train-rm", ["data.train=a.jsonl"])
     with pytest.raises(InputError, match="Config group override must be a string or a list"):
         load("train-rm", ["model=3"])
     broken.write_bytes(b"ppo: \xff\n")
     with pytest.raises(InputError, match="not valid YAML"):
         load("train-ppo", [f"conf={broken}"])
+
+
+def test_a_renamed_option_is_refused_with_its_new_name_which_exists(tmp_path):
+    known = {key for command in COMMANDS for key in all_keys(command)}
+    for old, new in RENAMED.items():
+        assert old not in known
+        assert new in known
+        section, _, name = old.partition(".")
+        (tmp_path / "old.yaml").write_text(f"{section}: {{{name}: 1}}\n")
+        with pytest.raises(InputError) as caught:
+            load("train-ppo", [f"conf={tmp_path}/old.yaml"])
+        assert str(caught.value) == f"{old}: renamed to {new}"
 
 
 def test_a_users_run_takes_nothing_from_the_demo(tmp_path):
@@ -171,7 +184,7 @@ def test_batches_that_do_not_divide_by_the_ranks_are_refused_with_the_arithmetic
         (
             "train-ppo",
             ["ppo.kl_target=6", "ppo.kl_coef=0"],
-            "ppo.kl_coef must be positive where ppo.kl_target adapts it",
+            "ppo.kl_coef must be positive with ppo.kl_target, which adapts it",
         ),
         ("train-ppo", ["ppo.kl_target=6", "ppo.kl_horizon=7"], "ppo.kl_horizon must be at least ppo.batch_size, got 7"),
         (
@@ -223,7 +236,8 @@ def test_a_shape_on_the_command_line_stands_for_weights_or_changes_a_shape():
         "hidden_size": 64,
     }
     with pytest.raises(
-        InputError, match=r"model.from_config=\{a: : no mapping, wanted model.from_config=\{key: value, ...\}"
+        InputError,
+        match=r"model.from_config must be a mapping: model.from_config=\{key: value, ...\}, got model.from",
     ):
         load("train-ppo", ["conf=tiny", "model.from_config={a: "])
     with pytest.raises(InputError, match="nothing"):

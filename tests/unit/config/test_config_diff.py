@@ -8,9 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_cli.config import config_diff as compare
-from rlhf_cli.config.compose import all_keys, as_text, compose_yaml
+from rlhf_cli.config.compose import as_text, compose_yaml
 from rlhf_cli.config.config_diff import Difference, differences, require_same
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.option_docs import all_keys
 
 # every option of either command that may be another when a run goes on; all others may not
 MAY_CHANGE = {
@@ -208,7 +209,7 @@ def test_options_of_another_version_are_named_in_one_line(was, reason):
     for pair in ((was, ""), ("", was)):
         with pytest.raises(InputError) as caught:
             differences("train-ppo", *pair)
-        assert str(caught.value) == f"the configuration was written by another version: {reason}"
+        assert str(caught.value) == f"the saved configuration is from another version: {reason}"
 
 
 @pytest.mark.parametrize("broken", ["run: [1", "run: {name: a}\n\tppo: 1", "[1, 2]", "just words"])

@@ -50,13 +50,13 @@ def test_filters_cut_one_file_into_sides():
     ("argument", "message"),
     [
         ("data.train=3", "data.train must be a path or a list of sources, got int"),
-        ("data.train=[]", "data.train must be a path or a list of sources, got an empty one"),
+        ("data.train=[]", "data.train must be a path or a list of sources, got an empty list"),
         ("data.train={a: b}", "data.train must be a path or a list of sources, got dict"),
         ("data.train=[3]", "data.train[0] must be a path or a mapping with a path, got int"),
         ("data.eval=[{weight: 1}]", "data.eval[0].path must be a path, got None"),
-        ("data.train=[{path: a, weight: 0}]", "data.train[0].weight must be over 0 and at most 1000, got 0"),
-        ("data.train=[{path: a, weight: true}]", "data.train[0].weight must be over 0 and at most 1000, got True"),
-        ("data.train=[{path: a, split: 3}]", "data.train[0].split must be a name, got 3"),
+        ("data.train=[{path: a, weight: 0}]", "data.train[0].weight must be above 0 and at most 1000, got 0"),
+        ("data.train=[{path: a, weight: true}]", "data.train[0].weight must be above 0 and at most 1000, got True"),
+        ("data.train=[{path: a, split: 3}]", "data.train[0].split must be the name of a split, got 3"),
         ("data.train=[{path: a, filter: 3}]", "data.train[0].filter must be a mapping such as {split: train}, got int"),
         (
             "data.train=[{path: a, filter: {x: []}}]",
@@ -72,7 +72,7 @@ def test_what_is_no_source_is_refused_in_one_line(argument, message):
 
 def test_a_key_or_format_that_is_unknown_is_told_with_those_there_are():
     assert refusal("data.train=[{path: a, wieght: 1}]").startswith(
-        "data.train[0]: unknown key wieght; there are: categ"
+        "data.train[0]: unknown key wieght; known keys: categ"
     )
     assert refusal("data.train=[{path: a, format: x}]") == (
         "data.train[0].format must be one of auto, columns, hh, messages, sharegpt, alpaca, rated, rated_rows, got 'x'"
@@ -82,13 +82,13 @@ def test_a_key_or_format_that_is_unknown_is_told_with_those_there_are():
 def test_paths_of_lists_and_patterns_are_checked_early(tmp_path):
     (tmp_path / "a1.jsonl").touch()
     assert refusal("data.train=[a1.jsonl, b.jsonl]") == "data.train=b.jsonl: no such file or folder"
-    assert refusal("data.train=b*.jsonl") == "data.train=b*.jsonl: no file fits this pattern"
+    assert refusal("data.train=b*.jsonl") == "data.train=b*.jsonl: no file matches this pattern"
     assert refusal("data.train=rows.jsonl.zst") == "data.train=rows.jsonl.zst: no such file or folder"
     check_paths(load("train-rm", ["conf=tiny", "data.train=[a*.jsonl, a1.jsonl]"]))
 
 
 def test_a_margin_is_refused_with_ratings():
-    wanted = "data.margin_column must be unset with data.format=rated: of one pair, got gap"
+    wanted = "data.margin_column must be unset with data.format=rated: it belongs to one pair, got gap"
     assert refusal("data.format=rated", "data.margin_column=gap") == wanted
 
 

@@ -21,5 +21,5 @@ def test_a_chat_template_is_a_file_that_is_there_or_the_default(option, tmp_path
 
 
 def test_an_empty_chat_template_is_refused():
-    with pytest.raises(InputError, match=r"model.chat_template must be a Jinja file, default, or null, got ''"):
+    with pytest.raises(InputError, match=r"model.chat_template must be a Jinja file, default or null, got ''"):
         load("train-rm", ["conf=tiny", "model.chat_template=''"])

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from rlhf_cli.config.compose import as_text, compose_yaml, load
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.redaction import hide_words, is_secret
+from rlhf_cli.config.redaction import is_secret, redact_args
 
 CANARY = "hunter2"
 
@@ -51,7 +51,7 @@ def test_a_key_that_says_so_is_secret(key):
     assert is_secret(key)
     leaf = key.rpartition(".")[2]
     assert written(f"{{comet: {{{leaf}: {CANARY}}}}}").endswith(f"deepspeed:\n  comet:\n    {leaf}: <hidden>\n")
-    assert hide_words([f"+deepspeed.{key}={CANARY}"]) == [f"+deepspeed.{key}=<hidden>"]
+    assert redact_args([f"+deepspeed.{key}={CANARY}"]) == [f"+deepspeed.{key}=<hidden>"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_key_that_says_so_is_secret(key):
 )
 def test_a_key_that_merely_sounds_so_is_not(key):
     assert not is_secret(key)
-    assert hide_words([f"{key}=16"]) == [f"{key}=16"]
+    assert redact_args([f"{key}=16"]) == [f"{key}=16"]
 
 
 # what a value can be, under a key that is secret or around one
@@ -90,12 +90,12 @@ def test_a_secret_of_any_shape_is_not_in_the_options_that_are_kept(yaml):
 @pytest.mark.parametrize("yaml", SHAPES.values(), ids=SHAPES)
 def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
     """As it stands in braces, and, where there is but one key, as that key."""
-    (in_braces,) = hide_words([f"+deepspeed.a={yaml}"])
+    (in_braces,) = redact_args([f"+deepspeed.a={yaml}"])
     assert CANARY not in in_braces
     assert "271828" not in in_braces
     if yaml.startswith("{"):
         key, _, value = yaml[1:-1].partition(": ")
-        (alone,) = hide_words([f"+deepspeed.a.{key}={value}"])
+        (alone,) = redact_args([f"+deepspeed.a.{key}={value}"])
         assert CANARY not in alone
         assert "271828" not in alone
 
@@ -115,7 +115,7 @@ def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
     ],
 )
 def test_a_secret_under_a_quoted_key_or_in_a_url_is_not_in_the_command_that_is_kept(value):
-    assert hide_words([f"+deepspeed.a={value}"]) == ["+deepspeed.a=<hidden>"]
+    assert redact_args([f"+deepspeed.a={value}"]) == ["+deepspeed.a=<hidden>"]
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_a_secret_under_a_quoted_key_or_in_a_url_is_not_in_the_command_that_is_k
     ],
 )
 def test_what_is_no_password_of_a_url_and_no_quoted_secret_is_kept(value):
-    assert hide_words([f"a.b={value}"]) == [f"a.b={value}"]
+    assert redact_args([f"a.b={value}"]) == [f"a.b={value}"]
 
 
 def test_a_command_keeps_all_else():
     words = ["conf=tiny", "model=tiny_llama", "token", "a.token=${oc.env:TOKEN}", "a.b=x=y", "~deepspeed.x", ""]
-    assert hide_words(words) == words
-    assert hide_words([f"a.token={CANARY}=x", "b=1"]) == ["a.token=<hidden>", "b=1"]
+    assert redact_args(words) == words
+    assert redact_args([f"a.token={CANARY}=x", "b=1"]) == ["a.token=<hidden>", "b=1"]
 
 
 def refused(args):
@@ -155,12 +155,12 @@ def refused(args):
     ],
 )
 def test_no_word_makes_an_object(word, where):
-    assert refused(["conf=tiny", word]) == f"{where}: _target_ is refused; no option runs code"
+    assert refused(["conf=tiny", word]) == f"{where}: _target_ is not allowed; options cannot run code"
 
 
 @pytest.mark.parametrize("word", ["model._target_=os.system", "_target_=os.system", "model.from_config._target_=a.b"])
 def test_no_word_for_an_option_makes_an_object(word):
-    assert refused(["conf=tiny", word]) == f"{word}: _target_ is refused; no option runs code"
+    assert refused(["conf=tiny", word]) == f"{word}: _target_ is not allowed; options cannot run code"
 
 
 @pytest.mark.parametrize("word", ["+model._target_=a.b", "model.from_config={model_type: llama, _target_: a.b}"])
@@ -180,7 +180,7 @@ def test_what_is_no_option_is_none(word):
 def test_no_file_makes_an_object(tmp_path, yaml, where):
     file = tmp_path / "my.yaml"
     file.write_text(f"run: {{name: a}}\ndata: {{train: a.jsonl}}\n{yaml}\n")
-    assert refused([f"conf={file}"]) == f"{where}: _target_ is refused; no option runs code"
+    assert refused([f"conf={file}"]) == f"{where}: _target_ is not allowed; options cannot run code"
 
 
 @pytest.mark.parametrize("yaml", ["_target_: os.system", "model: {_target_: os.system}", "ppo: {_target_: os.system}"])
@@ -202,7 +202,7 @@ def test_yaml_that_would_run_code_when_read_does_not(tmp_path):
 def test_an_address_with_a_secret_in_its_query_is_hidden(query):
     source = OmegaConf.create({"reward": [{"name": "far", "url": f"https://judge.example/score?{query}"}]})
     assert "judge.example" not in as_text(source)
-    assert hide_words([f"reward=[{{name: far, url: 'https://judge.example/score?{query}'}}]"]) == ["reward=<hidden>"]
+    assert redact_args([f"reward=[{{name: far, url: 'https://judge.example/score?{query}'}}]"]) == ["reward=<hidden>"]
 
 
 def test_an_address_with_other_words_in_its_query_is_kept():

@@ -45,15 +45,15 @@ def test_a_model_of_its_own_is_a_path_or_the_options_of_a_model():
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        ("{weight: 1.0}", "not set: reward[0].name; write it in the list"),
-        ("{name: 'a b'}", "reward[0].name must be letters, digits, '_', '-' and '.', got 'a b'"),
-        ("{name: a, weight: 0}", "reward[0].weight must be a number, and not 0, got 0.0"),
-        ("{name: a, weight: nan}", "reward[0].weight must be a number, and not 0, got nan"),
+        ("{weight: 1.0}", "not set: reward[0].name; add it to the list"),
+        ("{name: 'a b'}", "reward[0].name must be made of letters, digits, '_', '-' and '.', got 'a b'"),
+        ("{name: a, weight: 0}", "reward[0].weight must be finite and not 0, got 0.0"),
+        ("{name: a, weight: nan}", "reward[0].weight must be finite and not 0, got nan"),
         ("{name: a, scale: -1}", "reward[0].scale must be positive, got -1.0"),
         ("{name: a, clip: 0}", "reward[0].clip must be positive or null, got 0.0"),
         (
             "{name: a, function: 'm:f', url: 'http://b'}",
-            "reward[0] must be given one of model, function and url, got function and url",
+            "reward[0] must be set by only one of model, function and url, got function and url",
         ),
         (
             "{name: a, function: f}",
@@ -62,27 +62,30 @@ def test_a_model_of_its_own_is_a_path_or_the_options_of_a_model():
         ("{name: a, url: 'ftp://b'}", "reward[0].url must be http://... or https://..., got ftp:..."),
         ("{name: a, timeout_s: 0}", "reward[0].timeout_s must be between 0.001 and 86400, got 0.0"),
         ("{name: a, retries: 99}", "reward[0].retries must be between 0 and 20, got 99"),
-        ("{name: a, auth_env: X}", "reward[0].auth_env must be unset: it does nothing for a model, got X"),
+        ("{name: a, auth_env: X}", "reward[0].auth_env must be unset: it has no effect on a model, got X"),
         (
             "{name: a, function: 'm:f', retries: 1}",
-            "reward[0].retries must be unset: it does nothing for a function, got 1",
+            "reward[0].retries must be unset: it has no effect on a function, got 1",
         ),
         (
             "{name: a, offload: true}",
-            "reward[0].offload must be unset: it does nothing for a source without a model of its own, got True",
+            "reward[0].offload must be unset: it has no effect on a source without its own model, got True",
         ),
-        ("{name: a, batch_size: 2}", "reward[0].batch_size must be unset: it does nothing for reward_model"),
+        ("{name: a, batch_size: 2}", "reward[0].batch_size must be unset: it has no effect on reward_model"),
         ("{name: rm}, {name: a, model: ''}", "reward[1].model must be a path, or the options of a model"),
         (
             "{name: rm}, {name: a, url: 'http://b', timeout_s: 600}",
-            "launch.timeout_s must be over 3900, which a batch of reward[1] may take (timeout_s, retries), got 1800",
+            "launch.timeout_s must be above 3900, the longest time for a batch of reward[1]",
         ),
         (
             "{name: a, on_failure: skip}",
-            "reward[0].on_failure must be unset: it does nothing for a model, got skip",
+            "reward[0].on_failure must be unset: it has no effect on a model, got skip",
         ),
-        ("{name: a}, {name: a, function: 'm:f'}", "reward must be a list of sources with different names, got two"),
-        ("{name: a}, {name: b}", "reward must be a list in which one source at most has neither model, function nor"),
+        ("{name: a}, {name: a, function: 'm:f'}", "reward must be a list of sources with different names, got a twice"),
+        (
+            "{name: a}, {name: b}",
+            "reward must be a list with at most one source without model, function and url, which",
+        ),
         (
             "{name: a, model: {paht: x}}, {name: rm}",
             "reward[0].model: Key 'paht' not in 'ModelConfig'",
@@ -90,13 +93,13 @@ def test_a_model_of_its_own_is_a_path_or_the_options_of_a_model():
         ("{name: rm}, {name: a, model: ./not/there}", "reward[1].model.path=./not/there: no such file or folder"),
         (
             "{name: rm}, {name: a, function: 'not/there.py:f'}",
-            "reward[1].function must be a function in a file that exists; there is no not/there.py, got not/there.py:f",
+            "reward[1].function must be in an existing file, and not/there.py does not exist, got not/there.py:f",
         ),
         (
             "{name: rm}, {name: a, url: 'http://b', auth_env: NOT_SET_ANYWHERE}",
-            "reward[1].auth_env must be an environment variable that is set, and not empty, got NOT_SET_ANYWHERE",
+            "reward[1].auth_env must be an environment variable that is set and not empty, got NOT_SET_ANYWHERE",
         ),
-        ("{name: a, function: 'm:f'}", "value_model.init must be policy where no source is the reward_model"),
+        ("{name: a, function: 'm:f'}", "value_model.init must be policy if no source of reward is reward_model"),
         ("{name: a, ulr: 'http://b'}", "unknown key reward[].ulr; did you mean reward[].url?"),
     ],
 )
@@ -106,4 +109,4 @@ def test_what_is_refused(listed, message):
 
 def test_a_reward_model_that_no_source_is_would_not_be_asked():
     words = ["value_model.init=policy", "reward=[{name: a, function: 'm:f'}]"]
-    assert refusal(*words).startswith("reward_model must be unset where no source of reward is it")
+    assert refusal(*words).startswith("reward_model must be unset, or used")

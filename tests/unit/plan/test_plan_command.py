@@ -57,7 +57,7 @@ def test_a_plan_that_does_not_fit(capsys):
 
 def test_bars_tell_models_apart_and_grow_with_them(capsys):
     wide = ["model.from_config.hidden_size=512", "reward_model.from_config.hidden_size=512"]
-    _, told = run(capsys, *TINY, "plan.gpu_memory=100MiB", "plan.context=1MiB", *wide)
+    _, told = run(capsys, *TINY, "plan.gpu_memory=100MiB", "plan.gpu_overhead=1MiB", *wide)
     update = next(line for line in told.out.splitlines() if line.startswith("update "))
     assert update.count("P") > update.count("R") > 0
     assert update.count("V") > update.count("W") > 0

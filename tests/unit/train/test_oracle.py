@@ -54,7 +54,7 @@ NEUTRAL = {
     "cliprange_high": BASE.cliprange,
     "dual_clip": 1e9,
     "entropy_coef": 0.0,
-    "target_kl": 1e9,
+    "early_stop_kl": 1e9,
     "reward_clip": 1e9,
     "whiten_rewards": False,
     "missing_eos_penalty": 0.0,

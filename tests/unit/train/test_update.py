@@ -162,12 +162,12 @@ def test_skipped_updates_of_both_models_count(one_rank):
 @pytest.mark.parametrize(("target", "num_updates"), [(0.5, 4), (0.49, 1), (0.24, 1), (2.0, 4)])
 def test_the_updates_of_a_step_end_once_the_mean_kl_is_above_its_target(target, num_updates, one_rank):
     """1.5 nats over the 3 tokens of the first minibatch: 0.5; the target itself is not above the target."""
-    metrics, *_ = updated(config_of(target_kl=target), {"approx_kl": 1.5})
+    metrics, *_ = updated(config_of(early_stop_kl=target), {"approx_kl": 1.5})
     assert metrics["num_updates"] == num_updates
 
 
 def test_a_value_warmup_has_no_kl_to_end_it(one_rank):
-    config = config_of(target_kl=1e-6, value_warmup_steps=1)
+    config = config_of(early_stop_kl=1e-6, value_warmup_steps=1)
     metrics, *_ = updated(config, {"loss/value": 0.0})
     assert metrics["num_updates"] == 4.0
 

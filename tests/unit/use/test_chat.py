@@ -115,7 +115,7 @@ def test_a_line_that_is_no_utf_8_is_refused_and_the_chat_goes_on(ppo_run, monkey
     monkeypatch.setattr(sys, "stdin", typed)
     assert main(["chat", str(ppo_run), "--max-new-tokens", "3"]) == 0
     out = capsys.readouterr().out
-    assert "message: wanted UTF-8, got another byte at character 2; check the terminal's encoding" in out
+    assert "message must be UTF-8, got another byte at character 2; check the encoding of the terminal" in out
     assert out.count(" tokens") == 1
 
 

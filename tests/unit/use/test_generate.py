@@ -180,7 +180,7 @@ def test_columns_named_as_what_is_written_are_kept(ppo_run, tmp_path):
 def test_a_text_that_is_no_utf_8_is_refused(option, capsys):
     more = [] if option == "--prompt" else ["--prompt", "a"]
     assert main(["generate", "none/at/all", option, "a\udcff", *more]) == 2
-    assert capsys.readouterr().err.startswith(f"rlhf: error: {option}: wanted UTF-8, got another byte at character 2;")
+    assert capsys.readouterr().err.startswith(f"rlhf: error: {option} must be UTF-8, got another byte at character 2;")
 
 
 def test_a_closed_output_is_no_failure(ppo_run, monkeypatch):
