@@ -230,9 +230,9 @@ class PPOConfig:
         require(warmup < self.num_steps, "ppo.value_warmup_steps", warmup, f"below ppo.num_steps {self.num_steps}")
 
     def may_reuse_forward(self, weights_are_whole: bool) -> bool:
-        """Whether the update may start from scoring's forward pass of the policy, if each rank makes only one pass.
+        """Whether the update may start from the policy's forward pass of scoring, if each rank makes one.
 
-        A step must then be one minibatch, and each rank must keep the policy's full weights until the backward pass.
+        It may if a step is one minibatch and each rank keeps the policy's full weights until then.
         """
         return self.reuse_forward and self.minibatch_size == self.batch_size and (weights_are_whole or self.gather)
 

@@ -76,7 +76,7 @@ def _options(section: Any, prefix: str) -> Iterator[Option]:
             continue
         element = _element_type(hints[field.name])
         yield Option(prefix + field.name, _type_name(field, hints), _default(value), docs[field.name])
-        if is_dataclass(element):
+        if isinstance(element, type) and is_dataclass(element):
             yield from _options(element(), f"{prefix}{field.name}[].")
 
 

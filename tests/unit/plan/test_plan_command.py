@@ -150,7 +150,7 @@ def test_a_shape_replaces_all_models():
         ),
         (
             ["train-ppo", "conf=tiny", "+deepspeed.zero_optimization.offload_param=cpu"],
-            "deepspeed.zero_optimization.offload_param must be a section: {device: cpu}, got cpu",
+            "deepspeed.zero_optimization.offload_param must be a mapping: {device: cpu}, got cpu",
         ),
         (["train-ppo", "conf=tiny", "--jason"], "unknown option --jason"),
         (["train-ppo", "conf=tiny", "model.from_config.hidden_size=0"], "cannot build llama for a plan"),
