@@ -24,7 +24,7 @@ IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDTH, HEIGHT = 1280, 1000
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 SHOTS = {  # section that stands at the top -> name of the picture
-    "train-ppo": {"overview": "report_ppo", "the-leash": "report_leash", "answers": "report_answers"},
+    "train-ppo": {"overview": "report_ppo", "over-optimisation": "report_leash", "responses": "report_answers"},
     "train-rm": {"held-out-pairs": "report_reward_model"},
 }
 
@@ -46,7 +46,7 @@ def take(driver: webdriver.Chrome, page: Path, shots: dict[str, str]) -> None:
     driver.get(page.resolve().as_uri())
     wait(driver, "return document.documentElement.dataset.ready === 'yes'")
     for section, name in shots.items():
-        selector = ".answers" if section == "answers" else f"#{section}"
+        selector = ".responses" if section == "responses" else f"#{section}"
         top = "window.scrollTo(0, 0)" if section == "overview" else ""
         driver.execute_script(top or f"document.querySelector('{selector}').scrollIntoView()")
         seen = (

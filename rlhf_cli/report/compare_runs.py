@@ -1,4 +1,4 @@
-"""What several runs differ in, and how they ended; differences are paired where runs share prompts or pairs."""
+"""Compare runs: which options differ, and how the runs ended. Differences are paired on shared prompts or pairs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _FINAL_PPO = (
     *("tokens_per_s", "time/step", "memory/peak_gib"),
 )
 _FINAL_REWARD = ("loss", "accuracy", "margin", "grad_norm", "tokens_per_s", "time/step", "memory/peak_gib")
-_LAST_STEPS = 10  # whose mean is a final figure of training
+_LAST_STEPS = 10  # their mean is the final value of a training metric
 
 
 @dataclass(frozen=True)
 class Row:
-    """An option or a figure in every run; None where a run has no such figure."""
+    """The values of an option or a metric in each run; None if a run does not have it."""
 
     name: str
     values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The mean difference of a run to the first one, on what both have in common."""
+class PairedDifference:
+    """The mean difference of a run to the first one, with its 95 % interval, on what both have in common."""
 
-    name: str
-    what: str  # prompts or pairs, and what of them
+    name: str  # of the run
+    what: str
     num_shared: int
     mean: float
     low: float
@@ -48,57 +48,37 @@ class Paired:
 class Comparison:
     names: tuple[str, ...]
     runs: tuple[RunRecords, ...]
-    differences: tuple[Row, ...]
-    figures: tuple[Row, ...]
-    paired: tuple[Paired, ...]
-    notes: tuple[str, ...]  # what to know before figures are compared
+    options: tuple[Row, ...]  # that differ
+    metrics: tuple[Row, ...]  # at the end of the runs
+    paired: tuple[PairedDifference, ...]
+    notes: tuple[str, ...]  # why metrics may not be comparable
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
-    """Read runs and compare them; raise InputError unless they are two or more of one kind."""
+    """Read and compare runs. Raises InputError unless they are two or more runs of one kind."""
     if len(folders) < 2:
-        raise InputError(f"compare wants two or more run folders, got {len(folders)}")
+        raise InputError(f"compare needs two or more run folders, got {len(folders)}")
     runs = tuple(read_run(folder) for folder in folders)
     for run in runs[1:]:
         if run.is_ppo != runs[0].is_ppo:
             kinds = " and ".join("PPO" if one.is_ppo else "a reward model" for one in (runs[0], run))
-            raise InputError(f"{runs[0].folder} and {run.folder} are runs of {kinds}; wanted runs of one kind")
-    names = _names(runs)
-    differences = tuple(_differences(runs))
-    return Comparison(
-        names,
-        runs,
-        differences,
-        tuple(_figures(runs)),
-        tuple(one for name, run in zip(names[1:], runs[1:], strict=True) for one in _paired(name, runs[0], run)),
-        tuple(_notes(differences, names, runs)),
-    )
-
-
-def _notes(differences: Sequence[Row], names: Sequence[str], runs: Sequence[RunRecords]) -> Iterator[str]:
-    steps = {name: run.answers("now", "sampled")[-1:] for name, run in zip(names, runs, strict=True)}
-    at = {name: answers[0].get("step", 0) for name, answers in steps.items() if answers}
-    if len(set(at.values())) > 1:
-        yield (
-            "answers are of different steps: " + ", ".join(f"{name} of step {step}" for name, step in at.items()) + "."
-        )
-    for section, what in (("reward_model.", "score"), ("gold_reward_model.", "gold score")):
-        changed = [row.name for row in differences if row.name in (f"{section}path", f"{section}from_config")]
-        if changed:
-            yield f"{changed[0]} differs: each {what} is of another reward model, and not on one scale."
+            raise InputError(f"{runs[0].folder} and {run.folder} are runs of {kinds}; compare runs of one kind")
+    names, options = _names(runs), tuple(_different_options(runs))
+    paired = [one for name, run in zip(names[1:], runs[1:], strict=True) for one in _paired(name, runs[0], run)]
+    return Comparison(names, runs, options, tuple(_metrics(runs)), tuple(paired), tuple(_notes(options, names, runs)))
 
 
 def _names(runs: Sequence[RunRecords]) -> tuple[str, ...]:
-    """Name runs after their folders, with as much of the path as tells them apart."""
+    """Return the shortest ends of the runs' paths that differ."""
     paths = [run.folder.resolve() for run in runs]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = tuple(printable(str(Path(*path.parts[-depth:]))) for path in paths)
         if len(set(names)) == len(names):
             return names
-    return tuple(f"{name} ({place})" for place, name in enumerate(names, 1))  # one folder, given twice
+    return tuple(f"{name} ({number})" for number, name in enumerate(names, 1))  # the same folder twice
 
 
-def _differences(runs: Sequence[RunRecords]) -> Iterator[Row]:
+def _different_options(runs: Sequence[RunRecords]) -> Iterator[Row]:
     options = [flat(run.config) for run in runs]
     for key in sorted({key for one in options for key in one}):
         values = tuple(printable(str(one[key])) if key in one else "-" for one in options)
@@ -106,20 +86,15 @@ def _differences(runs: Sequence[RunRecords]) -> Iterator[Row]:
             yield Row(key, values)
 
 
-def _figures(runs: Sequence[RunRecords]) -> Iterator[Row]:
+def _metrics(runs: Sequence[RunRecords]) -> Iterator[Row]:
     yield Row("steps", tuple(run.steps[-1]["step"] if run.steps else None for run in runs))
-    for name in _FINAL_PPO if runs[0].is_ppo else _FINAL_REWARD:
-        yield from _known(f"{name}, mean of the last {_LAST_STEPS} steps", [_last_mean(run, name) for run in runs])
-    evaluated = dict.fromkeys(
-        name for run in runs for record in run.evaluations for name in record if name.startswith("eval/")
-    )
-    for name in evaluated:
-        yield from _known(name, [_last(run.evaluations, name) for run in runs])
-
-
-def _known(name: str, values: Sequence[float | None]) -> Iterator[Row]:
-    if any(value is not None for value in values):
-        yield Row(name, tuple(values))
+    rows = [
+        Row(f"{name}, mean of the last {_LAST_STEPS} steps", tuple(_last_mean(run, name) for run in runs))
+        for name in (_FINAL_PPO if runs[0].is_ppo else _FINAL_REWARD)
+    ]
+    names = dict.fromkeys(name for run in runs for one in run.evaluations for name in one if name.startswith("eval/"))
+    rows += [Row(name, tuple(_last(run.evaluations, name) for run in runs)) for name in names]
+    yield from (row for row in rows if any(value is not None for value in row.values))
 
 
 def _last_mean(run: RunRecords, name: str) -> float | None:
@@ -131,35 +106,44 @@ def _last(records: Sequence[Record], name: str) -> float | None:
     return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
 
 
-def _paired(name: str, first: RunRecords, other: RunRecords) -> Iterator[Paired]:
-    for mode in ("greedy", "sampled"):
-        one, two = (_by_prompt(run.answers("now", mode)) for run in (first, other))
-        for field in ("score", "gold_score"):
-            yield from _difference(name, f"prompts, {mode} {field}", _column(one, field), _column(two, field))
-    right = [{_pair_key(pair): (1 + np.sign(pair["log_odds"])) / 2 for pair in run.pairs} for run in (first, other)]
-    yield from _difference(name, "pairs, accuracy", *right)
+def _paired(name: str, first: RunRecords, other: RunRecords) -> Iterator[PairedDifference]:
+    candidates: list[tuple[str, dict[Any, float], dict[Any, float]]] = [
+        (f"prompts, {mode} {field}", _by_prompt(first, mode, field), _by_prompt(other, mode, field))
+        for mode in ("greedy", "sampled")
+        for field in ("score", "gold_score")
+    ]
+    for what, one, two in [*candidates, ("pairs, accuracy", _by_pair(first), _by_pair(other))]:
+        differences = [two[key] - one[key] for key in one if key in two]
+        if differences:
+            found = bootstrap_mean(differences)
+            yield PairedDifference(name, what, len(differences), found.mean, found.low, found.high)
 
 
-def _by_prompt(answers: Sequence[Record]) -> dict[Any, Record]:
-    """Answers by prompt, and by which of those with the same prompt it is."""
+def _by_prompt(run: RunRecords, mode: str, field: str) -> dict[Any, float]:
+    """Return a field by prompt and, for prompts that occur several times, by occurrence."""
     seen: Counter[str] = Counter()
-    found = {}
-    for answer in answers:
-        found[answer["prompt"], seen[answer["prompt"]]] = answer
-        seen[answer["prompt"]] += 1
-    return found
+    values = {}
+    for response in run.responses("now", mode):
+        key = response["prompt"], seen[response["prompt"]]
+        seen[response["prompt"]] += 1
+        if response.get(field) is not None:
+            values[key] = response[field]
+    return values
 
 
-def _column(rows: dict[Any, Record], field: str) -> dict[Any, float]:
-    return {prompt: row[field] for prompt, row in rows.items() if row.get(field) is not None}
+def _by_pair(run: RunRecords) -> dict[Any, float]:
+    """Return 1 for each pair that the reward model orders correctly, 0 for the others, and a half for ties."""
+    keys = ("prompt", "chosen", "rejected")
+    return {tuple(pair[key] for key in keys): (1 + float(np.sign(pair["log_odds"]))) / 2 for pair in run.pairs}
 
 
-def _pair_key(pair: Record) -> tuple[str, str, str]:
-    return pair["prompt"], pair["chosen"], pair["rejected"]
-
-
-def _difference(name: str, what: str, first: dict[Any, float], other: dict[Any, float]) -> Iterator[Paired]:
-    shared = [key for key in first if key in other]
-    if shared:
-        found = bootstrap_mean([other[key] - first[key] for key in shared])
-        yield Paired(name, what, len(shared), found.mean, found.low, found.high)
+def _notes(options: Sequence[Row], names: Sequence[str], runs: Sequence[RunRecords]) -> Iterator[str]:
+    newest = {name: run.responses("now", "sampled")[-1:] for name, run in zip(names, runs, strict=True)}
+    steps = {name: responses[0].get("step", 0) for name, responses in newest.items() if responses}
+    if len(set(steps.values())) > 1:
+        by_run = ", ".join(f"{name} from step {step}" for name, step in steps.items())
+        yield f"The responses are from different steps: {by_run}."
+    for section, score in (("reward_model", "scores"), ("gold_reward_model", "gold scores")):
+        changed = [row.name for row in options if row.name in (f"{section}.path", f"{section}.from_config")]
+        if changed:
+            yield f"{changed[0]} differs: the {score} are from different reward models and not on one scale."

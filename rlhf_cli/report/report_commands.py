@@ -1,4 +1,4 @@
-"""`rlhf report RUN_DIR` and `rlhf compare RUN_DIR RUN_DIR ...`."""
+"""The commands `rlhf report RUN_DIR` and `rlhf compare RUN_DIR RUN_DIR ...`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.table import Table
+import rich.table
 from rich.text import Text
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.compare_runs import Comparison, compare
-from rlhf_cli.report.html.blocks import Table as Block
-from rlhf_cli.report.html.blocks import short
-from rlhf_cli.report.html.comparison_page import comparison_sections, tables
-from rlhf_cli.report.html.html_page import page, write_page, write_report
+from rlhf_cli.report.compare_runs import compare
+from rlhf_cli.report.html.blocks import Table, short
+from rlhf_cli.report.html.comparison_page import comparison_sections, comparison_tables
+from rlhf_cli.report.html.html_page import render_page, write_page, write_report
 from rlhf_cli.system.terminal import console
 from rlhf_cli.system.text import printable
 
 REPORT_USAGE = """\
 usage: rlhf report RUN_DIR [--output FILE]
 
-Write what a run did as one HTML file that opens anywhere, RUN_DIR/report.html unless told otherwise. Runs that are
-still going on, were interrupted or have failed have a report too.
+Write the report of a run as one HTML file that opens anywhere; by default RUN_DIR/report.html. The run may still be
+running, or have been interrupted, or have failed.
 """
 COMPARE_USAGE = """\
 usage: rlhf compare RUN_DIR RUN_DIR [...] [--output FILE]
 
-Show which options of runs differ and how they ended, with paired intervals on the prompts or pairs they share; write
-the same with all curves overlaid as one HTML file, compare.html unless told otherwise.
+Show which options differ and how the runs ended, with paired intervals on the prompts or pairs that they share. Write
+the same, with all curves overlaid, as one HTML file; by default compare.html.
 """
 
 
@@ -37,42 +36,49 @@ def report(args: list[str]) -> int:
     if "--help" in args or "-h" in args:
         print(REPORT_USAGE, end="")
         return 0
-    folders, output = _words(args, REPORT_USAGE)
+    folders, output = _parse(args, REPORT_USAGE)
     if len(folders) != 1:
-        raise InputError(f"report wants one run folder, got {len(folders)}; {REPORT_USAGE.splitlines()[0]}")
+        raise InputError(f"report needs one run folder, got {len(folders)}; {REPORT_USAGE.splitlines()[0]}")
     if output is not None:
         _require_writable(output)
-    with _readable():
+    with _input_errors():
         print(printable(f"report: {write_report(folders[0], output)}"))
     return 0
 
 
 def compare_runs(args: list[str]) -> int:
-    """Compare runs in the terminal and in a page."""
+    """Compare runs on the terminal and in a page."""
     if "--help" in args or "-h" in args:
         print(COMPARE_USAGE, end="")
         return 0
-    folders, output = _words(args, COMPARE_USAGE)
+    folders, output = _parse(args, COMPARE_USAGE)
     target = output or Path("compare.html")
     _require_writable(target)
-    with _readable():
-        found = compare(folders)
-        write_page(page(" and ".join(found.names), "", comparison_sections(found)), target)
-    _print(found)
+    with _input_errors():
+        comparison = compare(folders)
+        write_page(render_page(" and ".join(comparison.names), "", comparison_sections(comparison)), target)
+    terminal, (options, metrics) = console(), comparison_tables(comparison)
+    if not options:
+        terminal.print("no option differs")
+    for block in (*options, *metrics):
+        terminal.print(_terminal_table(block))
+    for note in comparison.notes:
+        terminal.print(Text(note))
     print(printable(f"comparison: {target}"))
     return 0
 
 
-def _words(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
+def _parse(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
+    """Return the run folders and the value of --output."""
     folders: list[Path] = []
     output: Path | None = None
     words = iter(args)
     for word in words:
-        name, given, value = word.partition("=")
+        name, equals, value = word.partition("=")
         if name == "--output":
-            value = value if given else next(words, "")
+            value = value if equals else next(words, "")
             if not value:
-                raise InputError(f"--output wants a file; {usage.splitlines()[0]}")
+                raise InputError(f"--output needs a file; {usage.splitlines()[0]}")
             if output is not None:
                 raise InputError("--output was given twice")
             output = Path(value)
@@ -84,8 +90,8 @@ def _words(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
-    """Turn what the system says of a file that may not be read into an InputError."""
+def _input_errors() -> Iterator[None]:
+    """Raise InputError if the system cannot read a file."""
     try:
         yield
     except OSError as error:
@@ -93,29 +99,18 @@ def _readable() -> Iterator[None]:
 
 
 def _require_writable(target: Path) -> None:
-    if target.suffix.lower() not in (".html", ".htm"):  # most likely another file of the run
-        raise InputError(f"{target}: wanted a file that ends in .html")
+    if target.suffix.lower() not in (".html", ".htm"):  # probably another file of the run
+        raise InputError(f"{target}: --output needs a file that ends in .html")
     if target.is_dir():
-        raise InputError(f"{target} is a folder; wanted a file")
+        raise InputError(f"{target}: is a folder, but --output needs a file")
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist")
 
 
-def _print(found: Comparison) -> None:
-    options, figures = tables(found)
-    shown = console()
-    if not options:
-        shown.print("no option differs")
-    for block in (*options, *figures):
-        shown.print(_drawn(block))
-    for note in found.notes:
-        shown.print(Text(note))
-
-
-def _drawn(block: Block) -> Table:
-    made = Table(title=block.title, title_justify="left")
-    for place, column in enumerate(block.columns):
-        made.add_column(Text(column), overflow="fold", justify="left" if place == 0 else "right")
+def _terminal_table(block: Table) -> rich.table.Table:
+    table = rich.table.Table(title=block.title, title_justify="left")
+    for i, column in enumerate(block.columns):
+        table.add_column(Text(column), overflow="fold", justify="left" if i == 0 else "right")
     for row in block.rows:
-        made.add_row(*(Text(short(cell)) for cell in row))
-    return made
+        table.add_row(*(Text(short(cell)) for cell in row))
+    return table

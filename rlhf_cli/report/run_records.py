@@ -1,8 +1,9 @@
-"""What a run has written, read back: also from a run that is still going on, or that was killed. Imports no torch."""
+"""Read back what a run has written, also if the run is still running or was killed. Imports no torch."""
 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,48 +18,47 @@ from rlhf_cli.report.run_dir import CHECKS, CONFIG, EVENTS, METRICS, PAIRS, PLAN
 from rlhf_cli.system.run_status import read_status
 
 Record = dict[str, Any]
-_ENDS = 0.1  # share of the steps whose rollouts are compared, first against last
-_MOST_ROLLOUTS = 200
+_END_SHARE, _MAX_END_STEPS = 0.1, 200  # the first and the last steps, whose rollouts are compared
 _HUGE = 1e300
-_OF_A_PAIR = ("score_chosen", "score_rejected", "log_odds", "tokens_chosen", "tokens_rejected")
+_PAIR_NUMBERS = ("score_chosen", "score_rejected", "log_odds", "tokens_chosen", "tokens_rejected")
 
 
 @dataclass
 class Samples:
-    """Answers to held-out prompts, by mode: those before training, and the newest that are whole.
+    """Responses to held-out prompts by mode: those before training, and those of the newest complete evaluation.
 
-    A long run asks many times; of the answers in between the gold scores alone are kept.
+    A long run has many evaluations; of those in between only the gold scores are kept.
     """
 
     before: dict[str, list[Record]] = field(default_factory=dict)
     now: dict[str, list[Record]] = field(default_factory=dict)
-    _gold: dict[tuple[int, str], list[Any]] = field(default_factory=dict)  # of sampled answers, by step and stage
-    _coming: dict[str, list[Record]] = field(default_factory=dict)  # of the newest time, while they are being read
+    _gold: dict[tuple[int, str], list[Any]] = field(default_factory=dict)  # of sampled responses, by step and stage
+    _newest: dict[str, list[Record]] = field(default_factory=dict)  # of the evaluation that is being read
 
     def add(self, sample: Record) -> None:
-        """Take in the next line of samples.jsonl."""
+        """Add the next line of samples.jsonl."""
         mode, stage, step = sample["mode"], sample["stage"], sample.get("step", 0)
         if mode == "sampled":
             self._gold.setdefault((step, stage), []).append(sample.get("gold_score"))
         if stage == "before":
             self.before.setdefault(mode, []).append(sample)
             return
-        coming = self._coming.setdefault(mode, [])
-        if coming and (coming[0]["stage"], coming[0].get("step", 0)) != (stage, step):
-            coming = self._coming[mode] = []
-        coming.append(sample)
-        if mode not in self.now or len(coming) >= len(self.before.get(mode, [])):
-            self.now[mode] = coming  # what a kill has cut short only where there is nothing else
+        newest = self._newest.setdefault(mode, [])
+        if newest and (newest[0]["stage"], newest[0].get("step", 0)) != (stage, step):
+            newest = self._newest[mode] = []
+        newest.append(sample)
+        if mode not in self.now or len(newest) >= len(self.before.get(mode, [])):
+            self.now[mode] = newest  # an incomplete evaluation counts only if there is no other
 
     def gold_at(self, step: int) -> list[float]:
-        """Return the gold scores of the sampled answers of a step, prompt by prompt."""
-        found = next((self._gold[step, one] for one in ("during", "after", "before") if (step, one) in self._gold), [])
-        return [score for score in found if is_usual(score)]
+        """Return the gold scores of the sampled responses of a step, prompt by prompt."""
+        stages = [stage for stage in ("during", "after", "before") if (step, stage) in self._gold]
+        return [score for score in self._gold[step, stages[0]] if is_usual(score)] if stages else []
 
 
 @dataclass(frozen=True)
 class RunRecords:
-    """One run as its folder tells it; what a file does not say is empty here."""
+    """The files of one run folder. What a file does not contain is empty here."""
 
     folder: Path
     config: Record
@@ -69,132 +69,127 @@ class RunRecords:
     plan: list[str]
     metrics: list[Record]
     samples: Samples
-    rollouts: tuple[list[Record], list[Record]]  # of the first steps, and of the last ones
+    rollouts: tuple[list[Record], list[Record]]  # of the first and of the last steps
     pairs: list[Record]
     events: list[Record]
-    unreadable: dict[str, int] = field(default_factory=dict)  # file -> lines that are no records
+    unreadable: dict[str, int]  # file -> number of lines that are not records
 
     @property
     def name(self) -> str:
-        """The name of the run's folder."""
+        """The name of the run folder."""
         return self.folder.resolve().name
 
     @property
     def is_ppo(self) -> bool:
-        """Whether this is a PPO run, and not one of a reward model."""
+        """Whether this is a PPO run; otherwise it is a reward-model run."""
         return "ppo" in self.config
 
     @cached_property
     def steps(self) -> list[Record]:
-        """The records of steps, without those of evaluations."""
+        """The records of training steps."""
         return [record for record in self.metrics if "time/step" in record]
 
     @cached_property
     def evaluations(self) -> list[Record]:
-        """The records of evaluations, one a step: later ones of the same step add to it."""
+        """The records of evaluations, one per step: several records of a step are merged."""
         by_step: dict[int, Record] = {}
         for record in self.metrics:
             if "time/step" not in record:
                 by_step.setdefault(record["step"], {}).update(record)
         return [by_step[step] for step in sorted(by_step)]
 
-    def answers(self, stage: str, mode: str) -> list[Record]:
-        """The answers of a mode before training, or the newest after or during it (stage: now)."""
+    def responses(self, stage: str, mode: str) -> list[Record]:
+        """Return the held-out responses of a mode. stage: before (training) or now (the newest)."""
         return (self.samples.before if stage == "before" else self.samples.now).get(mode, [])
 
 
 def read_run(folder: Path) -> RunRecords:
-    """Read the folder of a run; raise InputError where it is none.
+    """Read a run folder. Raises InputError if it is not one.
 
-    Lines that are no JSON records, which a crash of the machine may leave, are counted and left out.
+    Lines that are not JSON records, which a crash of the machine may leave, are counted and skipped.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
     if not (folder / RUN).is_file() or not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: not the folder of a run: it has no {RUN} or no {CONFIG}")
+        raise InputError(f"{folder}: not a run folder: it has no {RUN} or no {CONFIG}")
     unreadable: dict[str, int] = {}
 
-    def each(name: str, *wanted: str, numbers: tuple[str, ...] = ()) -> Iterator[Record]:
-        for record in _records(folder / name, wanted, numbers):
-            if record is None:
-                unreadable[name] = unreadable.get(name, 0) + 1
-            else:
+    def records(name: str, *required: str, numbers: tuple[str, ...] = ()) -> Iterator[Record]:
+        for line in _lines(folder / name):
+            record = _parse(line)
+            if all(key in record for key in required) and all(is_usual(record.get(key)) for key in numbers):
                 yield record
+            else:
+                unreadable[name] = unreadable.get(name, 0) + 1
 
     samples = Samples()
-    for sample in each(SAMPLES, "stage", "mode", "prompt", "response", "score"):
+    for sample in records(SAMPLES, "stage", "mode", "prompt", "response", "score"):
         samples.add(sample)
     return RunRecords(
         folder=folder,
-        config=_config(folder / CONFIG),
-        run=_document(folder / RUN),
+        config=_read_config(folder / CONFIG),
+        run=_read_json(folder / RUN),
         status=read_status(folder),
-        summary=_document(folder / SUMMARY),
-        checks=_document(folder / CHECKS).get("checks", []),
-        plan=_document(folder / PLAN).get("lines", []),
-        metrics=list(each(METRICS, "step")),
+        summary=_read_json(folder / SUMMARY),
+        checks=_read_json(folder / CHECKS).get("checks", []),
+        plan=_read_json(folder / PLAN).get("lines", []),
+        metrics=list(records(METRICS, "step")),
         samples=samples,
-        rollouts=_ends(folder / ROLLOUTS),
-        pairs=list(each(PAIRS, "prompt", "chosen", "rejected", numbers=_OF_A_PAIR)),
-        events=list(each(EVENTS, "step", "kind", "text")),
+        rollouts=_first_and_last_rollouts(folder / ROLLOUTS),
+        pairs=list(records(PAIRS, "prompt", "chosen", "rejected", numbers=_PAIR_NUMBERS)),
+        events=list(records(EVENTS, "step", "kind", "text")),
         unreadable=unreadable,
     )
 
 
-def _records(file: Path, wanted: tuple[str, ...], numbers: tuple[str, ...]) -> Iterator[Record | None]:
-    """Yield the lines of a file that are records with these fields; None for every other one."""
-    if not file.is_file():
-        return
-    with file.open("rb") as opened:
-        for line in opened:
-            if not line.endswith(b"\n"):  # of a process that still writes, or was killed
-                continue
-            record = _record(line) or {}
-            known = all(name in record for name in wanted)
-            yield record if known and all(is_usual(record.get(name)) for name in numbers) else None
-
-
-def _record(line: bytes) -> Record | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
 def is_usual(value: Any) -> bool:
-    """Say whether a value is a number to reckon with: NaN is none, and differences of huge ones overflow."""
+    """Return whether a value is a number to calculate with: not NaN, and not so huge that differences overflow."""
     return isinstance(value, int | float) and abs(value) < _HUGE
 
 
-def _ends(file: Path) -> tuple[list[Record], list[Record]]:
-    """Read the rollouts of the first and of the last steps; the file may be large, and the rest is not asked for."""
-    if not file.is_file():
-        return [], []
-    with file.open("rb") as opened:
-        count = sum(line.endswith(b"\n") for line in opened)
-    wanted = min(round(_ENDS * count) or 1, count // 2, _MOST_ROLLOUTS)
-    with file.open("rb") as opened:
-        places = [(place, line) for place, line in enumerate(opened) if not wanted <= place < count - wanted]
-    records = [(place, _record(line)) for place, line in places if place < count]
-    keys = {"step", "scores", "kl", "lengths"}
-    known = [(place, one) for place, one in records if one is not None and keys <= one.keys()]
-    return [one for place, one in known if place < wanted], [one for place, one in known if place >= wanted]
+def _lines(file: Path) -> Iterator[bytes]:
+    """Yield the complete lines of a file. A process that is writing, or was killed, leaves an incomplete one."""
+    if file.is_file():
+        with file.open("rb") as opened:
+            yield from (line for line in opened if line.endswith(b"\n"))
 
 
-def _document(file: Path) -> Record:
+def _parse(line: bytes | str) -> Record:
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
-def _config(file: Path) -> Record:
+def _first_and_last_rollouts(file: Path) -> tuple[list[Record], list[Record]]:
+    """Read the rollouts of the first and of the last steps without keeping the others: the file may be large."""
+    first: list[bytes] = []
+    last: deque[bytes] = deque(maxlen=_MAX_END_STEPS)
+    count = 0
+    for line in _lines(file):
+        if count < _MAX_END_STEPS:
+            first.append(line)
+        last.append(line)
+        count += 1
+    wanted = min(max(1, round(_END_SHARE * count)), count // 2, _MAX_END_STEPS)
+    ends = ([_parse(line) for line in lines] for lines in (first[:wanted], list(last)[len(last) - wanted :]))
+    complete = [[record for record in end if {"step", "scores", "kl", "lengths"} <= record.keys()] for end in ends]
+    return complete[0], complete[1]
+
+
+def _read_json(file: Path) -> Record:
     try:
-        found = OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8")), resolve=False)
+        return _parse(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_config(file: Path) -> Record:
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8")), resolve=False)
     except (ValueError, YAMLError) as error:
         raise InputError(f"{file}: damaged: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         return {}
-    return {str(key): value for key, value in found.items() if key != "defaults"}  # a word to Hydra, and no option
+    return {str(key): value for key, value in config.items() if key != "defaults"}  # `defaults` is for Hydra

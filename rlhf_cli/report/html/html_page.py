@@ -1,4 +1,4 @@
-"""Blocks to one HTML file that needs nothing else: no network, no other file."""
+"""Write reports: HTML files that need neither a network nor any other file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.html.blocks import Answers, Plot, Section, short
+from rlhf_cli.report.html.blocks import Responses, Section, short
+from rlhf_cli.report.html.plots import Plot
 from rlhf_cli.report.html.ppo_page import ppo_sections
 from rlhf_cli.report.html.reward_page import reward_sections
 from rlhf_cli.report.run_records import read_run
@@ -24,67 +25,71 @@ REPORT = "report.html"
 
 
 def write_report(folder: Path, target: Path | None = None) -> Path:
-    """Write the report of a run, into its folder unless told otherwise; return the file.
+    """Write the report of a run, by default into its folder, and return the file.
 
-    Raises InputError where the folder is not that of a run.
+    Raises InputError if the folder is not a run folder.
     """
     run = read_run(folder)
-    found = ppo_sections(run) if run.is_ppo else reward_sections(run)
-    command = str(run.run.get("command", ""))
+    sections = ppo_sections(run) if run.is_ppo else reward_sections(run)
     target = target or folder / REPORT
-    write_page(page(run.name, command, found), target)
+    write_page(render_page(run.name, str(run.run.get("command", "")), sections), target)
     return target
 
 
 def leave_report(folder: Path) -> str:
-    """Write the report of a run that ends; return what to say. It never raises: no run is to fail for its report."""
+    """Write the report of a run that ends, and return a message. Never raises: a run must not fail for its report."""
     try:
         return f"report: {write_report(folder)}"
     except Exception as error:
         return f"no report: {type(error).__name__}: {one_line(error, 300)}"
 
 
-def page(title: str, subtitle: str, found: Sequence[Section]) -> str:
+def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """Return the HTML of a page."""
-    plots = [block for section in found for block in section.blocks if isinstance(block, Plot)]
-    answers = [block for section in found for block in section.blocks if isinstance(block, Answers)]
+    blocks = [block for section in sections for block in section.blocks]
+    plots = [block for block in blocks if isinstance(block, Plot)]
+    rows = [row for block in blocks if isinstance(block, Responses) for row in block.rows]
     data = {
-        "plots": [plot.as_data() for plot in plots],
-        "pieces": [[[printable(piece) for piece in pieces], kl] for block in answers for pieces, kl in block.pieces],
+        "plots": [plot.figure for plot in plots],
+        "responses": [[[printable(token) for token in row["tokens"]], row["kl"]] for row in rows],
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"printable": printable, "short": short, "cell": short, "id": id}
-    template = environment.from_string(_asset("page.jinja"))
-    return template.render(
+    environment.filters |= {
+        "printable": printable,
+        "short": short,
+        "id": id,
+        "kind": lambda block: type(block).__name__,
+    }
+    return environment.from_string(_asset("page.jinja")).render(
         title=title,
         subtitle=subtitle,
-        sections=found,
-        plot_ids={id(plot): place for place, plot in enumerate(plots)},
+        sections=sections,
+        plot_numbers={id(plot): number for number, plot in enumerate(plots)},
         style=_asset("style.css"),
         script=_asset("page.js"),
-        plotly=_packed((files("plotly") / "package_data" / "plotly.min.js").read_bytes()),
-        data=_packed(json.dumps(data, ensure_ascii=False, allow_nan=False).encode()),
+        plotly=_pack((files("plotly") / "package_data" / "plotly.min.js").read_bytes()),
+        data=_pack(json.dumps(data, ensure_ascii=False, allow_nan=False).encode()),
     )
 
 
 def write_page(text: str, target: Path) -> None:
-    """Write a page at once: a reader sees the old one or the new one."""
-    content = text.encode("utf-8", "replace")  # a lone surrogate, which JSON may hold, is no text
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    """Write a page atomically: a reader sees the old one or the new one."""
+    content = text.encode("utf-8", "replace")  # JSON may hold lone surrogates
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        aside.write_bytes(content)
-        aside.replace(target)
+        temporary.write_bytes(content)
+        temporary.replace(target)
     except OSError as error:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise InputError(f"{target}: cannot be written: {reason}; --output=FILE.html names another place") from error
+        raise InputError(f"{target}: cannot be written: {reason}; use --output=FILE.html for another place") from error
 
 
 def _asset(name: str) -> str:
     return (files("rlhf_cli.report.html") / name).read_text("utf-8")
 
 
-def _packed(content: bytes) -> str:
-    """Return bytes as text that the page's script unpacks; the same each time."""
+def _pack(content: bytes) -> str:
+    """Compress bytes to text that the script of the page unpacks; the same text each time."""
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")

@@ -1,203 +1,166 @@
-"""The page of a PPO run."""
+"""The report of a PPO run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlhf_cli.report.html import setup_sections as setup
-from rlhf_cli.report.html.blocks import (
-    Answers,
-    Block,
-    Facts,
-    Line,
-    Mark,
-    Plot,
-    Section,
-    Words,
-    histogram,
-    section,
-    sections,
-    short,
-    way_of,
-)
-from rlhf_cli.report.html.charts import PPO, SPEED, WIN_RATE, others, plots
-from rlhf_cli.report.overoptimization import gold_passed_its_top, over_optimised
+from rlhf_cli.report.html import setup_sections
+from rlhf_cli.report.html.blocks import Facts, Paragraphs, Responses, Section, build_sections, short
+from rlhf_cli.report.html.charts import PPO, SPEED, WIN_RATE, draw_charts, draw_other_metrics
+from rlhf_cli.report.html.plots import Plot, Trace, histogram, make_trace, score_over_kl
+from rlhf_cli.report.overoptimization import MIN_STEPS, find_gold_peak, find_overoptimization
 from rlhf_cli.report.run_records import Record, RunRecords
 
-_MOST_ANSWERS = 200  # of a mode on a page; all are in samples.jsonl
+_MAX_RESPONSES = 200  # of a mode on the page; all of them are in samples.jsonl
 _MODES = ("greedy", "sampled")
-_ABOUT_LEASH = (
-    "How far the policy has gone from the reference for its score. A score can rise for good by better answers, or by "
-    "what the reward model mistakes for them (arXiv:2210.10760): then KL grows and quality does not."
+_ABOUT_OVEROPTIMIZATION = (
+    "How far the policy has moved from the reference for its score. A score can rise because the responses are better, "
+    "or because of errors of the reward model (arXiv:2210.10760): then KL grows and quality does not."
 )
 
 
 def ppo_sections(run: RunRecords) -> list[Section]:
-    """Return what there is to show of a PPO run."""
-    return sections(
-        section("Overview", lambda: [Facts([*setup.head(run), *_facts(run)])]),
-        section("Training", lambda: plots(PPO, run.steps, run.evaluations)),
-        section("The leash", lambda: _leash(run), _ABOUT_LEASH),
-        section("Scores, first against last", lambda: _distributions(run)),
-        section("Held-out prompts", lambda: _held_out(run)),
-        section("Speed and memory", lambda: setup.speed(run)),
-        section("Other metrics", lambda: others((*PPO, *SPEED), run.steps, run.evaluations)),
-        section("Events", lambda: setup.events(run)),
-        section("Set-up", lambda: setup.setup(run)),
+    """Return the sections of a PPO run that have data."""
+    return build_sections(
+        ("Overview", lambda: [Facts([*setup_sections.run_facts(run), *_facts(run)])]),
+        ("Training", lambda: draw_charts(PPO, run.steps, run.evaluations)),
+        ("Over-optimisation", lambda: _overoptimization(run)),
+        ("First and last steps", lambda: _distributions(run)),
+        ("Held-out prompts", lambda: _held_out(run)),
+        ("Speed and memory", lambda: setup_sections.speed(run)),
+        ("Other metrics", lambda: draw_other_metrics((*PPO, *SPEED), run.steps, run.evaluations)),
+        ("Events", lambda: setup_sections.events(run)),
+        ("Setup", lambda: setup_sections.setup(run)),
     )
 
 
 def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
-    scored = [step for step in run.steps if _known(step, "score", "kl")]
-    if scored:
-        first, last = scored[0], scored[-1]
-        yield "Score", f"{short(first['score'])} → {short(last['score'])}", "of responses in training"
-        yield "KL", f"{short(last['kl'])} nats", "a response, at the last step"
-    for mode, figures in run.summary.get("held_out", {}).items():
-        for prefix, what in (("", "Held-out score"), ("gold_", "Gold score")):
-            yield from _gain(f"{what}, {mode}", figures, prefix)
-    won = [one for one in run.evaluations if one["step"] > 0 and _known(one, "eval/win_rate")]
-    if won and not run.summary:
-        yield _win_rate(f"sampled, step {won[-1]['step']}", won[-1], "eval/win_rate")
+    steps = [step for step in run.steps if _has(step, "score", "kl")]
+    if steps:
+        yield "Score", f"{short(steps[0]['score'])} → {short(steps[-1]['score'])}", "of responses in training"
+        yield "KL", f"{short(steps[-1]['kl'])} nats", "per response, at the last step"
+    for mode, metrics in run.summary.get("held_out", {}).items():
+        for prefix, name in (("", f"Held-out score, {mode}"), ("gold_", f"Gold score, {mode}")):
+            ends = [f"{prefix}{end}" for end in ("score_before", "score_after")]
+            mean, low, high = (f"{prefix}difference_{figure}" for figure in ("mean", "low", "high"))
+            if _has(metrics, *ends, mean, low, high):
+                before, after = (short(metrics[end]) for end in ends)
+                change = f"{before} → {after}; 95 % {metrics[low]:+.3g} to {metrics[high]:+.3g}"
+                yield name, f"{metrics[mean]:+.3g}", change
+            if _has(metrics, f"{prefix}win_rate"):
+                yield _win_rate(name, metrics, f"{prefix}win_rate")
+    evaluated = [one for one in run.evaluations if one["step"] > 0 and _has(one, "eval/win_rate")]
+    if evaluated and not run.summary:
+        yield _win_rate(f"sampled, step {evaluated[-1]['step']}", evaluated[-1], "eval/win_rate")
 
 
-def _gain(what: str, figures: Record, prefix: str) -> Iterator[tuple[str, str, str]]:
-    before, after, mean, low, high = (
-        figures.get(f"{prefix}{name}")
-        for name in ("score_before", "score_after", "difference_mean", "difference_low", "difference_high")
-    )
-    if None not in (before, after, mean, low, high):
-        yield what, f"{mean:+.3g}", f"{short(before)} → {short(after)}; 95 % {low:+.3g} to {high:+.3g}"
-    if _known(figures, f"{prefix}win_rate"):
-        yield _win_rate(what, figures, f"{prefix}win_rate")
+def _win_rate(what: str, metrics: Record, name: str) -> tuple[str, str, str]:
+    bounds = f"95 % {metrics[f'{name}_low']:.0%} to {metrics[f'{name}_high']:.0%}"
+    return f"Win rate, {what}", f"{metrics[name]:.0%}", f"against the responses before training; {bounds}"
 
 
-def _win_rate(what: str, figures: Record, name: str) -> tuple[str, str, str]:
-    interval = f"95 % {figures[f'{name}_low']:.0%} to {figures[f'{name}_high']:.0%}"
-    return f"Win rate, {what}", f"{figures[name]:.0%}", f"against the answers before; {interval}"
-
-
-def _leash(run: RunRecords) -> Iterator[Block]:
-    steps = [step for step in run.steps if _known(step, "score", "kl")]
+def _overoptimization(run: RunRecords) -> Iterator[Plot | Paragraphs]:
+    steps = [step for step in run.steps if _has(step, "score", "kl")]
     if not steps:
         return
-    kls, scores = [step["kl"] for step in steps], [step["score"] for step in steps]
-    place = over_optimised(scores, kls, [step.get("kl_coef", 0.0) for step in steps])
-    said, marks = _verdict(run, steps, place)
-    evaluated = [one for one in run.evaluations if _known(one, "eval/kl", "eval/score")]
-    lines = [way_of("training", steps, kind="points"), *_leash_line("eval/score", evaluated)]
-    lines += _leash_line("eval/gold_score", [one for one in evaluated if _known(one, "eval/gold_score")])
-    title, unit = "Score against KL, step by step", "KL, nats a response"
-    yield Plot(title, tuple(lines), unit, "score", marks=tuple(marks), large=True)
-    yield Words("", said)
-
-
-def _leash_line(name: str, evaluated: Sequence[Record]) -> list[Line]:
-    if not evaluated:
-        return []
-    texts = [f"evaluation at step {one['step']}" for one in evaluated]
-    return [
-        Line(name, [one["eval/kl"] for one in evaluated], [one[name] for one in evaluated], kind="path", text=texts)
+    evaluated = [one for one in run.evaluations if _has(one, "eval/kl", "eval/score")]
+    traces = [score_over_kl("training", steps, with_colours=True)]
+    for name in ("eval/score", "eval/gold_score"):
+        known = [one for one in evaluated if _has(one, name)]
+        if known:
+            text = [f"evaluation at step {one['step']}" for one in known]
+            kls, scores = [one["eval/kl"] for one in known], [one[name] for one in known]
+            traces.append(make_trace(name, kls, scores, kind="points", text=text))
+    findings = list(_findings(run, steps))
+    traces += [label for _, label in findings]
+    yield Paragraphs([_ABOUT_OVEROPTIMIZATION])
+    yield Plot("Score against KL, step by step", traces, "KL, nats per response", "score", large=True)
+    texts = [text for text, _ in findings] or [
+        "No sign that the score rises only by leaving the reference."
+        if len(steps) >= MIN_STEPS
+        else f"{len(steps)} steps are too few to tell whether the score rises only by leaving the reference."
     ]
+    yield Paragraphs(texts)
 
 
-def _verdict(run: RunRecords, steps: Sequence[Record], place: int | None) -> tuple[list[str], list[Mark]]:
-    said, marks = [], []
-    if place is not None:
-        step = steps[place]
-        said.append(
+def _findings(run: RunRecords, steps: Sequence[Record]) -> Iterator[tuple[str, Trace]]:
+    """Yield what is wrong, with a trace that labels the point in the plot."""
+    scores, kls, coefs = ([step.get(name, 0.0) for step in steps] for name in ("score", "kl", "kl_coef"))
+    index = find_overoptimization(scores, kls, coefs)
+    if index is not None:
+        step = steps[index]
+        text = (
             f"From step {step['step']} on (KL {short(step['kl'])}) the score rises only by leaving the reference: "
-            "every further nat costs more than the score gains. Look at the answers; raise ppo.kl_coef or stop there."
+            "each further nat costs more than the score gains. Read the responses; raise ppo.kl_coef or stop there."
         )
-        marks.append(Mark(f"only by leaving the reference, from step {step['step']}", step["kl"], step["score"]))
-    gold, scores_of_prompts = _gold(run)
-    top = gold_passed_its_top([one["eval/score"] for one in gold], scores_of_prompts) if gold else None
-    if top is not None:
-        best = gold[top]
-        said.append(
-            f"The gold score was highest at step {best['step']} (KL {short(best['eval/kl'])}). At the last "
-            "evaluation it is lower, prompt by prompt (95 %), and the score that PPO sees higher: it is over-optimised."
+        yield text, _label(f"only by leaving the reference, from step {step['step']}", step["kl"], step["score"])
+    gold, scores_by_prompt = _gold_evaluations(run)
+    peak = find_gold_peak([one["eval/score"] for one in gold], scores_by_prompt) if gold else None
+    if peak is not None:
+        best = gold[peak]
+        text = (
+            f"The gold score was highest at step {best['step']} (KL {short(best['eval/kl'])}). At the last evaluation "
+            "it is lower (paired by prompt, 95 %), and the score that PPO optimises is higher: it is over-optimised."
         )
-        marks.append(Mark(f"gold score highest, step {best['step']}", best["eval/kl"], best["eval/gold_score"]))
-    if not said:
-        enough = len(steps) >= 10
-        said.append(
-            "No sign that the score rises only by leaving the reference."
-            if enough
-            else f"{len(steps)} steps are too few to say whether the score rises only by leaving the reference."
-        )
-    return said, marks
+        yield text, _label(f"gold score highest, step {best['step']}", best["eval/kl"], best["eval/gold_score"])
 
 
-def _gold(run: RunRecords) -> tuple[list[Record], list[list[float]]]:
-    """Return the evaluations with gold scores, and those scores, prompt by prompt; [] where prompts do not match."""
-    evaluated = [one for one in run.evaluations if _known(one, "eval/score", "eval/gold_score", "eval/kl")]
-    rows = [run.samples.gold_at(one["step"]) for one in evaluated]
-    comparable = len({len(row) for row in rows}) == 1 and len(rows[0]) > 0
-    return (evaluated, rows) if comparable else ([], [])
+def _label(text: str, kl: float, score: float) -> Trace:
+    return make_trace(text, [kl], [score], kind="labels", text=[text])
 
 
-def _distributions(run: RunRecords) -> Iterator[Block]:
-    first, last = run.rollouts
-    if first and last:
-        names = [_span(ends[0]["step"], ends[-1]["step"]) for ends in (first, last)]
-        yield _histogram("Responses in training", "score", [_all(ends, "scores") for ends in (first, last)], names)
-        yield _histogram("Their KL", "nats a response", [_all(ends, "kl") for ends in (first, last)], names)
-        yield _histogram("Their length", "tokens", [_all(ends, "lengths") for ends in (first, last)], names)
+def _gold_evaluations(run: RunRecords) -> tuple[list[Record], list[list[float]]]:
+    """Return the evaluations with gold scores, and these scores by prompt; [] if the prompts do not match."""
+    evaluated = [one for one in run.evaluations if _has(one, "eval/score", "eval/gold_score", "eval/kl")]
+    scores = [run.samples.gold_at(one["step"]) for one in evaluated]
+    is_comparable = len({len(row) for row in scores}) == 1 and len(scores[0]) > 0
+    return (evaluated, scores) if is_comparable else ([], [])
+
+
+def _distributions(run: RunRecords) -> Iterator[Plot]:
+    share = "share of responses"
+    if all(run.rollouts):
+        names = [_step_range(steps[0]["step"], steps[-1]["step"]) for steps in run.rollouts]
+        for title, key, unit in (
+            ("Responses in training", "scores", "score"),
+            ("KL of the responses", "kl", "nats per response"),
+            ("Length of the responses", "lengths", "tokens"),
+        ):
+            values = [[value for step in steps for value in step[key] if value is not None] for steps in run.rollouts]
+            yield histogram(title, dict(zip(names, values, strict=True)), unit, share)
     for mode in _MODES:
-        both = [
-            [one["score"] for one in run.answers(stage, mode) if _known(one, "score")] for stage in ("before", "now")
-        ]
-        if all(both):
-            yield _histogram(f"Held-out answers, {mode}", "score", both, ["before training", "now"])
+        scores = {
+            name: [one["score"] for one in run.responses(stage, mode) if _has(one, "score")]
+            for stage, name in (("before", "before training"), ("now", "now"))
+        }
+        if all(scores.values()):
+            yield histogram(f"Held-out responses, {mode}", scores, "score", share)
 
 
-def _span(first: int, last: int) -> str:
+def _step_range(first: int, last: int) -> str:
     return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
-def _all(ends: Sequence[Record], name: str) -> list[float]:
-    values = [value for record in ends for value in record[name]]
-    return [value for value in values if value is not None]
-
-
-def _histogram(title: str, unit: str, groups: Sequence[Sequence[float]], names: Sequence[str]) -> Plot:
-    return histogram(title, dict(zip(names, groups, strict=True)), unit, "share of responses")
-
-
-def _held_out(run: RunRecords) -> Iterator[Block]:
-    yield from plots([WIN_RATE], [], [one for one in run.evaluations if one["step"] > 0])
+def _held_out(run: RunRecords) -> Iterator[Plot | Responses]:
+    yield from draw_charts([WIN_RATE], [], [one for one in run.evaluations if one["step"] > 0])
     rows: list[Record] = []
-    pieces: list[tuple[Sequence[str], Sequence[float]]] = []
     total = 0
     for mode in _MODES:
-        before, now = run.answers("before", mode), run.answers("now", mode)
+        before, now = run.responses("before", mode), run.responses("now", mode)
         total += len(before)
-        for place, old in enumerate(before):
-            new = now[place] if len(now) == len(before) else None
-            if place < _MOST_ANSWERS:
-                rows.append(_row(mode, old, new, len(pieces)))
-                pieces.append(((new or {}).get("tokens", []), (new or {}).get("kl", [])))
+        now = now if len(now) == len(before) else [{} for _ in before]
+        rows += [_response_row(mode, *pair) for pair in zip(before, now, strict=True)][:_MAX_RESPONSES]
     if rows:
-        note = "" if len(rows) == total else f"{len(rows)} of {total}; all are in samples.jsonl."
-        yield Answers("Answers before and now", rows, pieces, note, any(row["gold_now"] is not None for row in rows))
+        note = "" if len(rows) == total else f"{len(rows)} of {total}; all of them are in samples.jsonl."
+        yield Responses("Responses before training and now", rows, note)
 
 
-def _row(mode: str, old: Record, new: Record | None, place: int) -> Record:
-    later = new or {}
-    return {
-        "mode": mode,
-        "prompt": old["prompt"],
-        "before": old["response"],
-        "now": later.get("response"),
-        "score_before": old["score"],
-        "score_now": later.get("score"),
-        "gold_before": old.get("gold_score"),
-        "gold_now": later.get("gold_score"),
-        "step": later.get("step"),
-        "place": place,
-    }
+def _response_row(mode: str, before: Record, now: Record) -> Record:
+    row = {"mode": mode, "prompt": before["prompt"], "before": before["response"], "now": now.get("response")}
+    row |= {"score_before": before["score"], "score_now": now.get("score")}
+    row |= {"gold_before": before.get("gold_score"), "gold_now": now.get("gold_score")}
+    return row | {"tokens": now.get("tokens", []), "kl": now.get("kl", [])}
 
 
-def _known(record: Record, *names: str) -> bool:
+def _has(record: Record, *names: str) -> bool:
     return all(record.get(name) is not None for name in names)

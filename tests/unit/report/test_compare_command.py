@@ -24,7 +24,7 @@ def runs(tmp_path):
 
 def test_options_that_differ_and_no_others(runs):
     found = compare(runs)
-    assert {row.name: row.values for row in found.differences} == {
+    assert {row.name: row.values for row in found.options} == {
         "ppo.kl_coef": ("0.05", "0.1"),
         "ppo.num_steps": ("12", "20"),
         "run.name": ("a", "b"),
@@ -33,7 +33,7 @@ def test_options_that_differ_and_no_others(runs):
 
 def test_final_figures_are_means_of_the_last_steps(runs):
     """Ten steps; a figure that one run lacks is open there."""
-    found = {row.name: row.values for row in compare(runs).figures}
+    found = {row.name: row.values for row in compare(runs).metrics}
     assert found["steps"] == (12, 20)
     kl = sum(30 * (step / 12) ** 2 for step in range(3, 13)) / 10
     assert found["kl, mean of the last 10 steps"][0] == pytest.approx(kl)
@@ -71,7 +71,7 @@ def test_scores_of_other_reward_models_come_with_a_word(runs):
     config = json.loads((runs[1] / "config.yaml").read_text()) | {"reward_model": {"path": "other"}}
     (runs[1] / "config.yaml").write_text(json.dumps(config))
     assert compare(runs).notes == (
-        "reward_model.path differs: each score is of another reward model, and not on one scale.",
+        "reward_model.path differs: the scores are from different reward models and not on one scale.",
     )
 
 
@@ -84,7 +84,7 @@ def test_names_tell_runs_apart(tmp_path):
 def test_what_cannot_be_compared(tmp_path, runs):
     with pytest.raises(InputError, match="two or more run folders, got 1"):
         compare(runs[:1])
-    with pytest.raises(InputError, match="are runs of PPO and a reward model; wanted runs of one kind"):
+    with pytest.raises(InputError, match="are runs of PPO and a reward model; compare runs of one kind"):
         compare([runs[0], reward_run(tmp_path / "rm")])
 
 
@@ -92,15 +92,15 @@ def test_the_page_overlays_every_curve(runs):
     sections = {one.title: one.blocks for one in comparison_sections(compare(runs))}
     assert list(sections) == [
         "What differs",
-        "Final figures",
+        "Final metrics",
         "Training",
         "Evaluations",
-        "The leash",
+        "Over-optimisation",
         "Speed and memory",
     ]
     score = sections["Training"][0]
-    assert (score.title, [line.name for line in score.lines]) == ("score", ["a", "b"])
-    assert [line.name for line in sections["Evaluations"][0].lines] == ["a"]
+    assert (score.title, [trace["name"] for trace in score.traces]) == ("score", ["a", "b"])
+    assert [trace["name"] for trace in sections["Evaluations"][0].traces] == ["a"]
 
 
 def test_the_command_prints_and_writes(runs, tmp_path, capsys, monkeypatch):
@@ -108,7 +108,7 @@ def test_the_command_prints_and_writes(runs, tmp_path, capsys, monkeypatch):
     assert main(["compare", "a", "b"]) == 0
     out = capsys.readouterr().out
     assert out.endswith("comparison: compare.html\n")
-    for text in ("Options that differ", "ppo.kl_coef", "Final figures", "eval/win_rate", "+1 to +1"):
+    for text in ("Options that differ", "ppo.kl_coef", "Final metrics", "eval/win_rate", "+1 to +1"):
         assert text in out
     assert "<h1>a and b</h1>" in (tmp_path / "compare.html").read_text()
     assert main(["compare", "a", "missing"]) == 2

@@ -8,11 +8,12 @@ import re
 import pytest
 
 from rlhf_cli.cli import main
-from rlhf_cli.report.html.blocks import MOST_POINTS, Line, Plot, histogram, line_of, short, thinned
+from rlhf_cli.report.html.blocks import short
 from rlhf_cli.report.html.html_page import leave_report, write_report
+from rlhf_cli.report.html.plots import MAX_POINTS, Plot, histogram, make_trace, metric_trace, thinned
 from rlhf_cli.report.html.ppo_page import ppo_sections
 from rlhf_cli.report.html.reward_page import reward_sections
-from rlhf_cli.report.html.setup_sections import duration
+from rlhf_cli.report.html.setup_sections import format_duration
 from rlhf_cli.report.run_records import read_run
 from tests.unit.report.made import answer, begun, pair, ppo_run, reward_run, write_lines
 
@@ -37,41 +38,45 @@ def test_a_ppo_run_has_every_section(tmp_path):
     assert list(found) == [
         "Overview",
         "Training",
-        "The leash",
-        "Scores, first against last",
+        "Over-optimisation",
+        "First and last steps",
         "Held-out prompts",
         "Speed and memory",
         "Events",
-        "Set-up",
+        "Setup",
     ]
     assert {"Score", "KL to the reference", "Reward", "Response length", "Entropy", "Value loss"} <= set(
         found["Training"]
     )
     assert "Clipped tokens" in found["Training"]
-    assert {"Responses in training", "Held-out answers, greedy"} <= set(found["Scores, first against last"])
-    assert found["Held-out prompts"][-1] == "Answers before and now"
+    assert {"Responses in training", "Held-out responses, greedy"} <= set(found["First and last steps"])
+    assert found["Held-out prompts"][-1] == "Responses before training and now"
     assert {"Time by phase", "Memory of rank 0"} <= set(found["Speed and memory"])
-    assert {"Batches and memory, as planned", "Checks before training", "Configuration"} <= set(found["Set-up"])
+    assert {"Planned batches and memory", "Checks before training", "Configuration"} <= set(found["Setup"])
 
 
 def test_a_reward_model_run_has_every_section(tmp_path):
     found = titles(reward_sections(read_run(reward_run(tmp_path / "a"))))
-    assert list(found) == ["Overview", "Training", "Held-out pairs", "Where it is wrong", "Speed and memory", "Set-up"]
+    assert list(found) == ["Overview", "Training", "Held-out pairs", "Where it is wrong", "Speed and memory", "Setup"]
     held_out = found["Held-out pairs"]
-    assert held_out[0] == "Accuracy beside its baseline"
-    assert re.fullmatch(r"Calibration: ECE 0\.\d{3}, Brier 0\.\d{3}", held_out[2])
-    assert held_out[1::2] == ["Margins", "Accuracy by length gap"]
-    assert held_out[4] == "Accuracy by category"
+    assert re.fullmatch(r"Calibration: ECE 0\.\d{3}, Brier 0\.\d{3}", held_out.pop(3))
+    assert held_out == [
+        "",
+        "Accuracy and its baseline",
+        "Margins",
+        "Accuracy by length gap",
+        "Accuracy by category",
+    ]
 
 
 def test_sections_without_data_are_left_out(tmp_path):
     assert list(titles(ppo_sections(read_run(begun(tmp_path / "a", "train-ppo", "ppo: {}\n"))))) == [
         "Overview",
-        "Set-up",
+        "Setup",
     ]
     assert list(titles(reward_sections(read_run(begun(tmp_path / "b", "train-rm", "train: {}\n"))))) == [
         "Overview",
-        "Set-up",
+        "Setup",
     ]
 
 
@@ -81,17 +86,18 @@ def test_a_metric_that_no_chart_is_for_is_drawn_all_the_same(tmp_path):
     assert titles(ppo_sections(read_run(folder)))["Other metrics"] == ["reward/brief"]
 
 
-def test_the_leash_says_where_it_breaks(tmp_path):
+def test_overoptimization_is_marked(tmp_path):
     """The made run's objective is highest before half way; its gold score at 2 - 3.2 t = 0, near step 60 of 100."""
     sections = {one.title: one for one in ppo_sections(read_run(ppo_run(tmp_path / "a", 100, every=10)))}
-    plot, words = sections["The leash"].blocks
-    assert [mark.text for mark in plot.marks[1:]] == ["gold score highest, step 60"]
-    assert re.fullmatch(r"only by leaving the reference, from step [345]\d", plot.marks[0].text)
-    assert "every further nat costs more than the score gains" in words.lines[0]
-    assert "The gold score was highest at step 60 (KL " in words.lines[1]
+    _, plot, findings = sections["Over-optimisation"].blocks
+    labels = [trace["name"] for trace in plot.traces[-2:]]
+    assert re.fullmatch(r"only by leaving the reference, from step [345]\d", labels[0])
+    assert labels[1] == "gold score highest, step 60"
+    assert "each further nat costs more than the score gains" in findings.lines[0]
+    assert "The gold score was highest at step 60 (KL " in findings.lines[1]
     short_run = {one.title: one for one in ppo_sections(read_run(ppo_run(tmp_path / "b", 5)))}
-    assert short_run["The leash"].blocks[1].lines == [
-        "5 steps are too few to say whether the score rises only by leaving the reference."
+    assert short_run["Over-optimisation"].blocks[2].lines == [
+        "5 steps are too few to tell whether the score rises only by leaving the reference."
     ]
 
 
@@ -156,7 +162,7 @@ def test_figures_that_are_no_numbers_are_left_open(tmp_path):
         file.write(json.dumps(bad) + "\n")
     html = write_report(folder).read_text()
     [score] = [plot for plot in data(html)["plots"] if plot["title"] == "Score"]
-    assert score["lines"][0]["y"][-1] is None
+    assert score["data"][0]["y"][-1] is None
 
 
 def test_the_end_of_a_run_never_fails_for_its_report(tmp_path):
@@ -177,7 +183,7 @@ def test_a_damaged_figure_does_not_cost_the_report(tmp_path, bad):
         rows = [answer(stage, "greedy", n, **{name: value}) for stage in ("before", "after") for n in range(2)]
         write_lines(ppo / "samples.jsonl", rows)
         html = write_report(ppo).read_text()
-        assert "Answers before and now" in html
+        assert "Responses before training and now" in html
         assert "cannot be shown" not in html
     write_lines(
         ppo / "rollouts.jsonl", [{"step": n, "scores": [value, 1.0], "kl": [value], "lengths": [3]} for n in (1, 2)]
@@ -197,15 +203,15 @@ def test_a_section_that_cannot_be_shown_costs_no_other(tmp_path):
     write_lines(folder / "rollouts.jsonl", [{"step": n, "scores": 5, "kl": [], "lengths": []} for n in (1, 2)])
     html = write_report(folder).read_text()
     assert html.count("cannot be shown: TypeError: ") == 1
-    assert "Answers before and now" in html
+    assert "Responses before training and now" in html
 
 
 def test_no_stretch_of_a_histogram_has_0_within_it():
     """Margins right of 0 are right: none of them stands in one bar with wrong ones."""
     plot = histogram("t", {"a": [-0.3, 0.2, *[0.9] * 9]}, "x", "share")
-    width = plot.lines[0].x[1] - plot.lines[0].x[0]
-    assert min(abs(middle) for middle in plot.lines[0].x) == pytest.approx(width / 2)
-    assert sum(plot.lines[0].y) == pytest.approx(1.0)
+    x, y = plot.traces[0]["x"], plot.traces[0]["y"]
+    assert min(abs(middle) for middle in x) == pytest.approx((x[1] - x[0]) / 2)
+    assert sum(y) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_last_evaluation_of_a_reward_model_is_drawn_on_the_scale_of_the_others(tmp_path):
@@ -214,41 +220,42 @@ def test_the_last_evaluation_of_a_reward_model_is_drawn_on_the_scale_of_the_othe
         file.write(json.dumps({"step": 12, "calibration/std": 1.0, "eval/margin": 9.0, "eval/loss": 9.0}) + "\n")
     write_lines(folder / "pairs.jsonl", [pair(1.0, 0.0, log_odds=4.0)])
     loss = {one.title: one for one in reward_sections(read_run(folder))[1].blocks}
-    assert loss["Margin"].lines[-1].y[-1] == 4.0
-    assert loss["Loss"].lines[-1].y[-1] == pytest.approx(0.01815, abs=1e-5)
+    assert loss["Margin"].traces[-1]["y"][-1] == 4.0
+    assert loss["Loss"].traces[-1]["y"][-1] == pytest.approx(0.01815, abs=1e-5)
 
 
 def test_a_long_series_is_drawn_as_means():
-    x, y = thinned(list(range(2 * MOST_POINTS)), [float(n % 2) for n in range(2 * MOST_POINTS)])
-    assert len(x) == len(y) == MOST_POINTS
+    x, y = thinned(list(range(2 * MAX_POINTS)), [float(n % 2) for n in range(2 * MAX_POINTS)])
+    assert len(x) == len(y) == MAX_POINTS
     assert set(y) == {0.5}
-    assert (x[0], x[-1]) == (1, 2 * MOST_POINTS - 1)
+    assert (x[0], x[-1]) == (1, 2 * MAX_POINTS - 1)
     assert thinned([1, 2], [None, 3.0]) == ([1, 2], [None, 3.0])
-    assert set(thinned(list(range(3 * MOST_POINTS)), [None] * 3 * MOST_POINTS)[1]) == {None}
+    assert set(thinned(list(range(3 * MAX_POINTS)), [None] * 3 * MAX_POINTS)[1]) == {None}
 
 
 def test_a_line_of_a_metric_with_its_interval():
     records = [{"step": 1, "a": 0.5, "a_low": 0.25, "a_high": 0.75}, {"step": 2}, {"step": 3, "a": float("nan")}]
-    line = line_of(records, "a")
-    assert (line.x, line.y, line.low, line.high) == ([1, 3], [0.5, None], [0.25, None], [0.75, None])
-    assert line_of(records, "b") is None
-    assert line_of([{"step": 1, "a": None}], "a") is None
+    trace = metric_trace(records, "a")
+    assert (trace["x"], trace["y"]) == ([1, 3], [0.5, None])
+    assert (trace["error_y"]["arrayminus"], trace["error_y"]["array"]) == ([0.25, None], [0.25, None])
+    assert metric_trace(records, "b") is None
+    assert metric_trace([{"step": 1, "a": None}], "a") is None
 
 
 def test_a_plot_in_words():
-    words = Plot("t", (Line("score", [1, 2, 3], [0.5, None, -1.25]), Line("kl", [1], [None]))).summary
-    assert words == "score: 0.5 at 1, -1.25 at 3; lowest -1.25 at 3, highest 0.5 at 1. kl: no figures."
+    words = Plot("t", [make_trace("score", [1, 2, 3], [0.5, None, -1.25]), make_trace("kl", [1], [None])]).summary
+    assert words == "score: 0.5 at 1, -1.25 at 3; lowest -1.25 at 3, highest 0.5 at 1. kl: no values."
 
 
 def test_shares_of_a_histogram_by_hand():
     """Twelve stretches of 1 over [0, 12]; the upper edge belongs to the last one. Whole numbers stand in the middle."""
     plot = histogram("t", {"a": [0.0, 0.5, 11.5, 12.0]}, "x", "share")
-    assert plot.lines[0].y == [0.5, *[0.0] * 10, 0.5]
-    assert plot.lines[0].x[0] == 0.5
+    assert plot.traces[0]["y"] == [0.5, *[0.0] * 10, 0.5]
+    assert plot.traces[0]["x"][0] == 0.5
     whole = histogram("t", {"a": [3, 3, 5], "b": [4]}, "x", "share")
-    assert (whole.lines[0].x, whole.lines[0].y) == ([3.0, 4.0, 5.0], [2 / 3, 0.0, 1 / 3])
-    assert whole.lines[1].y == [0.0, 1.0, 0.0]
-    assert sum(histogram("t", {"a": [7.0] * 5}, "x", "share").lines[0].y) == 1.0
+    assert (whole.traces[0]["x"], whole.traces[0]["y"]) == ([3.0, 4.0, 5.0], [0.66667, 0.0, 0.33333])
+    assert whole.traces[1]["y"] == [0.0, 1.0, 0.0]
+    assert sum(histogram("t", {"a": [7.0] * 5}, "x", "share").traces[0]["y"]) == 1.0
 
 
 def test_figures_for_people():
@@ -260,7 +267,7 @@ def test_figures_for_people():
         "a\ufffdb",
         "not finite",
     ]
-    assert [duration(seconds) for seconds in (3.21, 95, 7300)] == ["3.2 s", "1 min 35 s", "2 h 1 min"]
+    assert [format_duration(seconds) for seconds in (3.21, 95, 7300)] == ["3.2 s", "1 min 35 s", "2 h 1 min"]
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
@@ -271,19 +278,19 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["report", str(folder), "--output", "b.html"]) == 0
     assert (tmp_path / "b.html").read_bytes() == (folder / "report.html").read_bytes()
     assert main(["report", "--help"]) == 0
-    assert capsys.readouterr().out.endswith("have a report too.\n")
+    assert capsys.readouterr().out.endswith("or have failed.\n")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "report wants one run folder, got 0; usage: rlhf report RUN_DIR [--output FILE]"),
-        (["a", "b"], "report wants one run folder, got 2"),
+        ([], "report needs one run folder, got 0; usage: rlhf report RUN_DIR [--output FILE]"),
+        (["a", "b"], "report needs one run folder, got 2"),
         (["missing"], "missing: no such run folder"),
-        (["a", "--output"], "--output wants a file"),
+        (["a", "--output"], "--output needs a file"),
         (["a", "--output", "no/b.html"], "no/b.html: its folder does not exist"),
-        (["a", "--output=a"], "a: wanted a file that ends in .html"),
-        (["a", "--output=a/metrics.jsonl"], "a/metrics.jsonl: wanted a file that ends in .html"),
+        (["a", "--output=a"], "a: --output needs a file that ends in .html"),
+        (["a", "--output=a/metrics.jsonl"], "a/metrics.jsonl: --output needs a file that ends in .html"),
         (["a", "--html"], "unknown option --html"),
         (["a", "--output=a.html", "--output=b.html"], "--output was given twice"),
         (["locked"], "a file: cannot be read: Input/output error"),

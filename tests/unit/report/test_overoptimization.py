@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rlhf_cli.report.overoptimization import gold_passed_its_top, over_optimised
+from rlhf_cli.report.overoptimization import find_gold_peak, find_overoptimization
 
 
 def course(num_steps=100, noise=0.0, beta=0.05, gain=2.0, kl_end=40.0):
@@ -21,19 +21,19 @@ def course(num_steps=100, noise=0.0, beta=0.05, gain=2.0, kl_end=40.0):
 
 @pytest.mark.parametrize(("noise", "slack"), [(0.0, 1), (0.1, 12)])
 def test_the_point_is_where_the_objective_is_highest(noise, slack):
-    place = over_optimised(*course(noise=noise))
+    place = find_overoptimization(*course(noise=noise))
     assert place is not None
     assert abs(place - 49.5) <= slack
 
 
 def test_a_cheaper_nat_moves_it_later():
     """beta 0.025: 2 (1 - t) = t, at two thirds."""
-    assert abs(over_optimised(*course(beta=0.025)) - 66) <= 1
+    assert abs(find_overoptimization(*course(beta=0.025)) - 66) <= 1
 
 
 def test_the_last_coefficient_is_what_counts():
     scores, kls, _ = course()
-    assert over_optimised(scores, kls, [9.0] * 99 + [0.05]) == over_optimised(*course())
+    assert find_overoptimization(scores, kls, [9.0] * 99 + [0.05]) == find_overoptimization(*course())
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_last_coefficient_is_what_counts():
     ],
 )
 def test_a_run_without_such_a_point(told):
-    assert over_optimised(*told) is None
+    assert find_overoptimization(*told) is None
 
 
 def test_noise_alone_is_no_fall():
@@ -55,7 +55,7 @@ def test_noise_alone_is_no_fall():
     found = []
     for _ in range(50):
         scores = [0.01 * n + draw.gauss(0, 1.0) for n in range(60)]
-        found.append(over_optimised(scores, [0.01 * n for n in range(60)], [0.05] * 60))
+        found.append(find_overoptimization(scores, [0.01 * n for n in range(60)], [0.05] * 60))
     assert sum(place is not None for place in found) <= 10
 
 
@@ -68,13 +68,13 @@ def rows(*means, spread=0.0, num_prompts=40):
 
 def test_a_gold_score_that_has_passed_its_top():
     """Prompts that differ by far more than the fall: what counts are the differences prompt by prompt."""
-    assert gold_passed_its_top([1, 2, 3, 4], rows(0.1, 0.5, 0.4, 0.2, spread=0.1)) == 1
-    assert gold_passed_its_top([1, 2, 3, 4], rows(0.1, 0.2, 0.3, 0.4)) is None  # the last is the top
-    assert gold_passed_its_top([1, 4, 3, 2], rows(0.1, 0.5, 0.4, 0.2)) is None  # both fall: nothing is being gamed
+    assert find_gold_peak([1, 2, 3, 4], rows(0.1, 0.5, 0.4, 0.2, spread=0.1)) == 1
+    assert find_gold_peak([1, 2, 3, 4], rows(0.1, 0.2, 0.3, 0.4)) is None  # the last is the top
+    assert find_gold_peak([1, 4, 3, 2], rows(0.1, 0.5, 0.4, 0.2)) is None  # both fall: nothing is being gamed
 
 
 def test_a_fall_within_its_interval_is_none():
     """Twenty evaluations on a plateau: the highest is high by chance, the last not clearly below it."""
     level = rows(*[0.5] * 20, spread=1.0)
-    assert gold_passed_its_top(list(range(20)), [*level, level[3]]) is None
-    assert gold_passed_its_top([1, 2], rows(0.3, 0.29, spread=0.5)) is None
+    assert find_gold_peak(list(range(20)), [*level, level[3]]) is None
+    assert find_gold_peak([1, 2], rows(0.3, 0.29, spread=0.5)) is None

@@ -41,26 +41,26 @@ def test_answers_now_are_the_newest(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     rows = [answer("before", "greedy", 0), answer("during", "greedy", 0, step=2), answer("during", "greedy", 1, step=4)]
     write_lines(folder / "samples.jsonl", rows)
-    assert read_run(folder).answers("now", "greedy") == rows[2:]
+    assert read_run(folder).responses("now", "greedy") == rows[2:]
     rows += [answer("after", "greedy", 2, step=4), answer("after", "sampled", 3, step=4)]
     write_lines(folder / "samples.jsonl", rows)
-    assert read_run(folder).answers("now", "greedy") == rows[3:4]
-    assert read_run(folder).answers("before", "greedy") == rows[:1]
-    assert read_run(folder).answers("before", "sampled") == []
+    assert read_run(folder).responses("now", "greedy") == rows[3:4]
+    assert read_run(folder).responses("before", "greedy") == rows[:1]
+    assert read_run(folder).responses("before", "sampled") == []
 
 
 def test_answers_that_a_kill_cut_short_are_not_the_newest(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     rows = [answer(stage, "greedy", n, step=step) for stage, step in (("before", 0), ("during", 2)) for n in (0, 1)]
     write_lines(folder / "samples.jsonl", [*rows, answer("during", "greedy", 0, step=4)])
-    assert read_run(folder).answers("now", "greedy") == rows[2:]
+    assert read_run(folder).responses("now", "greedy") == rows[2:]
 
 
 def test_answers_of_runs_that_did_not_count_steps_are_read(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     old = [{k: v for k, v in answer(stage, "greedy", 0).items() if k != "step"} for stage in ("before", "after")]
     write_lines(folder / "samples.jsonl", old)
-    assert read_run(folder).answers("now", "greedy") == old[1:]
+    assert read_run(folder).responses("now", "greedy") == old[1:]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_damaged_document_is_as_none(tmp_path, name, content):
 def test_what_is_no_run_is_said_to_be_none(tmp_path):
     with pytest.raises(InputError, match="no such run folder"):
         read_run(tmp_path / "missing")
-    with pytest.raises(InputError, match=r"not the folder of a run: it has no run.json or no config.yaml"):
+    with pytest.raises(InputError, match=r"not a run folder: it has no run.json or no config.yaml"):
         read_run(tmp_path)
     folder = ppo_run(tmp_path / "a", 3)
     (folder / "config.yaml").write_text("a: [")
@@ -96,7 +96,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path):
 
 def test_a_run_that_has_only_begun(tmp_path):
     run = read_run(begun(tmp_path / "a", "train-ppo", "ppo: {}\n"))
-    assert (run.steps, run.evaluations, run.answers("now", "greedy")) == ([], [], [])
+    assert (run.steps, run.evaluations, run.responses("now", "greedy")) == ([], [], [])
     assert run.status["state"] == "running"
 
 
