@@ -104,6 +104,21 @@ def test_no_cell_of_a_table_is_a_paragraph(page):
     assert [cell.strip() for cell in cells(page.read_text("utf-8")) if len(cell.strip()) > 200] == []
 
 
+def test_readme_is_short_and_narrow():
+    lines = (REPOSITORY / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 100 and not line.startswith("|")] == []
+
+
+def test_the_demo_table_in_readme_is_that_of_its_page():
+    tables = [
+        [line for line in (REPOSITORY / name).read_text("utf-8").splitlines() if line.startswith("|")]
+        for name in ("README.md", "docs/demo.md")
+    ]
+    assert len(tables[1]) == 9
+    assert tables[0][:9] == tables[1]
+
+
 def test_the_index_lists_every_page():
     index = REPOSITORY / "docs/README.md"
     listed = set(re.findall(r"^- \[[^]]+\]\(([^)]+)\): ", index.read_text("utf-8"), flags=re.MULTILINE))
@@ -127,6 +142,7 @@ def unproved(page):
 
 
 def test_every_figure_of_the_readme_is_on_the_page_it_links_to():
+    assert len(list(results(REPOSITORY / "README.md"))) >= 5
     assert unproved(REPOSITORY / "README.md") == []
 
 
