@@ -30,7 +30,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Dyna
 from rlhf_cli.algo.packing import Packing
 from rlhf_cli.config.compose import load
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.data.token_batches import TokenSequence
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine import factory as choose
 from rlhf_cli.models.cpu import attention as cpu_attention
@@ -42,9 +41,10 @@ from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
 from rlhf_cli.run.build import build_ppo
 from rlhf_cli.run.launch import keep_freed_memory, quieten_libraries
-from rlhf_cli.train import forward as views
-from rlhf_cli.train.batch import Rollout
-from rlhf_cli.train.ppo import PPOData, PPOTrainer
+from rlhf_cli.train import forward
+from rlhf_cli.train.batch import Rollout, Samples
+from rlhf_cli.train.forward import HeldPolicy
+from rlhf_cli.train.ppo import Monitors, PPOData, PPOTrainer
 
 Without = Callable[[], AbstractContextManager[Any]]
 Show = Callable[[str, str, Callable[[], object], Without], None]
@@ -73,9 +73,7 @@ def trainer_of(options: argparse.Namespace, reward_model: Path, shards: bool) ->
         built = build_ppo(config, report)
     unused: Any = None
     data = PPOData(built.prompts.train, built.texts)
-    trainer = PPOTrainer(config, built.engines, built.sampler, built.ends, data, unused, report)
-    trainer.views.packed = built.packed
-    return trainer
+    return PPOTrainer(config, built.passes, built.sampler, data, unused, report, Monitors())
 
 
 def median_pair(action: Callable[[], object], without: Without, rounds: int) -> tuple[float, float]:
@@ -108,7 +106,7 @@ def all_logits() -> Iterator[None]:
 
 def models_of(trainer: PPOTrainer) -> list[PreTrainedModel]:
     models = trainer.models
-    engines = (models.policy, models.value_model, models.reference, *models.judging.engines.values())
+    engines = (models.policy, models.value_model, models.reference, *models.rewards.engines.values())
     return [engine.module.model for engine in engines]  # type: ignore[misc]
 
 
@@ -130,14 +128,14 @@ def torch_attention(trainer: PPOTrainer) -> Iterator[None]:
 @contextmanager
 def whole_texts(trainer: PPOTrainer) -> Iterator[None]:
     """Let all models read every text whole, with its padding."""
-    trainer.views.packed = False
+    trainer.passes.packed = False
     for model in models_of(trainer):
         model.set_attn_implementation("sdpa")
         use_on_cpu(model)
     try:
         yield
     finally:
-        trainer.views.packed = True
+        trainer.passes.packed = True
         for model in models_of(trainer):
             use_packing(model)
 
@@ -146,7 +144,7 @@ def early_ends(trainer: PPOTrainer, options: argparse.Namespace) -> AbstractCont
     """Make about half of all tokens end a response, so that rows end early, at different steps."""
     size = trainer.models.policy.module.model.config.vocab_size  # type: ignore[union-attr]
     common = range(0, size, max(2, options.new_tokens // 4))
-    return mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(common), trainer.ends.pad_id))
+    return mock.patch.object(trainer.sampler, "ends", replace(trainer.passes.ends, ids=frozenset(common)))
 
 
 def main() -> None:
@@ -179,9 +177,9 @@ def patched(owner: Any, name: str, value: Any) -> Without:
 def measure(options: argparse.Namespace, reward_model: Path) -> None:
     """Measure and print everything."""
     trainer = trainer_of(options, reward_model, shards=False)
-    with mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(), trainer.ends.pad_id)):
-        sequences = trainer.collect()
-    rollout = trainer.score(sequences)
+    with mock.patch.object(trainer.sampler, "ends", replace(trainer.passes.ends, ids=frozenset())):
+        samples = trainer.collect()
+    rollout = trainer.score(samples)
     print(f"{options.rows} prompts, {options.new_tokens} new tokens, {torch.get_num_threads()} threads, bfloat16")
     print(f"{'fast path':52} {'phase':8} {'with':>7} {'without':>8} {'ratio':>6}")
 
@@ -189,11 +187,11 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
         fast, slow = median_pair(action, without, options.rounds)
         print(f"{name:52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}", flush=True)
 
-    def collect_all() -> list[TokenSequence]:
-        with mock.patch.object(trainer.sampler, "ends", type(trainer.ends)(frozenset(), trainer.ends.pad_id)):
+    def collect_all() -> Samples:
+        with mock.patch.object(trainer.sampler, "ends", replace(trainer.passes.ends, ids=frozenset())):
             return trainer.collect()
 
-    def collect_early() -> list[TokenSequence]:
+    def collect_early() -> Samples:
         with early_ends(trainer, options):
             return trainer.collect()
 
@@ -207,31 +205,35 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
     show("the same, and weights laid out once a rollout", "rollout", collect_all, as_they_are)
     stay = patched(embedded, "_WORTH_DROPPING", 2)
     show("rows that have ended leave (they end early)", "rollout", collect_early, stay)
-    for phase, action in (("score", lambda: trainer.score(sequences)), ("update", lambda: trainer.learn(rollout))):
+    for phase, action in (("score", lambda: trainer.score(samples)), ("update", lambda: trainer.train_on(rollout))):
         show("packed texts", phase, action, lambda: whole_texts(trainer))
         show("attention by blocks of queries, or tiles", phase, action, lambda: torch_attention(trainer))
         show("torch's attention on tiles (AMX), forwards", phase, action, no_tiles)
-    show("logits of response tokens alone", "score", lambda: trainer.score(sequences), all_logits)
-    step = lambda: trainer.learn(trainer.score(sequences, for_update=True))  # noqa: E731
+    show("logits of response tokens alone", "score", lambda: trainer.score(samples), all_logits)
+
+    def step() -> None:
+        with HeldPolicy(trainer.models.policy) as held:
+            trainer.train_on(trainer.score(samples, held), held)
+
     again = patched(trainer, "_can_reuse", lambda _: False)
     show("scoring's pass of the policy is the update's first", "both", step, again)
-    map_micro_batches = patched(views, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
-    show("micro-batches of many rows, not of one", "update", lambda: trainer.learn(rollout), map_micro_batches)
+    map_micro_batches = patched(forward, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
+    show("micro-batches of many rows, not of one", "update", lambda: trainer.train_on(rollout), map_micro_batches)
     # what is measured from here on has gloo's threads beside it, as ZeRO-3 has: an exchange cannot be taken back
     before, after = with_gloo_threads(collect_all, options.rounds)
     name = "no OpenMP threads of gloo (one rank exchanges nothing)"
     print(f"{name:52} {'rollout':8} {before:6.2f}s {after:7.2f}s {after / before:6.2f}")
-    beside_zero3(trainer, trainer_of(options, reward_model, shards=True), sequences, rollout, options.rounds, show)
+    beside_zero3(trainer, trainer_of(options, reward_model, shards=True), samples, rollout, options.rounds, show)
 
 
 def beside_zero3(
-    trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[TokenSequence], rollout: Rollout, rounds: int, show: Show
+    trainer: PPOTrainer, sharded: PPOTrainer, samples: Samples, rollout: Rollout, rounds: int, show: Show
 ) -> None:
     """Measure one gather an update, and the plain engines beside DeepSpeed's."""
     by_layers = replace(sharded.config, ppo=replace(sharded.config.ppo, gather=False))
-    learn = lambda: sharded.learn(rollout)  # noqa: E731
+    learn = lambda: sharded.train_on(rollout)  # noqa: E731
     show("ZeRO-3: one gather an update", "update", learn, patched(sharded, "config", by_layers))
-    against_sharded(trainer, sharded, sequences, rounds)
+    against_sharded(trainer, sharded, samples, rounds)
 
 
 def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -248,12 +250,12 @@ def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float,
     return before, statistics.median(seconds() for _ in range(rounds))
 
 
-def against_sharded(trainer: PPOTrainer, sharded: PPOTrainer, sequences: list[TokenSequence], rounds: int) -> None:
+def against_sharded(trainer: PPOTrainer, sharded: PPOTrainer, samples: Samples, rounds: int) -> None:
     """Compare the plain engines with DeepSpeed's on this one rank, in turn."""
-    rollout = trainer.score(sequences)
+    rollout = trainer.score(samples)
     for phase, actions in (
-        ("score", [lambda one=one: one.score(sequences) for one in (trainer, sharded)]),
-        ("update", [lambda one=one: one.learn(rollout) for one in (trainer, sharded)]),
+        ("score", [lambda one=one: one.score(samples) for one in (trainer, sharded)]),
+        ("update", [lambda one=one: one.train_on(rollout) for one in (trainer, sharded)]),
     ):
         seconds: tuple[list[float], list[float]] = ([], [])
         for number in range(rounds + 1):

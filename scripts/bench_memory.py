@@ -38,7 +38,7 @@ from rlhf_cli.plan.live_tensors import LiveTensors
 from rlhf_cli.plan.memory_map import PHASES
 from rlhf_cli.system.processes import free_port
 
-_OF = {"answers before training": "rollout", "answers after training": "rollout", "rollout": "rollout"}
+_OF = {"evaluation before training": "rollout", "evaluation after training": "rollout", "rollout": "rollout"}
 _OF |= {"score": "score", "update": "update", "checkpoint": "save", "export": "save"}
 _DEADLINE_S = 1800
 _WANTED = 0.1

@@ -91,20 +91,20 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     },
     "rlhf_cli/report/intervals.py": ((), (f"{REPORT}/test_intervals.py",)),
     "rlhf_cli/run/evaluation.py": (("metrics", "compare", "_win_rate"), ("tests/unit/run/test_evaluation.py",)),
-    "rlhf_cli/train/batch.py": ((), TRAIN),
+    **{f"rlhf_cli/train/{name}.py": ((), TRAIN) for name in ("batch", "shaping", "ppo_metrics")},
     "rlhf_cli/train/flops.py": ((), TRAIN),
     "rlhf_cli/train/ppo.py": (
         (
             *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_can_reuse"),
-            *("_first_view", "_policy_gradients", "_policy_backward", "policy_objective", "_value_backward"),
-            *("_pretrain", "_look_for_negative_kl", "normalised", "_skip_failed"),
+            *("_first_pass", "_policy_gradients", "_policy_backward", "policy_objective", "_value_backward"),
+            *("_pretrain", "_warn_of_negative_kl", "normalise", "_skip_failed_rewards"),
         ),
         TRAIN,
     ),
     "rlhf_cli/train/forward.py": (
         (
-            *("micro_batches", "map_micro_batches", "logits", "policy", "logprobs_and_entropy", "logprobs", "values"),
-            *("collate", "take_read"),
+            *("micro_batches", "map_micro_batches", "logits", "policy_outputs", "logprobs_and_entropy", "logprobs"),
+            *("values", "map_logprobs", "collate", "take_count"),
         ),
         TRAIN,
     ),
@@ -112,7 +112,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             *("num_steps", "Pairs", "mean_weight", "_batch", "update", "_accumulate", "_micro_batches", "evaluate"),
             "calibrate",
-            *("_pairs", "_scores", "_hidden", "_forward", "_over_all", "_whole"),
+            *("_pairs", "_scores", "_hidden", "_forward", "_over_all", "_as_one_text"),
         ),
         TRAIN[1:],
     ),

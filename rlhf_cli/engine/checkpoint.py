@@ -44,14 +44,21 @@ class Checkpoints:
     published, to sync the log to disk; returns the number of metric records.
     """
 
-    def __init__(self, folder: Path, engines: dict[str, TrainEngine], keep_last: int, config_yaml: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engines: dict[str, TrainEngine],
+        keep_last: int,
+        config_yaml: str,
+        on_save: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.folder = folder
         self.engines = engines
         self.keep_last = keep_last
         self.config_yaml = config_yaml
         self.best_step: int | None = None
         self.num_logged = 0  # metric records of the run when the loaded checkpoint was saved
-        self.on_save: Callable[[], int] = lambda: 0
+        self.on_save = on_save
 
     @property
     def num_bytes(self) -> int:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 
 CPU_SIDE, GPU_SIDE = 1024, 8192  # of the square matrices: a GPU needs larger ones to be busy
 _REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one phase of a step computes, summed over all ranks."""
+
+    flops: float  # the minimum it takes; recomputed activations do not count
+    tokens: float
 
 
 def matmul_flops(dtype: torch.dtype) -> float:

@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from rich.markup import escape
 
 from rlhf_cli.config.report_options import ReportConfig
 from rlhf_cli.engine.peak_memory import PeakMemory
+from rlhf_cli.engine.roofline import Work
 from rlhf_cli.report.check_table import Check, table
 from rlhf_cli.report.live_view import LiveView
 from rlhf_cli.report.run_dir import CHECKS, EVENTS, METRICS, PAIRS, PLAN, ROLLOUTS, SAMPLES, RunDir
@@ -22,15 +23,6 @@ from rlhf_cli.system.run_status import State, write_status
 from rlhf_cli.system.signals import StopSignals
 from rlhf_cli.system.terminal import console
 from rlhf_cli.system.watchdog import PROGRESS
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a phase of a step has done, on all ranks."""
-
-    flops: float  # that it cannot do without
-    tokens: float
-
 
 _LIVE_ROWS = (  # those that a run logs are shown
     *("score", "kl", "reward", "response_length", "eos_rate", "entropy", "clipfrac/policy", "loss/value"),

@@ -1,1 +1,1 @@
-"""Assembles a run from its configuration, starts it and ends it."""
+"""Assembles a run from its configuration, runs it and ends it."""

@@ -1,8 +1,8 @@
-"""From a configuration to tokenizers, data, models and engines."""
+"""Builds the parts of a PPO run from its configuration: tokenizers, data, models and engines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar, cast
@@ -19,6 +19,7 @@ from rlhf_cli.data.prompts import Prompt, load_prompts
 from rlhf_cli.data.splits import Splits
 from rlhf_cli.data.token_batches import EndTokens, TokenSequence
 from rlhf_cli.engine import distributed
+from rlhf_cli.engine.base import FrozenEngine, TrainEngine
 from rlhf_cli.engine.factory import frozen_engine, train_engine
 from rlhf_cli.models.export import export_ends
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
@@ -30,46 +31,43 @@ from rlhf_cli.plan.phases import Lengths
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.rewards.source import RewardSource
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
 from rlhf_cli.run.memory_plan import RunPlan, plan_launch
-from rlhf_cli.run.reward_sources import Texts, outside_sources, own_models, texts_of
-from rlhf_cli.train.flops import Sizes
-from rlhf_cli.train.forward import Models
+from rlhf_cli.run.reward_sources import exchange_maker, external_sources, own_models
+from rlhf_cli.train.flops import ModelSizes
+from rlhf_cli.train.forward import ForwardPasses, Models
 
 Loaded = TypeVar("Loaded")
+_LONGEST = "data.max_prompt_tokens or rollout.max_new_tokens"
 
 
 @dataclass(frozen=True)
 class PPOParts:
-    """All that a PPO run is made of."""
+    """The parts of a PPO run."""
 
     tokenizer: PreTrainedTokenizerBase
-    reward_tokenizer: PreTrainedTokenizerBase | None  # None where no source is the reward model
+    reward_tokenizer: PreTrainedTokenizerBase | None  # None unless the reward model is a source
     renderer: Renderer
     prompts: Splits[Prompt]
     texts: list[TokenSequence]  # blocks for the language-modelling loss
     modules: dict[str, PreTrainedModel]  # policy and value_model, inside their engines
-    engines: Models
-    gold: RewardModel | None  # which scores evaluations alone
+    passes: ForwardPasses  # holds the engines
+    gold: RewardModel | None  # scores evaluations only
     sampler: EmbeddedSampler
-    ends: EndTokens
-    sizes: Sizes
-    packed: bool  # whether all four models read packed texts
+    sizes: ModelSizes
     planned: RunPlan
 
 
 def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
-    """Load tokenizers, data and models, and wrap the models; raise InputError for what does not fit together."""
+    """Load tokenizers, data and models, and wrap the models; raise InputError if they do not fit together."""
     tokenizer = load_tokenizer(config.model, "model")
-    outside = outside_sources(config)
+    external = external_sources(config)
     reward_tokenizer = load_tokenizer(config.reward_model, "reward_model") if config.has_reward_model else None
     if reward_tokenizer is not None:
         _check_same_tokenizer(tokenizer, reward_tokenizer, "reward_model")
     if config.has_gold:
-        _check_same_tokenizer(
-            tokenizer, load_tokenizer(config.gold_reward_model, "gold_reward_model"), "gold_reward_model"
-        )
+        gold_tokenizer = load_tokenizer(config.gold_reward_model, "gold_reward_model")
+        _check_same_tokenizer(tokenizer, gold_tokenizer, "gold_reward_model")
     renderer = Renderer(tokenizer, config.data)
     prompts = load_once(lambda: load_prompts(config.data, renderer, config.run.seed))
     texts = [] if config.pretrain.path is None else load_texts(config.pretrain, tokenizer)
@@ -77,52 +75,54 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         report.say(note)
     if config.rollout.top_p < 1:
         top_p = config.rollout.top_p
-        report.warn(f"rollout.top_p={top_p:g} cuts samples that logprobs count: ratio and KL are biased")
-    exchanges = texts_of(renderer, prompts, outside)
+        report.warn(f"rollout.top_p={top_p:g} truncates the sampling distribution, so ratio and KL are biased")
+    exchange = exchange_maker(renderer, prompts, external)
     planned = plan_launch(config, _lengths(prompts, texts, config.model.packing), report)
-    loaded = policy, value, scorer = _models(config, tokenizer)
+    policy, value_model, scorer = loaded = _load_models(config, tokenizer)
     longest = max(len(prompt.ids) for prompt in chain(prompts.train, prompts.eval)) + config.rollout.max_new_tokens + 1
-    for model, key in ((policy, "model"), (scorer, "reward_model")):
-        if model is not None:
-            check_length(model, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
+    check_length(policy, longest, "model", _LONGEST)
+    if scorer is not None:
+        check_length(scorer, longest, "reward_model", _LONGEST)
     check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
     ends = EndTokens(end_token_ids(tokenizer, policy.generation_config) | {renderer.end_id}, pad_id(tokenizer))
     export_ends(policy, ends)
-    sizes = Sizes(ModelSize.of(policy), ModelSize.of(scorer or value), scorer is not None)  # before they are sharded
-    engines = _engines(config, renderer, ends, loaded, exchanges, outside)
-    sampler = EmbeddedSampler(engines.policy, config.rollout, ends, distributed.device())
-    modules = {"policy": policy, "value_model": value}
+    sizes = ModelSizes(ModelSize.of(policy), ModelSize.of(scorer or value_model), scorer is not None)  # before sharding
     packed = all(reads_packed(model) for model in loaded if model is not None)
+    reward_model = None
+    if scorer is not None:
+        scoring = frozen_engine(TokenScorer(scorer), torch_dtype(config.reward_model), config.deepspeed_of_frozen)
+        reward_model = RewardModel(scoring, renderer.end_id, ends, distributed.device())
+    policy_engine, value_engine = _train_engines(config, policy, value_model)
+    reference = _load_reference(config, tokenizer)
+    rewards = RewardEnsemble(config.sources, exchange, reward_model, own_models(config), external)
     return PPOParts(
-        tokenizer,
-        reward_tokenizer,
-        renderer,
-        prompts,
-        texts,
-        modules,
-        engines,
-        _gold(config, renderer, ends, longest),
-        sampler,
-        ends,
-        sizes,
-        packed,
-        planned,
+        tokenizer=tokenizer,
+        reward_tokenizer=reward_tokenizer,
+        renderer=renderer,
+        prompts=prompts,
+        texts=texts,
+        modules={"policy": policy, "value_model": value_model},
+        passes=ForwardPasses(config, Models(policy_engine, reference, value_engine, rewards), ends, packed),
+        gold=_load_gold(config, renderer, ends, longest),
+        sampler=EmbeddedSampler(policy_engine, config.rollout, ends, distributed.device()),
+        sizes=sizes,
+        planned=planned,
     )
 
 
-def _gold(config: TrainPPOConfig, renderer: Renderer, ends: EndTokens, longest: int) -> RewardModel | None:
-    """Load the reward model that scores evaluations alone."""
-    if not config.has_gold:
-        return None
-    key, options = "gold_reward_model", config.gold_reward_model
-    scorer = load_sequence_classifier(options, key, renderer.tokenizer, config.run.seed, new_head=False)
-    check_length(scorer, longest, key, "data.max_prompt_tokens or rollout.max_new_tokens")
-    engine = frozen_engine(TokenScorer(scorer), torch_dtype(options), config.deepspeed_of_frozen)
-    return RewardModel(engine, renderer.end_id, ends, distributed.device())
+def load_once(load: Callable[[], Loaded]) -> Loaded:
+    """Load on rank 0 and broadcast the result; if rank 0 fails, all ranks raise its error.
+
+    The result is pickled, so it must hold this package's own objects only.
+    """
+    if distributed.world_size() == 1:
+        return load()
+    first = distributed.together(lambda: load() if distributed.rank() == 0 else None)
+    return cast(Loaded, distributed.broadcast(first))
 
 
 def _lengths(prompts: Splits[Prompt], texts: list[TokenSequence], packing: bool) -> Lengths:
-    """Measure the prompts; what all of them begin with is read once in a packed pass."""
+    """Measure the prompts. With packing, the prefix that all of them share is read once and not counted."""
     low = high = next(iter(chain(prompts.train, prompts.eval))).ids
     shortest, longest = len(low), len(low)
     for prompt in chain(prompts.train, prompts.eval):
@@ -132,25 +132,10 @@ def _lengths(prompts: Splits[Prompt], texts: list[TokenSequence], packing: bool)
     return Lengths(max(1, shortest - shared), longest, max((len(block) for block in texts), default=0))
 
 
-def load_once(load: Callable[[], Loaded]) -> Loaded:
-    """Load on rank 0, and send the others what it gave: they tokenise nothing. Where rank 0 fails, all raise its error.
-
-    Items are pickled: own objects only.
-    """
-    if distributed.world_size() == 1:
-        return load()
-    first = distributed.together(lambda: load() if distributed.rank() == 0 else None)
-    return cast(Loaded, distributed.broadcast(first))
-
-
-LoadedModels = tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel | None]
-
-
-def _models(config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase) -> LoadedModels:
-    """Load policy, value model and reward model, None where no source is the last one.
-
-    The reference comes later, when the policy's copy is sharded.
-    """
+def _load_models(
+    config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel | None]:
+    """Load policy, value model and reward model, None unless the last is a source."""
     seed, reward, checkpointing = config.run.seed, config.reward_model, config.model.gradient_checkpointing
     policy = load_causal_lm(config.model, "model", tokenizer, seed)
     scorer = None
@@ -164,51 +149,46 @@ def _models(config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase) -> Loade
     return policy, value, scorer
 
 
-def _engines(
-    config: TrainPPOConfig,
-    renderer: Renderer,
-    ends: EndTokens,
-    loaded: LoadedModels,
-    exchanges: Texts,
-    external: Mapping[str, RewardSource],
-) -> Models:
-    """Wrap the four models; the reference and the classifiers with their own tokenizers are loaded here, last."""
-    policy, value, scorer = loaded
-    ppo, deepspeed, device, tokenizer = config.ppo, config.deepspeed, distributed.device(), renderer.tokenizer
-    updates = ppo.num_steps * ppo.updates_per_step
+def _train_engines(
+    config: TrainPPOConfig, policy: PreTrainedModel, value_model: PreTrainedModel
+) -> tuple[TrainEngine, TrainEngine]:
+    """Wrap policy and value model."""
+    ppo, deepspeed = config.ppo, config.deepspeed
     policy_updates = (ppo.num_steps - ppo.value_warmup_steps) * ppo.updates_per_step
-    policy_dtype, reward_dtype = torch_dtype(config.model), torch_dtype(config.reward_model)
-    value_dtype = reward_dtype if config.value_model.init is ValueInit.reward_model else policy_dtype
-    reward_model = None
-    if scorer is not None:
-        scoring = frozen_engine(TokenScorer(scorer), reward_dtype, config.deepspeed_of_frozen)
-        reward_model = RewardModel(scoring, renderer.end_id, ends, device)
-    policy_engine = train_engine(
-        ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay
+    value_updates = ppo.num_steps * ppo.updates_per_step
+    from_reward_model = config.value_model.init is ValueInit.reward_model
+    policy_dtype = torch_dtype(config.model)
+    value_dtype = torch_dtype(config.reward_model) if from_reward_model else policy_dtype
+    return (
+        train_engine(ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay),
+        train_engine(TokenScorer(value_model), value_dtype, config.value_optim, value_updates, deepspeed),
     )
-    value_engine = train_engine(TokenScorer(value), value_dtype, config.value_optim, updates, deepspeed)
-    reference = frozen_engine(
-        ResponseLM(load_causal_lm(config.model, "model", tokenizer, config.run.seed)),
-        policy_dtype,
-        config.deepspeed_of_frozen,
-    )
-    return Models(
-        policy=policy_engine,
-        reference=reference,
-        judging=RewardEnsemble(config.sources, exchanges, reward_model, own_models(config), external),
-        value_model=value_engine,
-    )
+
+
+def _load_reference(config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase) -> FrozenEngine:
+    """Load the reference from the policy's files, once the policy is sharded, to save memory."""
+    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
+    return frozen_engine(ResponseLM(reference), torch_dtype(config.model), config.deepspeed_of_frozen)
+
+
+def _load_gold(config: TrainPPOConfig, renderer: Renderer, ends: EndTokens, longest: int) -> RewardModel | None:
+    """Load the gold reward model, which scores evaluations only."""
+    if not config.has_gold:
+        return None
+    key, options = "gold_reward_model", config.gold_reward_model
+    scorer = load_sequence_classifier(options, key, renderer.tokenizer, config.run.seed, new_head=False)
+    check_length(scorer, longest, key, _LONGEST)
+    engine = frozen_engine(TokenScorer(scorer), torch_dtype(options), config.deepspeed_of_frozen)
+    return RewardModel(engine, renderer.end_id, ends, distributed.device())
 
 
 def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, key: str) -> None:
-    """Raise InputError unless both turn text into the same ids: the reward model reads the policy's tokens."""
+    """Raise InputError unless both map text to the same ids: the reward model reads the policy's tokens."""
     for what, ours, theirs in (
         ("vocabulary", policy.get_vocab(), reward.get_vocab()),
         ("EOS token", policy.eos_token_id, reward.eos_token_id),
         ("chat template", policy.chat_template, reward.chat_template),
     ):
         if ours != theirs:
-            hint = f" (or set model.chat_template and {key}.chat_template alike)" if what == "chat template" else ""
-            raise InputError(
-                f"{key}: its tokenizer has another {what} than the policy's; wanted the same tokenizer{hint}"
-            )
+            hint = f", or set model.chat_template and {key}.chat_template alike" if what == "chat template" else ""
+            raise InputError(f"{key}: its {what} differs from the policy's; use the same tokenizer{hint}")

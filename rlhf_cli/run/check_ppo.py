@@ -1,4 +1,4 @@
-"""The checks of a PPO run: its four models, the sampler and the texts, on responses that the policy samples."""
+"""The checks of a PPO run before its first update: models, sampler and texts, on sampled responses."""
 
 from __future__ import annotations
 
@@ -23,89 +23,90 @@ from rlhf_cli.report.check_table import Check
 from rlhf_cli.rollout.embedded import uniforms
 from rlhf_cli.run.checks import BFLOAT16, Bounds, bounds_of, largest, relative, spread, worst_of_all_ranks
 from rlhf_cli.run.reward_sources import as_input_error
-from rlhf_cli.train.batch import Rollout
+from rlhf_cli.train.batch import Rollout, Samples
 from rlhf_cli.train.ppo import PPOTrainer
 
-_LOGIT = 16.0  # that the bounds of bfloat16 are for, at temperature 1
+_LOGIT = 16.0  # the size that bfloat16's bounds assume, at temperature 1
 
 
 @dataclass(frozen=True)
-class TextSide:
-    """How policy and reward model turn text into ids."""
+class Tokenizers:
+    """How the policy and the reward model turn text into ids."""
 
-    tokenizer: PreTrainedTokenizerBase
-    reward_tokenizer: PreTrainedTokenizerBase | None  # None without a reward model that reads the policy's tokens
+    policy: PreTrainedTokenizerBase
+    reward: PreTrainedTokenizerBase | None  # None without a reward model that reads the policy's tokens
     data: DataConfig
 
 
 @torch.no_grad()
-def check_ppo(trainer: PPOTrainer, prompts: Sequence[Prompt], texts: TextSide, bounds: Bounds) -> list[Check]:
-    """Check the four models, the sampler and the texts of a run that has made no update; all ranks together."""
+def check_ppo(trainer: PPOTrainer, prompts: Sequence[Prompt], tokenizers: Tokenizers, bounds: Bounds) -> list[Check]:
+    """Check models, sampler and texts of a run before its first update; collective."""
     probes = spread(prompts, [len(prompt.ids) for prompt in prompts], trainer.config.check.num_prompts)
-    keys = [f"{trainer.config.run.seed}/check/{place}" for place in range(len(probes))]
-    # ranks could part where rounding decides between two tokens; from here all look at the same ones
+    keys = [f"{trainer.config.run.seed}/check/{number}" for number in range(len(probes))]
+    # rounding could make ranks sample different tokens; from here on all ranks use the same ones
     sequences = distributed.broadcast(trainer.sampler.sample([probe.ids for probe in probes], keys))
-    rollout, again = (_scored(trainer, sequences, probes) for _ in range(2))
+    samples = Samples(probes, list(range(len(probes))), sequences)
+    rollout, again = (_score(trainer, samples) for _ in range(2))
     bounds = _for_logits(bounds, trainer, sequences)
     checks = [
         *_start_checks(trainer, rollout, again, sequences, bounds),
         *_padding_checks(trainer, sequences, bounds),
-        *_source_checks(trainer, (rollout, again), probes, sequences),
+        *_source_checks(trainer, (rollout, again), samples),
         *_update_checks(trainer, rollout, sequences, bounds),
         _sampling_check(trainer, sequences, keys, bounds),
-        *_text_checks(probes, sequences, texts),
-        *_end_checks(trainer, sequences, Renderer(texts.tokenizer, texts.data)),
+        *_text_checks(samples, tokenizers),
+        *_end_checks(trainer, sequences, Renderer(tokenizers.policy, tokenizers.data)),
     ]
     return worst_of_all_ranks(checks)
 
 
-def _scored(trainer: PPOTrainer, sequences: list[TokenSequence], probes: list[Prompt]) -> Rollout:
-    judging = trainer.models.judging
+def _score(trainer: PPOTrainer, samples: Samples) -> Rollout:
     try:
-        rollout = trainer.score(sequences, probes)
+        rollout = trainer.score(samples)
     except RewardError as error:
         raise as_input_error(error) from error
-    if judging.failed:
-        raise as_input_error(next(iter(judging.failed.values())))
+    failed = trainer.models.rewards.failed
+    if failed:
+        raise as_input_error(next(iter(failed.values())))
     return rollout
 
 
 def _for_logits(bounds: Bounds, trainer: PPOTrainer, sequences: list[TokenSequence]) -> Bounds:
-    """Widen the bounds of bfloat16 to the logits that the run has.
+    """Widen bfloat16's bounds to the size of the run's logits.
 
-    With 8 bits a logit from 16 on is a multiple of 1/8, from 32 on of 1/4, and the temperature divides it: where a
-    batch of another shape rounds it the other way, its token's log-probability is that far off.
+    With 8 bits, logits from 16 on are multiples of 1/8, from 32 on of 1/4, and the temperature divides them. If another
+    batch shape rounds a logit the other way, the logprob of its token is off by that much.
     """
     if bounds is not BFLOAT16:
         return bounds
-    size = float(trainer.views.response_logits(sequences[:1]).float().abs().amax(dim=1).mean())
-    coarser = max(1.0, size / _LOGIT / trainer.config.rollout.temperature)
-    # beyond the clip range lies a share of the tokens that grows faster than the spread does
-    return replace(bounds, padded=bounds.padded * coarser, clipped=bounds.clipped * coarser**2)
+    size = float(trainer.passes.response_logits(sequences[:1]).float().abs().amax(dim=1).mean())
+    factor = max(1.0, size / _LOGIT / trainer.config.rollout.temperature)
+    # the share of tokens beyond the clip range grows faster than the spread
+    return replace(bounds, padded=bounds.padded * factor, clipped=bounds.clipped * factor**2)
 
 
 def _start_checks(
     trainer: PPOTrainer, rollout: Rollout, again: Rollout, sequences: list[TokenSequence], bounds: Bounds
 ) -> list[Check]:
     models = trainer.models
-    of_models = [place for place, source in enumerate(models.judging.sources) if not source.is_outside]
+    of_models = [index for index, source in enumerate(models.rewards.sources) if not source.is_outside]
     repeated = largest(
         *(getattr(rollout, name) - getattr(again, name) for name in ("logprobs", "ref_logprobs", "values")),
         (rollout.source_scores - again.source_scores)[:, of_models],
     )
-    frozen = sum(_num_unfrozen(engine) for engine in (models.reference, *models.judging.engines.values()))
+    frozen = sum(_num_unfrozen(engine) for engine in (models.reference, *models.rewards.engines.values()))
     return [
         Check(
             "KL(policy || reference) is 0",
             largest(rollout.logprobs - rollout.ref_logprobs),
             bounds.same,
-            "the reference must start from the policy's weights and dtype",
+            "the reference must start with the policy's weights and dtype",
         ),
         Check(
-            "a second look gives the same numbers",
+            "a second pass gives the same numbers",
             repeated,
             bounds.same,
-            "a model has dropout, noise or a routing that changes; switch it off",
+            "a model has dropout, noise or random routing; switch it off",
         ),
         _value_check(trainer, sequences, bounds),
         Check("reference and reward model are frozen", frozen, 0, "parameters with gradients, or layers in train mode"),
@@ -121,10 +122,10 @@ def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bo
             0,
             "the weights of policy and value model differ beyond their heads",
         )
-    reward_model, differences = models.judging.reward_model, []
+    reward_model, differences = models.rewards.reward_model, []
     assert reward_model is not None  # TrainPPOConfig.check_together
     for part in chunks(sequences, trainer.config.ppo.micro_batch_size):
-        batch = collate(part, trainer.ends.pad_id, trainer.device)
+        batch = collate(part, trainer.passes.ends.pad_id, trainer.device)
         values = models.value_model(batch.input_ids, packing=batch.packing)[0]
         scores = reward_model.engine(batch.input_ids, packing=batch.packing)[0]
         differences.append(batch.before_each_response_token(values - scores))
@@ -133,128 +134,120 @@ def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bo
 
 
 def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bounds) -> list[Check]:
-    """Read every text alone, and in a batch in which prompts and responses are of different lengths."""
-    mixed = [_cut(sequence) if place % 2 else sequence for place, sequence in enumerate(sequences)]
+    """Compare each sequence alone with the same sequence in a batch of different prompt and response lengths."""
+    mixed = [_half(sequence) if index % 2 else sequence for index, sequence in enumerate(sequences)]
     parts = chunks(mixed, max(2, trainer.config.ppo.micro_batch_size))
-    together = torch.cat([row for part in parts for row in trainer.views.response_logprobs(part)])
-    alone = torch.cat([trainer.views.response_logprobs([sequence])[0] for sequence in mixed])
+    together = torch.cat([row for part in parts for row in trainer.passes.response_logprobs(part)])
+    alone = torch.cat([trainer.passes.response_logprobs([sequence])[0] for sequence in mixed])
     checks = [
         Check(
-            "logprobs do not change with padding and neighbours",
+            "logprobs do not depend on padding or neighbours",
             float((together - alone).abs().mean()),
             bounds.padded,
             "masks or positions are wrong, or the model mixes rows; see the model's attention implementation",
         )
     ]
-    reward_model = trainer.models.judging.reward_model
+    reward_model = trainer.models.rewards.reward_model
     if reward_model is None:
         return checks
     scores = torch.cat([reward_model.score(part).cpu() for part in parts])
     alone_scores = torch.cat([reward_model.score([sequence]).cpu() for sequence in mixed])
-    return [
-        *checks,
-        Check(
-            "scores do not change with padding and neighbours",
-            relative(scores, alone_scores),
-            bounds.score,
-            "the reward model's masks, positions or last token are wrong",
-        ),
-    ]
+    advice = "the reward model's masks, positions or last token are wrong"
+    name = "scores do not depend on padding or neighbours"
+    return [*checks, Check(name, relative(scores, alone_scores), bounds.score, advice)]
 
 
-def _source_checks(
-    trainer: PPOTrainer, looks: tuple[Rollout, Rollout], probes: list[Prompt], sequences: list[TokenSequence]
-) -> list[Check]:
-    """Ask models with tokenizers of their own about every text alone; compare what the others said twice."""
-    judging, checks = trainer.models.judging, []
-    start = distributed.rank() * len(sequences)  # a look has those of all ranks
-    for place, source in enumerate(judging.sources):
-        said, repeated = (look.source_scores[start : start + len(sequences), place] for look in looks)
+def _half(sequence: TokenSequence) -> TokenSequence:
+    """Cut a response to its first half."""
+    return replace(sequence, response_ids=sequence.response_ids[: (len(sequence.response_ids) + 1) // 2])
+
+
+def _source_checks(trainer: PPOTrainer, rollouts: tuple[Rollout, Rollout], samples: Samples) -> list[Check]:
+    """Score texts alone with each model that has its own tokenizer; compare two scores of functions and services."""
+    rewards, checks = trainer.models.rewards, []
+    start = distributed.rank() * len(samples.sequences)  # a rollout holds the rows of all ranks
+    for index, source in enumerate(rewards.sources):
+        first, second = (one.source_scores[start : start + len(samples.sequences), index] for one in rollouts)
         own = source.own_model("reward")
         if own is not None:
-            texts = [judging.to_exchange(*both) for both in zip(probes, sequences, strict=True)]
-            alone = torch.tensor([judging.classifiers[source.name].score([text])[0] for text in texts])
-            name = f"scores of {source.name} do not change with padding and neighbours"
+            texts = [rewards.to_exchange(*both) for both in zip(samples.prompts, samples.sequences, strict=True)]
+            alone = torch.tensor([rewards.classifiers[source.name].score([text])[0] for text in texts])
+            name = f"scores of {source.name} do not depend on padding or neighbours"
             advice = "its masks, positions or last token are wrong; see reward[].whole_turn and its chat template"
-            checks.append(Check(name, relative(said, alone), bounds_of(own).score, advice))
+            checks.append(Check(name, relative(first, alone), bounds_of(own).score, advice))
         elif source.is_outside and not source.random:
-            name = f"{source.name} says the same again"
-            advice = f"mend the source, or declare it: random: true in the source {source.name} of reward"
-            checks.append(Check(name, relative(said, repeated), BFLOAT16.score, advice))
+            name = f"{source.name} gives the same scores twice"
+            advice = f"fix the source, or set random: true in the source {source.name} of reward"
+            checks.append(Check(name, relative(first, second), BFLOAT16.score, advice))
     return checks
 
 
 def _update_checks(
     trainer: PPOTrainer, rollout: Rollout, sequences: list[TokenSequence], bounds: Bounds
 ) -> list[Check]:
-    """Run the update's own objective on the probes, in other micro-batches than the scoring's."""
+    """Evaluate the update's own objective on the probes, in other micro-batches than those of the scoring."""
     batch = trainer.estimate(rollout)
     size = max(1, min(trainer.config.ppo.micro_batch_size, len(sequences) // 2))
     num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
     kl = clipped = 0.0
-    for places in chunks(list(range(len(sequences)))[::-1], size):
-        tokens = collate([sequences[place] for place in places], trainer.ends.pad_id, trainer.device)
-        part = batch.rows(places, tokens.response_mask, trainer.device)
+    for rows in chunks(list(range(len(sequences)))[::-1], size):
+        tokens = collate([sequences[row] for row in rows], trainer.passes.ends.pad_id, trainer.device)
+        part = batch.rows(rows, tokens.response_mask, trainer.device)
         _, sums = trainer.policy_objective(part, tokens)
         kl, clipped = kl + float(sums["approx_kl"]), clipped + float(sums["clipfrac/policy"])
-    advice = "the update computes other logprobs than the scoring: look at temperature, masks, rows"
+    advice = "update and scoring compute different logprobs: check temperature, masks and rows"
     return [
         Check("the ratio of the first minibatch is 1", math.sqrt(2 * max(kl, 0.0) / num_tokens), bounds.padded, advice),
         Check("nothing is clipped on the first minibatch", clipped / num_tokens, bounds.clipped, advice),
     ]
 
 
-def _cut(sequence: TokenSequence) -> TokenSequence:
-    """The first half of a response, as if it had been cut off."""
-    return replace(sequence, response_ids=sequence.response_ids[: (len(sequence.response_ids) + 1) // 2])
-
-
 def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: list[str], bounds: Bounds) -> Check:
-    """Each token must be the one that its uniform number picks from the distribution that scoring sees."""
+    """Check that the random number of each token picks this token from the distribution that scoring computes."""
     rollout = trainer.config.rollout
     distances = []
     for sequence, key in zip(sequences, keys, strict=True):
-        logits, ids = trainer.views.response_logits([sequence]), torch.tensor(sequence.response_ids)
+        logits, ids = trainer.passes.response_logits([sequence]), torch.tensor(sequence.response_ids)
         numbers = uniforms(key, rollout.max_new_tokens)[: len(ids)]
         distances.append(distance_from_slice(logits, ids, numbers, rollout.temperature))
     neutral = rollout.top_p == 1
-    advice = "sampling and scoring differ: look at temperature and masks"
+    advice = "sampling and scoring differ: check temperature and masks"
     return Check(
         "responses are drawn from the scored distribution",
         float(torch.cat(distances).mean()),
         bounds.drawn,
-        advice if neutral else f"rollout.top_p={rollout.top_p:g} cuts the distribution; 1 does not",
+        advice if neutral else f"rollout.top_p={rollout.top_p:g} truncates the distribution; 1 does not",
         warns=not neutral,
     )
 
 
-def _text_checks(probes: list[Prompt], sequences: list[TokenSequence], texts: TextSide) -> list[Check]:
-    own, other = texts.tokenizer, texts.reward_tokenizer
+def _text_checks(samples: Samples, tokenizers: Tokenizers) -> list[Check]:
+    own, other = tokenizers.policy, tokenizers.reward
     if other is None:
         return []
-    renderer, num_different = Renderer(other, texts.data), 0
-    for probe, sequence in zip(probes, sequences, strict=True):
-        same_prompt = renderer.prompt_ids(json.loads(probe.prompt_key)) == probe.ids
+    renderer, num_different = Renderer(other, tokenizers.data), 0
+    for prompt, sequence in zip(samples.prompts, samples.sequences, strict=True):
+        same_prompt = renderer.prompt_ids(json.loads(prompt.prompt_key)) == prompt.ids
         same_response = own.decode(sequence.response_ids) == other.decode(sequence.response_ids)
-        answer = own.decode(sequence.response_ids, skip_special_tokens=True)
-        same_ids = own(answer)["input_ids"] == other(answer)["input_ids"]
+        text = own.decode(sequence.response_ids, skip_special_tokens=True)
+        same_ids = own(text)["input_ids"] == other(text)["input_ids"]
         num_different += not (same_prompt and same_response and same_ids)
     advice = "policy and reward model need tokenizers that turn a text into the same ids"
     return [Check("policy and reward model read the same text", num_different, 0, advice)]
 
 
 def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: Renderer) -> list[Check]:
-    ends, longest = trainer.ends.ids, trainer.config.rollout.max_new_tokens
+    ends, longest = trainer.passes.ends, trainer.config.rollout.max_new_tokens
     num_wrong = sum(
-        any(token in ends for token in sequence.response_ids[:-1])
-        or (len(sequence.response_ids) < longest and not trainer.ends.ended(sequence))
+        any(token in ends.ids for token in sequence.response_ids[:-1])
+        or (len(sequence.response_ids) < longest and not ends.ended(sequence))
         for sequence in sequences
     )
     return [
-        Check("responses end at their first EOS", num_wrong, 0, "the sampler goes on after EOS, or stops without one"),
+        Check("responses end at their first EOS", num_wrong, 0, "the sampler continues after EOS, or stops before it"),
         Check(
             "the chat template's end of turn ends a response",
-            int(renderer.end_id not in ends),
+            int(renderer.end_id not in ends.ids),
             0,
             "add the template's end-of-turn token to the model's generation config as an eos_token_id",
             warns=True,

@@ -1,4 +1,4 @@
-"""Answers to held-out prompts before, during and after training, and what they say when paired."""
+"""Evaluation of a policy on held-out prompts before, during and after training."""
 
 from __future__ import annotations
 
@@ -24,104 +24,162 @@ from rlhf_cli.system.watchdog import PROGRESS
 
 MODES = ("greedy", "sampled")
 BEFORE, DURING, AFTER = "before", "during", "after"
-_DIGITS = 4  # of the KL of a token, after the point
+_DIGITS = 4  # after the point, of a token's KL
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer of the policy to a held-out prompt; a line of samples.jsonl."""
+class HeldOutResponse:
+    """One response of the policy to a held-out prompt; a line of samples.jsonl."""
 
     stage: str  # before, during or after
-    step: int  # steps of training done
+    step: int  # training steps completed
     mode: str  # greedy or sampled
     prompt: str
     response: str
     score: float
     num_tokens: int
     ended: bool
-    gold_score: float | None = None  # what the second reward model says
-    source_scores: dict[str, float] = field(default_factory=dict)  # what each source of a list says, by name
-    tokens: list[str] = field(default_factory=list)  # the response in pieces; none before training
+    gold_score: float | None = None  # from the gold reward model
+    source_scores: dict[str, float] = field(default_factory=dict)  # by reward source
+    tokens: list[str] = field(default_factory=list)  # the response in pieces; empty before training
     kl: list[float] = field(default_factory=list)  # log p - log q of each piece, nats
 
 
 @dataclass(frozen=True)
-class Judges:
-    """What is asked of an answer."""
+class Scorers:
+    """What scores held-out responses."""
 
-    judging: RewardEnsemble
-    gold: RewardModel | None  # which training never sees
+    rewards: RewardEnsemble
+    gold: RewardModel | None  # never used in training
     token_kl: Callable[[list[TokenSequence]], list[Tensor]]  # log p - log q of each response token, [T] a sequence
 
 
 class Evaluator:
-    """Asks the policy the same held-out prompts again and again; sampled answers draw the same numbers each time.
+    """Evaluates the policy on the same held-out prompts over a run, and logs the results; all methods are collective.
 
-    Nothing that training draws from is touched: the numbers come from keys of their own.
+    Sampled responses draw the same random numbers each time, from their own keys: training draws nothing from them.
     """
 
     def __init__(
         self,
+        config: TrainPPOConfig,
         prompts: Sequence[Prompt],
         sampler: RolloutEngine,
         ends: EndTokens,
-        judges: Judges,
+        scorers: Scorers,
         renderer: Renderer,
-        config: TrainPPOConfig,
+        report: Reporter,
     ) -> None:
+        self.config = config
         self.prompts = prompts
         self.sampler = sampler
         self.ends = ends
-        self.judges = judges
+        self.scorers = scorers
         self.renderer = renderer
-        self.config = config
+        self.report = report
+        self._before: list[HeldOutResponse] = []
+        self._newest: list[HeldOutResponse] = []
+        self._logs_series = config.eval.every_steps > 0  # eval/... is logged before, during and after training
 
-    def ask(self, stage: str, step: int) -> list[Answer]:
-        """Return greedy and sampled answers to every prompt, the same list on every rank; all ranks together."""
-        return [answer for mode in MODES for answer in self._ask(stage, step, mode)] if self.prompts else []
+    def before(self) -> list[HeldOutResponse]:
+        """Evaluate the policy before training, when it is the reference."""
+        self.report.say(f"evaluating {len(self.prompts)} held-out prompts, greedy and sampled")
+        PROGRESS.enter("evaluation before training")
+        self._before = self.respond(BEFORE, 0)
+        return self._before
 
-    def _ask(self, stage: str, step: int, mode: str) -> list[Answer]:
-        # every rank makes the same number of forward passes
+    def log_before(self, is_new: bool) -> None:
+        """Log the responses before training, unless an earlier start of the run did; is_new: it is not resumed."""
+        self.report.samples_once(BEFORE, records(self._before))
+        if is_new and self._logs_series:
+            self.report.log_eval(0, metrics(self._before, self._before))
+
+    def during(self, step: int) -> dict[str, float]:
+        """Evaluate after a step; log and return eval/..., or {} if a source failed whose failures are skipped."""
+        try:
+            with self.report.evaluating():
+                self._newest = self.respond(DURING, step)
+        except RewardError as error:
+            self._skip_or_raise(error, step)
+            return {}
+        found = metrics(self._before, self._newest)
+        self.report.samples(records(self._newest))
+        self.report.log_eval(step, found)
+        return found
+
+    def repeat_missed(self, step: int) -> None:
+        """Evaluate after the step from which a run resumes, if that was due and a failure prevented it."""
+        every = self.config.eval.every_steps
+        due = every and step and step % every == 0
+        if due and not distributed.broadcast(self.report.has_logged(step, "eval/score")):
+            self.during(step)
+
+    def after(self, step: int) -> list[HeldOutResponse]:
+        """Evaluate after the last step, or reuse that step's evaluation; return [] if `during` would return {}."""
+        PROGRESS.enter("evaluation after training")
+        if self._newest and self._newest[0].step == step:
+            responses = [replace(response, stage=AFTER) for response in self._newest]
+        else:
+            try:
+                responses = self.respond(AFTER, step)
+            except RewardError as error:
+                self._skip_or_raise(error, step)
+                return []
+            if self._logs_series and not self.report.has_logged(step, "eval/score"):
+                self.report.log_eval(step, metrics(self._before, responses))
+        self.report.samples_once(AFTER, records(responses))
+        return responses
+
+    def _skip_or_raise(self, error: RewardError, step: int) -> None:
+        """Warn of a failure that the source's options skip; raise any other."""
+        if error not in self.scorers.rewards.failed.values():
+            raise error
+        self.report.warn(f"the evaluation after step {step} is skipped: {error}")
+
+    def respond(self, stage: str, step: int) -> list[HeldOutResponse]:
+        """Return scored greedy and sampled responses to all prompts, the same list on every rank."""
+        return [one for mode in MODES for one in self._respond(stage, step, mode)] if self.prompts else []
+
+    def _respond(self, stage: str, step: int, mode: str) -> list[HeldOutResponse]:
+        # padded, so that every rank makes the same number of forward passes
         mine = distributed.share(distributed.pad_to_ranks(list(range(len(self.prompts)))))
-        keys = [f"{self.config.run.seed}/held-out/{place}" for place in mine]
-        sequences = self.sampler.sample([self.prompts[place].ids for place in mine], keys, greedy=mode == "greedy")
-        judging, gold_model = self.judges.judging, self.judges.gold
-        said = judging.scores([self.prompts[place] for place in mine], sequences, self._by_row)
-        if judging.failed:
-            raise next(iter(judging.failed.values()))
-        names = judging.weighted_sum.names if self.config.reward else []
-        of_sources = [dict(zip(names, row, strict=False)) for row in said.tolist()]
-        gold: list[float] | list[None] = [None] * len(mine)
-        if gold_model is not None:
-            gold = [float(score) for score in self._by_row(gold_model.engine, sequences, gold_model.score)]
-        answers = [
-            Answer(
+        prompts = [self.prompts[index] for index in mine]
+        keys = [f"{self.config.run.seed}/held-out/{index}" for index in mine]
+        sequences = self.sampler.sample([prompt.ids for prompt in prompts], keys, greedy=mode == "greedy")
+        rewards = self.scorers.rewards
+        source_scores = rewards.scores(prompts, sequences, self._map_micro_batches)
+        if rewards.failed:
+            raise next(iter(rewards.failed.values()))
+        scores = rewards.weighted_sum(source_scores).tolist()
+        names = rewards.weighted_sum.names if self.config.reward else []
+        gold_scores = self._gold_scores(sequences)
+        pieces = self._pieces(stage, sequences)
+        responses = [
+            HeldOutResponse(
                 stage=stage,
                 step=step,
                 mode=mode,
-                prompt=self.prompts[place].text,
+                prompt=prompts[row].text,
                 response=self.renderer.response_text(sequence.response_ids),
-                score=score,
+                score=scores[row],
                 num_tokens=len(sequence.response_ids),
                 ended=self.ends.ended(sequence),
-                gold_score=of_gold,
-                source_scores=scores,
-                tokens=tokens,
-                kl=kl,
+                gold_score=gold_scores[row],
+                source_scores=dict(zip(names, source_scores[row].tolist(), strict=False)),
+                tokens=pieces[row][0],
+                kl=pieces[row][1],
             )
-            for place, sequence, score, scores, of_gold, (tokens, kl) in zip(
-                mine,
-                sequences,
-                judging.weighted_sum(said).tolist(),
-                of_sources,
-                gold,
-                self._pieces(stage, sequences),
-                strict=True,
-            )
+            for row, sequence in enumerate(sequences)
         ]
-        return flatten(distributed.gather_all(answers))[: len(self.prompts)]
+        return flatten(distributed.gather_all(responses))[: len(self.prompts)]
 
-    def _by_row(
+    def _gold_scores(self, sequences: list[TokenSequence]) -> list[float] | list[None]:
+        gold = self.scorers.gold
+        if gold is None:
+            return [None] * len(sequences)
+        return [float(score) for score in self._map_micro_batches(gold.engine, sequences, gold.score)]
+
+    def _map_micro_batches(
         self, engine: FrozenEngine, sequences: list[TokenSequence], read: Callable[[list[TokenSequence]], Tensor]
     ) -> list[Tensor]:
         found: list[Tensor] = []
@@ -131,91 +189,23 @@ class Evaluator:
         return found
 
     def _pieces(self, stage: str, sequences: list[TokenSequence]) -> list[tuple[list[str], list[float]]]:
-        """The text of every response in pieces, with the KL of each; before training it is 0 everywhere."""
+        """Return every response in pieces of text, with the KL of each; nothing before training, when all KL is 0."""
         if stage == BEFORE:
             return [([], [])] * len(sequences)
-        kls = self.judges.token_kl(sequences)
+        token_kl = self.scorers.token_kl(sequences)
         return [
             self.renderer.pieces(sequence.response_ids, kl.tolist())
-            for sequence, kl in zip(sequences, kls, strict=True)
+            for sequence, kl in zip(sequences, token_kl, strict=True)
         ]
 
 
-class HeldOut:
-    """The answers of one run: asked, told and compared with those before training."""
-
-    def __init__(self, book: Evaluator, report: Reporter) -> None:
-        self.book = book
-        self.report = report
-        self._before: list[Answer] = []
-        self._newest: list[Answer] = []
-        self._logs = (
-            book.config.eval.every_steps > 0
-        )  # eval/..., a series that starts before training and ends after it
-
-    def before(self) -> list[Answer]:
-        """Ask the policy as it is before training: it is the reference; all ranks together, as all that follows."""
-        self.report.say(f"answering {len(self.book.prompts)} held-out prompts, greedily and sampled")
-        PROGRESS.enter("answers before training")
-        self._before = self.book.ask(BEFORE, 0)
-        return self._before
-
-    def tell_before(self, is_new: bool) -> None:
-        """Write down the answers before training, unless an earlier start of the run has."""
-        self.report.samples_once(BEFORE, records(self._before))
-        if is_new and self._logs:
-            self.report.log_eval(0, metrics(self._before, self._before))
-
-    def during(self, step: int) -> dict[str, float]:
-        """Ask again after a step; return and log eval/..., {} where a source failed whose failures are skipped."""
-        try:
-            with self.report.evaluating():
-                self._newest = self.book.ask(DURING, step)
-        except RewardError as error:
-            self._forgive(error, step)
-            return {}
-        found = metrics(self._before, self._newest)
-        self.report.samples(records(self._newest))
-        self.report.log_eval(step, found)
-        return found
-
-    def make_up(self, step: int) -> None:
-        """Evaluate after the step that a resumed run goes on from, where a failure has left that out."""
-        every = self.book.config.eval.every_steps
-        due = every and step and step % every == 0
-        if due and not distributed.broadcast(self.report.has_logged(step, "eval/score")):
-            self.during(step)
-
-    def _forgive(self, error: RewardError, step: int) -> None:
-        """Tell of a failure that is to be skipped; raise another one again."""
-        if error not in self.book.judges.judging.failed.values():
-            raise error
-        self.report.warn(f"no evaluation after step {step}: {error}")
-
-    def after(self, step: int) -> list[Answer]:
-        """Ask once more after the last step, unless that has just been done; as `during`, [] where a source failed."""
-        PROGRESS.enter("answers after training")
-        if self._newest and self._newest[0].step == step:
-            answers = [replace(answer, stage=AFTER) for answer in self._newest]
-        else:
-            try:
-                answers = self.book.ask(AFTER, step)
-            except RewardError as error:
-                self._forgive(error, step)
-                return []
-            if self._logs and not self.report.has_logged(step, "eval/score"):
-                self.report.log_eval(step, metrics(self._before, answers))
-        self.report.samples_once(AFTER, records(answers))
-        return answers
+def records(responses: Sequence[HeldOutResponse]) -> list[dict[str, object]]:
+    """Return responses as records for samples.jsonl."""
+    return [{**asdict(one), "kl": [round(value, _DIGITS) for value in one.kl]} for one in responses]
 
 
-def records(answers: Sequence[Answer]) -> list[dict[str, object]]:
-    """Return answers as lines of samples.jsonl."""
-    return [{**asdict(answer), "kl": [round(value, _DIGITS) for value in answer.kl]} for answer in answers]
-
-
-def metrics(before: Sequence[Answer], now: Sequence[Answer]) -> dict[str, float]:
-    """Return eval/...: mean scores, win rates against the answers before training, KL, lengths and EOS rates."""
+def metrics(before: Sequence[HeldOutResponse], now: Sequence[HeldOutResponse]) -> dict[str, float]:
+    """Return eval/...: mean scores, win rates against the responses before training, KL, lengths and EOS rates."""
     found: dict[str, float] = {}
     for mode, prefix in (("sampled", "eval/"), ("greedy", "eval/greedy_")):
         first, last = _of(before, mode), _of(now, mode)
@@ -233,13 +223,13 @@ def metrics(before: Sequence[Answer], now: Sequence[Answer]) -> dict[str, float]
             found |= _named(f"{prefix}gold_win_rate", _win_rate(pairs))
         for name in last[0].source_scores:
             found[f"{prefix}reward/{name}"] = _mean([one.source_scores[name] for one in last])
-        if mode == "sampled":  # a greedy answer estimates no KL
+        if mode == "sampled":  # greedy responses give no estimate of the KL
             found["eval/kl"] = _mean([sum(one.kl) for one in last])
     return found
 
 
-def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    """Return per mode the mean scores, their paired difference with its 95 % interval, lengths and EOS rates."""
+def compare(before: Sequence[HeldOutResponse], after: Sequence[HeldOutResponse]) -> dict[str, dict[str, float]]:
+    """Return mean scores, their paired difference with its 95 % interval, lengths and EOS rates, by mode."""
     figures = {}
     for mode in MODES:
         first, last = _of(before, mode), _of(after, mode)
@@ -248,16 +238,16 @@ def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, dict
                 "num_prompts": len(first),
                 **_compared("", [(a.score, b.score) for a, b in zip(first, last, strict=True)]),
                 **_compared("gold_", _gold_pairs(first, last)),
-                "response_length_before": _mean([answer.num_tokens for answer in first]),
-                "response_length_after": _mean([answer.num_tokens for answer in last]),
-                "eos_rate_before": _mean([answer.ended for answer in first]),
-                "eos_rate_after": _mean([answer.ended for answer in last]),
+                "response_length_before": _mean([one.num_tokens for one in first]),
+                "response_length_after": _mean([one.num_tokens for one in last]),
+                "eos_rate_before": _mean([one.ended for one in first]),
+                "eos_rate_after": _mean([one.ended for one in last]),
             }
     return figures
 
 
 def _compared(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Return what scores before and after say; {} without any."""
+    """Compare pairs of scores before and after; return {} without pairs."""
     if not pairs:
         return {}
     gain: Interval = bootstrap_mean([b - a for a, b in pairs])
@@ -269,17 +259,17 @@ def _compared(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, fl
     }
 
 
-def _gold_pairs(first: Sequence[Answer], last: Sequence[Answer]) -> list[tuple[float, float]]:
+def _gold_pairs(first: Sequence[HeldOutResponse], last: Sequence[HeldOutResponse]) -> list[tuple[float, float]]:
     pairs = ((a.gold_score, b.gold_score) for a, b in zip(first, last, strict=True))
     return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
-def _of(answers: Sequence[Answer], mode: str) -> list[Answer]:
-    return [answer for answer in answers if answer.mode == mode]
+def _of(responses: Sequence[HeldOutResponse], mode: str) -> list[HeldOutResponse]:
+    return [one for one in responses if one.mode == mode]
 
 
 def _win_rate(pairs: Sequence[tuple[float, float]]) -> Interval:
-    """Share of pairs whose second is higher, a half where they are equal."""
+    """Return the share of pairs whose second score is higher; ties count as a half."""
     return wilson(sum(0.5 if a == b else float(b > a) for a, b in pairs), len(pairs))
 
 

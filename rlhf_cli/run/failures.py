@@ -1,4 +1,4 @@
-"""How a run ends that does not come to its end: one voice, one exit code on every rank, and status.json."""
+"""How a failed run ends: one rank explains the failure, all ranks exit with one code, and status.json records it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,40 @@ from rlhf_cli.system.run_status import State, read_status, write_status
 from rlhf_cli.system.text import one_line, printable
 from rlhf_cli.system.watchdog import FOLDER, PROGRESS, Watchdog
 
-INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, where nothing was to save yet
-_PEER_S = 8.0  # how long the rank that broke a connection has to say why
-_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
-_PEER_LOST_NCCL = ("remote process exited", "ncclRemoteError")
+INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, before there is anything to save
+_PEER_S = 8.0  # how long to wait for the rank that broke a connection to explain itself
+_PEER_LOST = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),  # gloo
+    *("remote process exited", "ncclRemoteError"),  # NCCL
+)
 
 
 class FailureHandler:
-    """Knows what a failure needs to be told well; filled in as the run comes to know it."""
+    """Explains failures to the user and records them in the run folder.
 
-    def __init__(self, watch: Path, config: TrainRMConfig | TrainPPOConfig) -> None:
-        """watch: the folder that the ranks share."""
+    watch_folder: shared by the ranks of this machine.
+    """
+
+    def __init__(self, watch_folder: Path, config: TrainRMConfig | TrainPPOConfig) -> None:
         rank, num_ranks = distributed.rank(), distributed.world_size()
-        self.watchdog = Watchdog(watch, rank, num_ranks, config.launch.timeout_s, self._stalled)
+        self.watchdog = Watchdog(watch_folder, rank, num_ranks, config.launch.timeout_s, self._stalled)
         self.config = config
-        self.folder: Path | None = None  # of the run, once this process may write there
-        self.lengths = Lengths.allowed(config)  # of the texts, until the data are known
+        self._folder: Path | None = None  # of the run, once this process may write to it
+        self._lengths = Lengths.allowed(config)  # upper bounds, until the data are loaded
+
+    def write_to(self, folder: Path) -> None:
+        """Record failures in a run folder from now on."""
+        self._folder = folder
+
+    def use_lengths(self, lengths: Lengths) -> None:
+        """Plan memory savings with the measured lengths of the data from now on."""
+        self._lengths = lengths
 
     def _stalled(self, message: str) -> None:
-        self._tell(f"rlhf: error: {message}", State.failed, StalledError.code, message)
+        self._report(f"rlhf: error: {message}", State.failed, StalledError.code, message)
 
     def failed(self, error: BaseException) -> int:
-        """Tell of an error, if this rank is the first that failed; return the exit code of the run."""
+        """Report an error if this rank is the first to fail; return the exit code of the run."""
         code, text = self._explain(error)
         if _lost_a_peer(error) or (isinstance(error, RunError) and error.second_hand):
             self._wait_for_peer()
@@ -53,16 +65,17 @@ class FailureHandler:
         if first is not None:
             return first
         stopped = isinstance(error, Interrupted | GuardError)
-        self._tell(text, State.stopped if stopped else State.failed, code, _one_line(error))
+        self._report(text, State.stopped if stopped else State.failed, code, _one_line(error))
         return code
 
     def _explain(self, error: BaseException) -> tuple[int, str]:
+        """Return the exit code and the message of an error."""
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED_BY_KEYBOARD, ""
         if isinstance(error, torch.OutOfMemoryError):
             error = OutOfMemoryError(
                 f"rank {distributed.rank()}, {PROGRESS}: {_one_line(error)}\n"
-                + out_of_memory_advice(self.config, here(), self.lengths)
+                + out_of_memory_advice(self.config, here(), self._lengths)
             )
         if isinstance(error, Interrupted):
             return error.code, f"rlhf: {error}"
@@ -70,51 +83,53 @@ class FailureHandler:
             return error.code, f"rlhf: error: {error}"
         if _lost_a_peer(error):
             return 1, (
-                f"rlhf: error: rank {distributed.rank()}, {PROGRESS}, lost another rank, which ended without a word "
+                f"rlhf: error: rank {distributed.rank()}, {PROGRESS}, lost another rank, which ended without a message "
                 f"(killed, or out of host memory?): {_one_line(error)}"
             )
-        told = "".join(traceback.format_exception(error))
-        return 1, f"rlhf: error: rank {distributed.rank()} failed {PROGRESS}:\n{told}"
+        trace = "".join(traceback.format_exception(error))
+        return 1, f"rlhf: error: rank {distributed.rank()} failed {PROGRESS}:\n{trace}"
 
     def _wait_for_peer(self) -> None:
         deadline = time.monotonic() + _PEER_S
         while self.watchdog.first_failure() is None and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def _tell(self, text: str, state: State, code: int, reason: str) -> None:
-        with suppress(OSError):  # nobody may listen
+    def _report(self, text: str, state: State, code: int, reason: str) -> None:
+        with suppress(OSError):  # standard error may be closed
             print(printable(text), end="\n" if text else "", file=sys.stderr, flush=True)
-        if self.folder is None or not self.folder.is_dir():
+        if self._folder is None or not self._folder.is_dir():
             return
         rank = distributed.rank()
-        step = read_status(self.folder).get("step", 0)
-        with suppress(OSError):  # a full disk must not hide what is told here
-            write_status(self.folder, state, step, exit_code=code, reason=reason, rank=rank, phase=PROGRESS.phase)
-            with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(f"{printable(text)}\n")
+        step = read_status(self._folder).get("step", 0)
+        with suppress(OSError):  # a full disk must not hide the failure
+            write_status(self._folder, state, step, exit_code=code, reason=reason, rank=rank, phase=PROGRESS.phase)
+            self._log(printable(text))
             if self.config.report.html:
-                _deaf_to_terminations()
-                said = leave_report(self.folder)
-                with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
-                    log.write(f"{said}\n")
+                _ignore_sigterm()
+                self._log(leave_report(self._folder))
+
+    def _log(self, line: str) -> None:
+        assert self._folder is not None
+        with (self._folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
 
 
-def _deaf_to_terminations() -> None:
-    """A launcher terminates the ranks that are left once one has ended; what is being written is not to be cut off."""
-    with suppress(ValueError):  # a thread of the watchdog's may not say so
+def _ignore_sigterm() -> None:
+    """Let the report be written: a launcher terminates the remaining ranks once one has ended."""
+    with suppress(ValueError):  # the watchdog's thread may not set signal handlers
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _lost_a_peer(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in (*_PEER_LOST, *_PEER_LOST_NCCL))
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST)
 
 
 def _one_line(error: BaseException) -> str:
     return one_line(error, 500) or type(error).__name__
 
 
-def watch_folder() -> Path:
-    """Return the folder that the ranks of this machine share to look after each other; all ranks together."""
+def make_watch_folder() -> Path:
+    """Return the folder in which the ranks of this machine watch each other; collective."""
     if FOLDER in os.environ:
         return Path(os.environ[FOLDER])
     folder = Path(distributed.broadcast(tempfile.mkdtemp(prefix="rlhf-watch-") if distributed.rank() == 0 else ""))
@@ -122,7 +137,7 @@ def watch_folder() -> Path:
     return folder
 
 
-def forget_watch_folder(folder: Path) -> None:
-    """Remove what `watch_folder` made, after a run without failure."""
+def remove_watch_folder(folder: Path) -> None:
+    """Remove the folder after a successful run, unless a launcher owns it."""
     if FOLDER not in os.environ:
         shutil.rmtree(folder, ignore_errors=True)

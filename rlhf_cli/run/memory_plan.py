@@ -1,4 +1,4 @@
-"""The memory plan of a run: made before its models are loaded, and asked again where memory runs out."""
+"""The memory plan of a run: estimated before the models are loaded, and again if memory runs out."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ Config = TrainRMConfig | TrainPPOConfig
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is planned with, and its plan, where one could be made."""
+    """The memory plan of a run, if one could be made."""
 
     place: Place
     lengths: Lengths
     fit: Fit | None
 
     def compared(self, report: Reporter) -> dict[str, float]:
-        """Say what memory was measured on rank 0 and, with a plan, what was planned; return both in GiB.
+        """Report the measured peak memory of rank 0 and the planned one; return them in GiB.
 
-        On a GPU tensors alone, in host memory the process with its libraries.
+        On a GPU only tensors count; in host memory the process counts with its libraries.
         """
         if self.fit is None:
-            report.say(f"memory: at most {report.memory.highest:.2f} GiB on rank 0")
+            report.say(f"peak memory: {report.memory.highest:.2f} GiB on rank 0")
             return {"measured_gib": report.memory.highest}
         found = self.fit.found
         planned = (found.device_peak().bytes if found.place.on_gpu else found.rank_peak()) / 2**30
         measured = report.memory.highest
-        report.say(f"memory: at most {measured:.2f} GiB on rank 0, {planned:.2f} GiB planned")
+        report.say(f"peak memory: {measured:.2f} GiB on rank 0, {planned:.2f} GiB planned")
         return {"planned_gib": planned, "measured_gib": measured}
 
 
 def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: int | None = None) -> RunPlan:
-    """Show the arithmetic of the batches, and whether the run fits this machine; all ranks together.
+    """Show the batch arithmetic and whether the run fits this machine; collective.
 
-    Raises InputError where it does not fit and plan.on_misfit is error.
+    Raises InputError if it does not fit and plan.on_misfit=error.
     """
     place = here()
     folder = run_folder(config.run)
@@ -57,17 +57,17 @@ def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: i
 
 
 def here() -> Place:
-    """Return where this run is: its ranks, those of them on this machine, and whether they have GPUs."""
+    """Return the place of this run: its ranks, how many are on this machine, and whether they have GPUs."""
     return Place(distributed.world_size(), distributed.num_local_ranks(), distributed.device().type != "cpu")
 
 
 def out_of_memory_advice(config: Config, place: Place, lengths: Lengths) -> str:
-    """Return the settings that save most, one a line, with the memory a GPU that each saves in a step, by plan."""
+    """Return the settings that save the most memory, one a line, with what each saves per GPU."""
     try:
         found = savings(config, place.num_ranks, lambda changed: memory_map(changed, place, lengths))
-    except Exception as error:  # what went wrong must be told, advice or not
-        return f"no advice, the run cannot be planned: {one_line(error, 300)}"
+    except Exception as error:  # the original error matters more than the advice
+        return f"no advice, because the run cannot be planned: {one_line(error, 300)}"
     lines = []
     for change, saved in found:
         lines.append(f"  {' '.join(change.words):40} saves about {gib(saved)} a GPU ({change.cost})")
-    return "\n".join(["any of these makes room; the run then goes on with run.resume=true:", *lines])
+    return "\n".join(["any of these settings saves memory; apply one and continue with run.resume=true:", *lines])

@@ -1,4 +1,4 @@
-"""From the options of `reward` to what scores."""
+"""Opens the reward sources that the options under `reward` describe."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from rlhf_cli.rewards.external import open_external_source
 from rlhf_cli.rewards.source import Exchange, RewardSource
 
 
-class Texts:
-    """The text of prompts and responses, as the policy sees them: with the run's system prompt.
+class ExchangeMaker:
+    """Makes the exchanges that reward sources read: texts as the policy sees them, with the run's system prompt.
 
-    columns: the names of those that any row has; a row without one has None there.
+    columns: all column names of the data; a row without one of them gets None.
     """
 
     def __init__(self, renderer: Renderer, columns: Iterable[str] = ()) -> None:
@@ -40,60 +40,59 @@ class Texts:
         return self.of(prompt, self.renderer.answer_text(sequence.response_ids))
 
     def of(self, prompt: Prompt, response: str) -> Exchange:
-        """Return the exchange of a prompt with any response."""
+        """Return the exchange of a prompt and a response text."""
         messages = self.renderer.with_system(list(prompt.messages))
         return Exchange(messages, response, {**self.columns, **prompt.columns})
 
 
-def texts_of(renderer: Renderer, prompts: Splits[Prompt], outside: Mapping[str, RewardSource]) -> Texts:
-    """Return the texts of a run, after asking each source outside of it about a response to the first prompt of each
-    side; raise InputError where one fails, as where a side has no row with a column that it needs.
+def exchange_maker(renderer: Renderer, prompts: Splits[Prompt], external: Mapping[str, RewardSource]) -> ExchangeMaker:
+    """Return the exchange maker of a run, after testing each function and service on one prompt of each split.
+
+    Raises InputError if one fails, for example because a split lacks a column that it needs.
     """
-    if not outside:
-        return Texts(renderer)
+    if not external:
+        return ExchangeMaker(renderer)
     sides = [(side, _columns(side)) for side in (prompts.train, prompts.eval) if len(side)]
     for side, columns in sides:
-        exchange = Texts(renderer, columns).of(side[0], "Yes.")
-        for source in outside.values():
+        exchange = ExchangeMaker(renderer, columns).of(side[0], "Yes.")
+        for source in external.values():
             try:
                 distributed.together(lambda source=source, exchange=exchange: source.score([exchange]))  # type: ignore[misc]
             except RewardError as error:
                 raise as_input_error(error) from error
-    return Texts(renderer, chain.from_iterable(columns for _, columns in sides))
+    return ExchangeMaker(renderer, chain.from_iterable(columns for _, columns in sides))
 
 
 def _columns(prompts: Iterable[Prompt]) -> dict[str, None]:
-    """The names of the columns that any row has, in the order in which they come up."""
+    """Return all column names of the rows, in order of appearance."""
     return {name: None for prompt in prompts for name in prompt.columns}
 
 
-def outside_sources(config: TrainPPOConfig) -> dict[str, RewardSource]:
-    """Return the functions and services of a run, by name; raise InputError for a function that is not there."""
-    opened = {
-        source.name: open_external_source(source, f"reward[{place}]") for place, source in enumerate(config.reward)
-    }
-    return {name: source for name, source in opened.items() if source is not None}
+def external_sources(config: TrainPPOConfig) -> dict[str, RewardSource]:
+    """Return the reward functions and services of a run, by name; raise InputError for a missing function."""
+    opened = ((one.name, open_external_source(one, f"reward[{index}]")) for index, one in enumerate(config.reward))
+    return {name: source for name, source in opened if source is not None}
 
 
 def as_input_error(error: RewardError) -> InputError:
-    """Return what a source said before a run has begun: nothing is lost, and no checkpoint is to be looked for."""
+    """Convert a failure before the run has started, when there is no checkpoint to resume from."""
     found = InputError(str(error))
     found.second_hand = error.second_hand
     return found
 
 
 def own_models(config: TrainPPOConfig) -> dict[str, ClassifierSource]:
-    """Load the models with tokenizers of their own, by name."""
+    """Load the reward models with their own tokenizers, by name."""
     return {
-        source.name: _own_model(config, source, model, f"reward[{place}].model")
-        for place, source in enumerate(config.reward)
-        if (model := source.own_model(f"reward[{place}]")) is not None
+        source.name: _own_model(config, source, model, f"reward[{index}].model")
+        for index, source in enumerate(config.reward)
+        if (model := source.own_model(f"reward[{index}]")) is not None
     }
 
 
 def _own_model(config: TrainPPOConfig, source: RewardSourceConfig, options: ModelConfig, key: str) -> ClassifierSource:
     deepspeed = with_weights_on_host(config.deepspeed) if source.offload else config.deepspeed_of_frozen
-    data = replace(config.data, system_prompt=None)  # exchanges have it already
+    data = replace(config.data, system_prompt=None)  # exchanges contain it
 
     def wrap(module: nn.Module) -> FrozenEngine:
         return frozen_engine(module, torch_dtype(options), deepspeed)

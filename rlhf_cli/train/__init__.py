@@ -1,1 +1,1 @@
-"""The two trainers."""
+"""The training loops: PPO and the reward model."""

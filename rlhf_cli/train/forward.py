@@ -1,9 +1,11 @@
-"""What the four models of a PPO run say of sequences, in forward passes of bounded size."""
+"""Forward passes of a PPO run's models, in micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,29 +21,78 @@ from rlhf_cli.rewards.ensemble import RewardEnsemble
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a PPO run, and all that scores."""
+    """The models of a PPO run; the reward model is one of `rewards`."""
 
     policy: TrainEngine
     reference: FrozenEngine
-    judging: RewardEnsemble
     value_model: TrainEngine
+    rewards: RewardEnsemble
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """Scoring's forward pass of the policy with its graph, which the first update reuses."""
+
+    rows: list[int]  # this rank's, in the batch of all ranks
+    tokens: TokenBatch
+    num_read: int  # tokens that the pass read
+    outputs: tuple[Tensor, Tensor]  # the policy's logprobs and entropy at each response token, [B, T] each
+
+
+class HeldPolicy:
+    """The policy's full weights during a step, and scoring's forward pass if the first update reuses it.
+
+    Leaving the context releases both, also after an error.
+    """
+
+    def __init__(self, policy: TrainEngine) -> None:
+        self._policy = policy
+        self._gathered = ExitStack()
+        self._first_pass: FirstPass | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def gather(self, hold: bool = True) -> None:
+        """Gather the full weights until `release`; hold=False leaves them as they are."""
+        self._gathered.enter_context(self._policy.gathered(hold))
+
+    def keep(self, first_pass: FirstPass) -> None:
+        """Keep a forward pass for the first update."""
+        self._first_pass = first_pass
+
+    def take_first_pass(self) -> FirstPass | None:
+        """Return the kept forward pass, once."""
+        first_pass, self._first_pass = self._first_pass, None
+        return first_pass
+
+    def release(self) -> None:
+        """Give back the weights and drop the forward pass."""
+        self._first_pass = None
+        self._gathered.close()
 
 
 class ForwardPasses:
-    """Asks the models; all at one temperature, that of the sampling. It counts the tokens that they read."""
+    """Runs the models at the sampling temperature, and counts the tokens they read.
 
-    def __init__(self, config: TrainPPOConfig, models: Models, ends: EndTokens) -> None:
+    packed: whether all models read packed sequences.
+    """
+
+    def __init__(self, config: TrainPPOConfig, models: Models, ends: EndTokens, packed: bool) -> None:
         self.config = config
         self.models = models
         self.ends = ends
-        self.packed = False  # whether all four models read packed texts
-        self.num_read = 0  # tokens that models but the reward model have read in this phase, on this rank
+        self.packed = packed
+        self.num_read = 0  # tokens read on this rank since `restart_count`, by all but the reward sources
         self.device = distributed.device()
 
     def micro_batches(self, sequences: list[TokenSequence], in_step: bool = True) -> list[tuple[list[int], bool]]:
-        """Group this rank's sequences into forward passes; False: for company only.
+        """Group this rank's sequences into forward passes; False marks a pass that only keeps ranks in step.
 
-        in_step: as many passes as on every other rank, which ZeRO-3 wants where it gathers in each.
+        in_step: make as many passes as every other rank, as ZeRO-3 needs when each pass gathers weights.
         """
         ppo = self.config.ppo
         rows = sized_rows([(sequence,) for sequence in sequences], self.packed)
@@ -56,22 +107,30 @@ class ForwardPasses:
         sequences: list[TokenSequence],
         read: Callable[[list[TokenSequence]], Tensor],
     ) -> list[Tensor]:
-        """Apply `read` to micro-batches of sequences; return on the CPU what it gives for each of them."""
+        """Apply `read` to micro-batches of sequences; return its result for each sequence, on the CPU."""
         hold = self.config.rollout.gather
         found: dict[int, Tensor] = {}
         with engine.gathered(hold):
-            for places, _ in self.micro_batches(sequences, in_step=not hold):
-                found |= zip(places, read([sequences[place] for place in places]).cpu(), strict=True)
-        return [found[place] for place in range(len(sequences))]
+            for indices, _ in self.micro_batches(sequences, in_step=not hold):
+                found |= zip(indices, read([sequences[index] for index in indices]).cpu(), strict=True)
+        return [found[index] for index in range(len(sequences))]
 
     def collate(self, sequences: list[TokenSequence]) -> TokenBatch:
-        """Pad or pack sequences into a batch that will be read."""
+        """Make the batch of a forward pass, and count its tokens."""
         batch = collate(sequences, self.ends.pad_id, self.device)
-        self.num_read += len(batch.packing.ids) if self.packed else sum(map(len, sequences))
+        self.add_count(len(batch.packing.ids) if self.packed else sum(map(len, sequences)))
         return batch
 
-    def take_read(self, num_models: int) -> float:
-        """Return the tokens that each of some models has read since the last call, all ranks together."""
+    def restart_count(self) -> None:
+        """Forget the tokens read so far."""
+        self.num_read = 0
+
+    def add_count(self, num_tokens: int) -> None:
+        """Count tokens as read."""
+        self.num_read += num_tokens
+
+    def take_count(self, num_models: int) -> float:
+        """Return the tokens that each of `num_models` models read since the last call, over all ranks."""
         read, self.num_read = self.num_read / num_models, 0
         return float(distributed.global_sum(torch.tensor(read, dtype=torch.float64, device=self.device)))
 
@@ -80,43 +139,44 @@ class ForwardPasses:
         logits: Tensor = model(batch.input_ids, **batch.before_response_tokens(), packing=batch.packing)
         return logits
 
-    def policy(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def policy_outputs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return the policy's logprobs and entropy at each response token, [B, T] each, 0 on padding."""
         logits = self.logits(self.models.policy, batch)
         both = token_logprobs_and_entropy(logits, batch.real_response_ids(), self.config.rollout.temperature)
         return batch.per_response_token(both[0]), batch.per_response_token(both[1])
 
     def logprobs_and_entropy(self, sequences: list[TokenSequence]) -> Tensor:
-        """Return the same of some sequences, [B, 2, T]."""
-        return torch.stack(self.policy(self.collate(sequences)), dim=1)
+        """Return the policy's logprobs and entropy of sequences, [B, 2, T]."""
+        return torch.stack(self.policy_outputs(self.collate(sequences)), dim=1)
 
     def logprobs(self, model: TrainEngine | FrozenEngine, sequences: list[TokenSequence]) -> Tensor:
-        """Return a model's logprobs of each response token [B, T], 0 on padding."""
+        """Return a model's logprob of each response token [B, T], 0 on padding."""
         batch, temperature = self.collate(sequences), self.config.rollout.temperature
         logits = self.logits(model, batch)
         return batch.per_response_token(token_logprobs(logits, batch.real_response_ids(), temperature))
 
     def values(self, batch: TokenBatch) -> Tensor:
-        """Return the value model's value before each response token, [B, T], 0 on padding."""
+        """Return the value model's estimate before each response token, [B, T], 0 on padding."""
         per_token, _ = self.models.value_model(batch.input_ids, packing=batch.packing)
         return batch.before_each_response_token(per_token)
 
     def response_logits(self, sequences: list[TokenSequence]) -> Tensor:
-        """Return the policy's logits [N, V] that predict the response tokens, row after row, as the update does."""
+        """Return the policy's logits [N, V] that predict the response tokens, row after row."""
         return self.logits(self.models.policy, self.collate(sequences))
 
     def response_logprobs(self, sequences: list[TokenSequence]) -> list[Tensor]:
-        """Return the policy's logprobs of each response, [its length] on the CPU, as the update sees them."""
+        """Return the policy's logprobs of each response, cut to its length, on the CPU."""
         logprobs = self.logprobs(self.models.policy, sequences).cpu()
         return [row[: len(sequence.response_ids)] for row, sequence in zip(logprobs, sequences, strict=True)]
 
+    def map_logprobs(self, model: TrainEngine | FrozenEngine, sequences: list[TokenSequence]) -> list[Tensor]:
+        """Return a model's logprobs of each response, in micro-batches, on the CPU."""
+        return self.map_micro_batches(model, sequences, lambda part: self.logprobs(model, part))
+
     @torch.no_grad()
     def token_kl(self, sequences: list[TokenSequence]) -> list[Tensor]:
-        """Return log p - log q of each response token, [its length] a sequence, on the CPU; all ranks together."""
-        models = self.models
-        own = self.map_micro_batches(models.policy, sequences, lambda part: self.logprobs(models.policy, part))
-        reference = self.map_micro_batches(
-            models.reference, sequences, lambda part: self.logprobs(models.reference, part)
-        )
+        """Return k1 = log p - log q of each response token, one tensor a sequence, on the CPU. Collective."""
+        own = self.map_logprobs(self.models.policy, sequences)
+        reference = self.map_logprobs(self.models.reference, sequences)
         rows = zip(own, reference, sequences, strict=True)
         return [kl_k1(p, q)[: len(sequence.response_ids)] for p, q, sequence in rows]

@@ -1,4 +1,4 @@
-"""Reward-model training: Bradley-Terry on every pair of a prompt's ranked answers."""
+"""Reward-model training: the Bradley-Terry loss on every pair of a prompt's ranked answers."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from rlhf_cli.data.sampler import batch_indices, shuffled
 from rlhf_cli.data.token_batches import TokenSequence, chunks, collate, flatten, micro_batches, sized_rows
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
+from rlhf_cli.engine.roofline import Work
 from rlhf_cli.models.model_size import ModelSize
-from rlhf_cli.report.reporter import Reporter, Work
+from rlhf_cli.train.run_log import RunLog
 from rlhf_cli.train.step_hooks import StepHooks
 
 
 def num_steps(config: TrainRMConfig, num_rows: int) -> int:
-    """Return the optimizer steps of a run: train.num_steps, or as many as num_epochs passes take, rounded up."""
+    """Return the optimizer steps of a run: train.num_steps, or as many as num_epochs epochs take, rounded up."""
     train = config.train
     return train.num_steps or math.ceil(train.num_epochs * num_rows / train.batch_size)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Every pair of answers of some rankings. P pairs of N answers; a ranking's pairs weigh 1 together."""
+    """All pairs of the answers of some rankings: P pairs of N answers."""
 
-    better: Tensor  # [P] the place of the better answer among all answers
-    worse: Tensor  # [P] that of the worse one
-    weight: Tensor  # [P] 1 over the pairs of its ranking, C(K, 2) without ties
+    better: Tensor  # [P] index of the better answer among all answers
+    worse: Tensor  # [P] index of the worse one
+    weight: Tensor  # [P] 1 / pairs of its ranking: C(K, 2) for K answers without ties
     margin: Tensor  # [P]
     confidence: Tensor  # [P]
-    importance: Tensor  # [P] the weight of its row in the loss, 1 on average over all rows
+    importance: Tensor  # [P] weight of its row in the loss; the mean over all rows is 1
 
     @staticmethod
     def of(
         rankings: Sequence[Ranking], label_smoothing: float, device: torch.device, mean_weight: float = 1.0
     ) -> Pairs:
-        """List the pairs of rankings whose answers stand one after the other; mean_weight: of all rows."""
+        """List the pairs of rankings whose answers are concatenated; mean_weight: of all rows."""
         rows: list[tuple[int, int, float, float, float, float]] = []
         first = 0
         for ranking in rankings:
@@ -57,81 +58,95 @@ class Pairs:
             rows += [(first + a, first + b, *numbers) for a, b in ranking.pairs]
             first += len(ranking.answers)
         better, worse, *columns = zip(*rows, strict=True)
-        places = (torch.tensor(column, device=device) for column in (better, worse))
-        return Pairs(*places, *(torch.tensor(column, dtype=torch.float32, device=device) for column in columns))
+        indices = (torch.tensor(column, device=device) for column in (better, worse))
+        return Pairs(*indices, *(torch.tensor(column, dtype=torch.float32, device=device) for column in columns))
 
     def loss(self, scores: Tensor) -> Tensor:
-        """Preference loss, the weighted sum over rankings of the mean over their pairs; scores: [N]."""
+        """Return the preference loss: the weighted sum over rankings of the mean over their pairs; scores: [N]."""
         losses = preference_loss(scores[self.better], scores[self.worse], self.margin, self.confidence)
         return (self.weight * self.importance * losses).sum()
 
     def centering(self, scores: Tensor) -> Tensor:
-        """Centering term, summed in the same way."""
+        """Return the centering term, summed in the same way."""
         losses = centering_loss(scores[self.better], scores[self.worse])
         return (self.weight * self.importance * losses).sum()
 
     def correct(self, scores: Tensor) -> Tensor:
-        """Share of pairs in the right order, summed over rankings."""
+        """Return each ranking's share of pairs in the right order, summed over rankings."""
         return (self.weight * preference_correct(scores[self.better], scores[self.worse])).sum()
 
     def margins(self, scores: Tensor) -> Tensor:
-        """Better score less worse score [P]."""
+        """Return the better score less the worse score [P]."""
         return scores[self.better] - scores[self.worse]
 
 
 def mean_weight(rows: Sequence[Ranking], which: str) -> float:
-    """Return the mean weight of rows, 1 for none; raise InputError where none has any. which: rows they are."""
+    """Return the mean weight of rows, 1 without rows; raise InputError if all weights are 0. which: for the message."""
     mean = math.fsum(row.weight for row in rows) / len(rows) if rows else 1.0
     if mean == 0:
-        raise InputError(f"data.weight_column: every row {which} has the weight 0; wanted one above it")
+        raise InputError(f"data.weight_column: every {which} row has weight 0; at least one must be above 0")
     return mean
 
 
+@dataclass(frozen=True)
+class RankingData:
+    """The rows of a reward-model run, and how the model reads them."""
+
+    train: Sequence[Ranking]
+    eval: Sequence[Ranking]
+    pad_id: int
+    packed: bool = False  # whether the model reads packed sequences
+
+
 class RewardTrainer:
-    """One reward-model run: batch -> loss -> update, evaluation on held-out rows in between."""
+    """One reward-model run: updates, with evaluations on held-out rows in between.
+
+    size: of the model, to log perf/.
+    """
 
     def __init__(
         self,
         config: TrainRMConfig,
         model: TrainEngine,
-        rows: Sequence[Ranking],
-        eval_rows: Sequence[Ranking],
-        pad_id: int,
-        boundary: StepHooks,
-        report: Reporter,
+        data: RankingData,
+        hooks: StepHooks,
+        report: RunLog,
+        size: ModelSize | None = None,
     ) -> None:
         self.config = config
         self.model = model
-        self.rows = rows
-        self.eval_rows = sorted_rows(eval_rows, key=lambda row: row.num_tokens)  # less padding
-        self.mean_weight = mean_weight(rows, "to train on")
-        self.eval_mean_weight = mean_weight(eval_rows, "held out")
-        self.pad_id = pad_id
-        self.boundary = boundary
+        self.data = data
+        self.eval_rows = sorted_rows(data.eval, key=lambda row: row.num_tokens)  # sorted, so that less is padded
+        self.mean_weight = mean_weight(data.train, "training")
+        self.eval_mean_weight = mean_weight(data.eval, "held-out")
+        self.hooks = hooks
         self.report = report
-        self.size: ModelSize | None = None  # set where perf/ is to be logged
-        self.packed = False  # whether the model reads packed texts
-        self._num_read = 0  # tokens in this update, on this rank
-        self.step = 0
-        self.eval_scores = torch.zeros(0, 1)  # [N, k] of all answers of eval_rows, at the newest evaluation
+        self.size = size
+        self.step = 0  # steps completed
+        self.eval_scores = torch.zeros(0, 1)  # [N, k] of all answers of eval_rows, from the latest evaluation
+        self._num_read = 0  # tokens read in this update, on this rank
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.step = saved["step"]
 
     def fit(self) -> None:
-        """Run from `self.step` to the last step."""
+        """Train from `self.step` to the last step."""
         evaluate_every = self.config.train.eval_every_steps
         names_best = (self.config.checkpoint.best_metric or "").startswith("eval/")
-        last = num_steps(self.config, len(self.rows))
+        last = num_steps(self.config, len(self.data.train))
         while self.step < last:
-            self.boundary.before_step({"step": self.step})
+            self.hooks.before_step({"step": self.step})
             with self.report.time("update"):
                 metrics, num_tokens = self.update()
             work = self._work()
             self.step += 1
             self.report.log(self.step, metrics, num_tokens, work)
-            self.boundary.look(self.step, metrics)
+            self.hooks.check(self.step, metrics)
             if evaluate_every and self.step % evaluate_every == 0 and (self.step < last or names_best):
                 metrics |= self.evaluate()
-            self.boundary.after_step({"step": self.step}, metrics)
-        self.boundary.after_last_step({"step": self.step})
+            self.hooks.after_step({"step": self.step}, metrics)
+        self.hooks.after_last_step({"step": self.step})
 
     def _work(self) -> dict[str, Work]:
         if self.size is None:
@@ -141,12 +156,12 @@ class RewardTrainer:
         return {"update": Work(3 * self.size.forward_flops(1, lengths, 0, read), read)}
 
     def _batch(self) -> list[Ranking]:
-        """The rows of the step, of all ranks."""
-        size, seed = self.config.train.batch_size, self.config.run.seed
-        return [self.rows[index] for index in batch_indices(len(self.rows), size, self.step, seed)]
+        """Return the rows of the step, for all ranks."""
+        rows, size, seed = self.data.train, self.config.train.batch_size, self.config.run.seed
+        return [rows[index] for index in batch_indices(len(rows), size, self.step, seed)]
 
     def update(self) -> tuple[dict[str, float], int]:
-        """Make one optimizer step; return its metrics, means over the global batch, and the tokens it read."""
+        """Make one optimizer step; return its metrics, means over the global batch, and the number of tokens."""
         train = self.config.train
         totals = torch.zeros(5, device=distributed.device())
         self._num_read = 0
@@ -169,12 +184,14 @@ class RewardTrainer:
         return metrics, round(sums[4])
 
     def _micro_batches(self, rows: list[Ranking]) -> list[tuple[list[Ranking], bool]]:
-        """Group this rank's rows into forward passes, as many as on every other rank; False: for company only."""
+        """Group this rank's rows into as many forward passes as on every other rank; False: only to keep in step."""
         train = self.config.train
         groups = micro_batches(
-            sized_rows([row.answers for row in rows], self.packed), train.micro_batch_size, train.micro_batch_tokens
+            sized_rows([row.answers for row in rows], self.data.packed),
+            train.micro_batch_size,
+            train.micro_batch_tokens,
         )
-        parts = [[rows[place] for place in group] for group in groups]
+        parts = [[rows[index] for index in group] for group in groups]
         return (
             [(part, True) for part in parts]
             if train.micro_batch_tokens is None
@@ -182,9 +199,9 @@ class RewardTrainer:
         )
 
     def _accumulate(self, rows: list[Ranking], real: bool) -> Tensor:
-        """Add the gradients of some rows to the update; return the sums of loss, centering, correct, margin, tokens.
+        """Accumulate the gradients of some rows; return the sums of loss, centering, correct, margin and tokens.
 
-        Rows that are not real have no weight: they keep other ranks company in their forward passes.
+        Rows that are not real only keep ranks in step, and have no weight.
         """
         train = self.config.train
         pairs = self._pairs(rows)
@@ -201,9 +218,9 @@ class RewardTrainer:
             return torch.stack([loss, centering, pairs.correct(scores), margin, tokens])
 
     def evaluate(self, head: Tensor | None = None) -> dict[str, float]:
-        """Score the held-out rows, report and return accuracy, the accuracy of "the longer wins", margin and loss.
+        """Score the held-out rows; log and return accuracy, margin, loss, and how often the longer answer wins.
 
-        head: [k, d] to score with in place of the model's own; the first is what is reported on.
+        head: [k, d] replaces the model's own head; the metrics are those of its first row.
         """
         if not self.eval_rows:
             return {}
@@ -226,13 +243,12 @@ class RewardTrainer:
         return metrics
 
     def calibrate(self, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the normalised head [1, d], in the dtype of the trained one, and what it does; all ranks together.
+        """Return the normalised head [1, d] and its statistics on a sample of training rows; collective.
 
-        weight: [1, d] of the trained head. The calibration texts are all answers of training rows; the figures are
-        measured after rounding to the dtype in which the head is saved.
+        weight: [1, d] of the trained head. The new head has its dtype, and is measured after rounding to it.
         """
-        order = shuffled(len(self.rows), f"{self.config.run.seed}/calibration")
-        some = [self.rows[index] for index in order[: self.config.train.num_calibration_pairs]]
+        order = shuffled(len(self.data.train), f"{self.config.run.seed}/calibration")
+        some = [self.data.train[index] for index in order[: self.config.train.num_calibration_pairs]]
         calibration = sorted(some, key=lambda row: row.num_tokens)
         hidden = self._over_all(calibration, self._hidden)
         old = weight[0].float()
@@ -250,38 +266,38 @@ class RewardTrainer:
 
     @torch.no_grad()
     def scores(self, rows: list[Ranking]) -> Tensor:
-        """Return the scores of all answers of some rows, [N] on the CPU, read in one batch on this rank."""
+        """Return the scores of all answers of some rows, [N] on the CPU, from one batch on this rank."""
         return self._scores(rows).cpu()
 
     @torch.no_grad()
     def mean_loss(self, rows: list[Ranking]) -> float:
-        """Return the preference loss of some rows, the mean over them."""
+        """Return the mean preference loss of some rows."""
         return float(self._pairs(rows).loss(self._scores(rows))) / len(rows)
 
     def _pairs(self, rows: list[Ranking], device: torch.device | None = None) -> Pairs:
         return Pairs.of(rows, self.config.train.label_smoothing, device or distributed.device(), self.mean_weight)
 
     def _scores(self, rows: list[Ranking]) -> Tensor:
-        """Scores of all answers of some rows [N]."""
+        """Return the scores of all answers of some rows, [N]."""
         return self._forward(rows)[0]
 
     def _hidden(self, rows: list[Ranking]) -> Tensor:
-        """What the head reads of all answers of some rows, [N, d] float32."""
+        """Return the head's input for all answers of some rows, [N, d] float32."""
         return self._forward(rows)[1]
 
     def _forward(self, rows: list[Ranking]) -> tuple[Tensor, Tensor]:
-        texts = [_whole(answer) for row in rows for answer in row.answers]
-        batch = collate(texts, self.pad_id, distributed.device())
-        self._num_read += len(batch.packing.ids) if self.packed else sum(map(len, texts))
+        texts = [_as_one_text(answer) for row in rows for answer in row.answers]
+        batch = collate(texts, self.data.pad_id, distributed.device())
+        self._num_read += len(batch.packing.ids) if self.data.packed else sum(map(len, texts))
         scores, hidden = self.model(batch.input_ids, packing=batch.packing)
         return batch.at_last_token(scores), batch.at_last_token(hidden).float()
 
     @torch.no_grad()
     def _over_all(self, rows: Sequence[Ranking], function: Callable[[list[Ranking]], Tensor]) -> Tensor:
-        """Apply a function of rows to this rank's part; join what all ranks got, [N, ...], on the CPU, in order."""
-        padded = distributed.pad_to_ranks(list(range(len(rows))))  # every rank makes as many forward passes
+        """Apply a function to this rank's share of the rows; join the results of all ranks, [N, ...], on the CPU."""
+        padded = distributed.pad_to_ranks(list(range(len(rows))))  # all ranks make the same number of passes
         parts = chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)
-        found = [function([rows[place] for place in part]).cpu() for part in parts]
+        found = [function([rows[index] for index in part]).cpu() for part in parts]
         joined = flatten(distributed.gather_all(found))
         return torch.cat(joined)[: sum(len(row.answers) for row in rows)]
 
@@ -289,10 +305,10 @@ class RewardTrainer:
 def pair_records(
     rows: Sequence[Ranking], scores: Tensor, text: Callable[[tuple[int, ...]], str]
 ) -> list[dict[str, Any]]:
-    """Return every pair of some rankings as lines of pairs.jsonl.
+    """Return every pair of some rankings as records for pairs.jsonl.
 
-    scores: [N, 2] of all answers in order, by the exported head and by the trained one, whose differences are the log
-    odds that training fits; text: what some ids say. A pair's weight is 1 over the number of pairs of its ranking.
+    scores: [N, 2] of all answers in order, by the exported and by the trained head. Differences of the latter are the
+    log odds that training fits. text: decodes ids. A pair's weight is 1 / the pairs of its ranking.
     """
     records, first = [], 0
     for row in rows:
@@ -317,6 +333,6 @@ def pair_records(
     return records
 
 
-def _whole(sequence: TokenSequence) -> TokenSequence:
-    """Prompt and answer as one run of tokens, so that all padding is on the right."""
+def _as_one_text(sequence: TokenSequence) -> TokenSequence:
+    """Make the prompt part of the answer, so that all tokens form one run with padding on the right."""
     return TokenSequence((), sequence.prompt_ids + sequence.response_ids)

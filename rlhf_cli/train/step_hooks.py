@@ -1,4 +1,4 @@
-"""What happens between two steps: the end that a signal asks for, guards, periodic checkpoints."""
+"""What happens between two steps: checkpoints, guards, and a stop after a signal."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from rlhf_cli.config.errors import GuardError, InputError, Interrupted, NonFinit
 from rlhf_cli.config.sections import CheckpointConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
-from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.system.signals import StopSignals
 from rlhf_cli.system.watchdog import PROGRESS
-from rlhf_cli.train.guards import KL_COEF_FACTOR, Ask, Guards
+from rlhf_cli.train.guards import KL_COEF_FACTOR, Action, Guards
+from rlhf_cli.train.run_log import RunLog
 
-_NON_FINITE = "max_skipped_steps"  # the guard whose stop has an exit code of its own
+_NON_FINITE = "max_skipped_steps"  # the guard whose stop has its own exit code
 
 
 class StepHooks:
-    """The end of one step and the beginning of the next; all ranks go through it together."""
+    """Called by a trainer before and after each step, by all ranks together.
+
+    inputs: fingerprints, by option, of what a resumed run must find unchanged.
+    """
 
     def __init__(
         self,
         config: CheckpointConfig,
         guards: Guards,
         checkpoints: Checkpoints,
-        report: Reporter,
+        report: RunLog,
         signals: StopSignals,
         inputs: dict[str, str],
     ) -> None:
-        """inputs: fingerprints, by option, of what a resumed run must find unchanged."""
         self.config = config
         self.guards = guards
         self.checkpoints = checkpoints
@@ -46,80 +48,81 @@ class StepHooks:
         return [self.config.best_metric, self.config.best_is_lowest]
 
     def resume(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Take over what `_save` put beside the trainer's state; return the trainer's."""
-        del state["inputs"]  # require_same_inputs has seen them
+        """Restore the guards and the best metric from a checkpoint's state; return the trainer's part of it."""
+        del state["inputs"]  # checked by require_same_inputs
         self.guards.load_state_dict(state.pop("guards"))
         best, best_of = state.pop("best"), state.pop("best_of", self._best_of)
         if best_of != self._best_of:
-            best = None  # a value of another metric is not to be beaten
-        self.best = None if self.checkpoints.best_step is None else best  # one that is gone is not to be beaten
+            best = None  # values of another metric do not compare
+        self.best = None if self.checkpoints.best_step is None else best  # its checkpoint may be deleted
         self._saved = state["step"]
         return state
 
-    def require_same_inputs(self, was: dict[str, str]) -> None:
-        """Raise InputError where the rows or the frozen models are not those that a checkpoint was written with."""
-        changed = [key for key in self.inputs if was.get(key) != self.inputs[key]]
+    def require_same_inputs(self, saved: dict[str, str]) -> None:
+        """Raise InputError if rows or frozen models differ from those of the checkpoint."""
+        changed = [key for key in self.inputs if saved.get(key) != self.inputs[key]]
         if changed:
             raise InputError(
-                f"what {' and '.join(changed)} names has changed since the checkpoint was written: its rows or weights "
-                "are not those of the run; put them back, or start anew with another run.name"
+                f"{' and '.join(changed)} changed since this checkpoint was saved. Restore the original files, or "
+                "start a new run with a different run.name"
             )
 
     def before_step(self, state: dict[str, Any]) -> None:
-        """Where a signal has reached any rank, save and raise Interrupted on all; state: the trainer's."""
-        self._end_if_asked(state)
+        """If any rank received a signal, save and raise Interrupted on all ranks; state: the trainer's."""
+        self._stop_if_signalled(state)
         PROGRESS.enter("step", state["step"] + 1)
 
     def after_last_step(self, state: dict[str, Any]) -> None:
-        """Save, so that a kill during the answers and the export costs no step; raise Interrupted as `before_step`."""
-        self._end_if_asked(state)
+        """Save, so that a kill during the final evaluation or the export loses no step; stop as `before_step` does."""
+        self._stop_if_signalled(state)
         if self.config.every_steps:
             self._save(state)
 
-    def _end_if_asked(self, state: dict[str, Any]) -> None:
+    def _stop_if_signalled(self, state: dict[str, Any]) -> None:
         if not distributed.any_rank(self.signals.received is not None):
             return
         self._save(state, drop_oldest=False)
         received = next(one for one in distributed.gather_all(self.signals.received) if one is not None)
         raise Interrupted(
-            f"stopped by {received.name} after step {state['step']}, checkpoint saved; go on with run.resume=true"
+            f"stopped by {received.name} after step {state['step']}, checkpoint saved; continue with run.resume=true"
         )
 
     def give_up(self, state: dict[str, Any], error: RewardError) -> NoReturn:
-        """Save what the last whole step left, and raise the error, with how to go on; all ranks together."""
+        """Save the state after the last completed step, and raise the error with how to continue; collective."""
         self.report.event("warning", str(error))
         self._save(state, drop_oldest=False)
         raise RewardError(
-            f"{error}; stopped after step {state['step']}, checkpoint saved: mend it, and go on with run.resume=true"
+            f"{error}; stopped after step {state['step']}, checkpoint saved: fix the reward source, then continue with "
+            "run.resume=true"
         ) from error
 
-    def look(self, step: int, metrics: Mapping[str, float]) -> float:
-        """Let the guards see a step's metrics, the same on every rank; return what kl_coef is to be multiplied by.
+    def check(self, step: int, metrics: Mapping[str, float]) -> float:
+        """Run the guards on a step's metrics, the same on every rank; return the factor for kl_coef.
 
-        What they say is told here; a stop takes effect in `after_step`, once the state is saved.
+        A guard's stop takes effect in `after_step`, once the state is saved.
         """
         factor = 1.0
-        for finding in self.guards.look(step, metrics):
-            match finding.asks:
-                case Ask.warn:
+        for finding in self.guards.check(step, metrics):
+            match finding.action:
+                case Action.warn:
                     self.report.warn(str(finding), "guard")
-                case Ask.raise_kl_coef:
+                case Action.raise_kl_coef:
                     factor = KL_COEF_FACTOR
                     self.report.warn(f"{finding}; ppo.kl_coef is multiplied by {factor:g}", "guard")
-                case Ask.stop:
+                case Action.stop:
                     self.report.event("guard", f"{finding}; the run is stopped")
                     kind = NonFiniteError if finding.guard == _NON_FINITE else GuardError
                     self._stop = self._stop or kind(
-                        f"a guard stopped the run at step {step}, checkpoint saved: {finding}; go on with "
+                        f"a guard stopped the run at step {step}, checkpoint saved: {finding}; continue with "
                         f"run.resume=true and other settings, or guard.action=warn, or from an earlier checkpoint "
                         f"(run.resume=PATH; `rlhf checkpoints` lists them)"
                     )
-                case Ask.nothing:
+                case Action.wait:
                     pass
         return factor
 
     def after_step(self, state: dict[str, Any], metrics: Mapping[str, float]) -> None:
-        """Save where a checkpoint is due, and raise what a guard has asked for; state: the trainer's after the step."""
+        """Save if a checkpoint is due, and raise a guard's stop; state: the trainer's after the step."""
         due = self.config.every_steps and state["step"] % self.config.every_steps == 0
         if due or self._stop is not None:
             self._save(state, metrics if due else None, drop_oldest=self._stop is None)

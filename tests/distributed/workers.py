@@ -358,7 +358,7 @@ def frozen_through_training(_: Path) -> None:
     """Reference and reward model are bit-identical before and after a run; what generation gathers is given back."""
     config, record = ppo_config("base"), Record()
     trainer = ppo_trainer(config, ppo_models(), "zero", record)
-    engines = (trainer.models.reference, trainer.models.judging.reward_model.engine)
+    engines = (trainer.models.reference, trainer.models.rewards.reward_model.engine)
     before, learnt = [shards(engine) for engine in engines], shards(trainer.models.policy)
     trainer.fit()
     assert [shards(engine) for engine in engines] == before

@@ -16,7 +16,7 @@ from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.engine.plain import PlainTrain
 from rlhf_cli.engine.zero3 import ZeroTrain
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.run import launch as run
+from rlhf_cli.run import ppo_run, reward_run
 from rlhf_cli.system import durable_files as files
 from rlhf_cli.system.watchdog import PROGRESS
 from rlhf_cli.train.ppo import PPOTrainer
@@ -83,7 +83,7 @@ FAULTS = {
     "nan-scores": lambda: setattr(RewardModel, "score", _nan_scores(3, math.inf)),
     "nan-loss": _nan_loss,
     "die-while-writing": lambda: setattr(Checkpoints, "_write_own", _die_while_writing),
-    "export": lambda: setattr(run, "export", _break_export),
+    "export": lambda: [setattr(module, "export", _break_export) for module in (ppo_run, reward_run)],
     "no-space": _no_space,
     "no-room": lambda: setattr(files, "free_bytes", lambda _: 4096),
 }

@@ -10,7 +10,7 @@ def test_check_proves_the_set_up_and_writes_nothing(run_rlhf, tmp_path):
         command, *more = words
         done = run_rlhf("check", command, "conf=tiny", *more)
         assert done.returncode == 0, done.stderr
-        assert "scores do not change with padding and neighbours" in done.stdout
+        assert "scores do not depend on padding or neighbours" in done.stdout
         assert "FAIL" not in done.stdout
         assert done.stderr == ""
     assert not (tmp_path / "outputs").exists()

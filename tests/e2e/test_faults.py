@@ -44,7 +44,7 @@ def test_a_signal_to_anyone_saves_and_stops_all(whom, number, whole, tmp_path):
     (saved,) = steps(run / "checkpoints")
     assert 3 <= saved < 8
     assert metrics(run)[-1]["step"] == saved
-    said = f"rlhf: stopped by {number.name} after step {saved}, checkpoint saved; go on with run.resume=true"
+    said = f"rlhf: stopped by {number.name} after step {saved}, checkpoint saved; continue with run.resume=true"
     assert started.text.splitlines()[-1] == said
     assert started.text.count("rlhf: ") == 1
     assert (status(run)["state"], status(run)["exit_code"], status(run)["step"]) == ("stopped", 75, saved)
@@ -84,7 +84,7 @@ def test_a_rank_killed_while_it_saves_leaves_the_last_checkpoint(whole, tmp_path
     done = with_fault(tmp_path, "die-while-writing", 1, *TINY, "run.name=a")
     assert done[1].returncode == -9
     assert done[0].returncode == 1
-    assert "lost another rank, which ended without a word" in done[0].stderr
+    assert "lost another rank, which ended without a message" in done[0].stderr
     run = tmp_path / "outputs/a"
     assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["latest", "step-2"]
     folder, manifest = find_checkpoint(run, True)
@@ -185,7 +185,7 @@ def test_out_of_memory_names_the_settings_that_save_by_plan(tmp_path):
     text = done[0].stderr + done[1].stderr
     assert text.startswith("rlhf: error: rank 1, in rollout of step 3: CUDA out of memory. Tried to allocate 2.00 GiB")
     head, *lines = text.splitlines()[1:]
-    assert head == "any of these makes room; the run then goes on with run.resume=true:"
+    assert head == "any of these settings saves memory; apply one and continue with run.resume=true:"
     options = [line.split()[0] for line in lines]
     assert {"ppo.micro_batch_size=1", "model.gradient_checkpointing=true"} <= set(options), text
     assert all(" saves about " in line for line in lines)

@@ -52,7 +52,7 @@ def test_a_run_says_what_was_planned_and_what_was_measured(run_rlhf, tmp_path):
     lines = told.stdout.splitlines()
     assert "micro-batches: 2 x 2 responses a rank and minibatch; gradients accumulate over 2" in lines
     assert any(line.startswith("memory plan: fits: ") for line in lines)
-    assert any(line.startswith("memory: at most ") and line.endswith("GiB planned") for line in lines)
+    assert any(line.startswith("peak memory: ") and line.endswith("GiB planned") for line in lines)
     figures = json.loads((tmp_path / "outputs/tiny/summary.json").read_text())["memory"]
     assert 0.3 < figures["planned_gib"] / figures["measured_gib"] < 2
     lines = (tmp_path / "outputs/tiny/metrics.jsonl").read_text().splitlines()

@@ -194,7 +194,7 @@ def test_killed_launchers_leave_no_ranks(command, tmp_path):
 def test_a_second_signal_ends_at_once(tmp_path):
     big = ["ppo.num_steps=500", "ppo.batch_size=512", "ppo.minibatch_size=512", "rollout.max_new_tokens=64"]
     started = Started(tmp_path, *TINY, *big, TWO, "run.name=a")
-    started.wait_for("answering")
+    started.wait_for("evaluating")
     time.sleep(4)
     os.kill(started.parent.pid, signal.SIGINT)
     time.sleep(2.5)

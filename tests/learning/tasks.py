@@ -18,7 +18,7 @@ from rlhf_cli.data.token_batches import EndTokens, TokenSequence
 from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
 from rlhf_cli.train.ppo import PPOTrainer
-from rlhf_cli.train.reward import RewardTrainer
+from rlhf_cli.train.reward import RankingData, RewardTrainer
 from tests.oracle.cases import EOS, TOKENIZER, Record, ppo_trainer, train_engine
 from tests.unit.models.tiny import tiny_config
 
@@ -104,7 +104,7 @@ class Toy:
         """The real trainer around copies of the models."""
         trainer = ppo_trainer(self.config(), models, "plain", record, EndTokens(self.end_ids, 0))
         if self.score is not None:
-            trainer.models.judging.reward_model.score = self.score.score
+            trainer.models.rewards.reward_model.score = self.score.score
         return trainer
 
     def run(self) -> Record:
@@ -163,6 +163,6 @@ def train_reward_model(rows: list[Ranking], held_out: list[Ranking], seed: int =
     model = load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, seed, new_head=True)
     engine = train_engine("plain", TokenScorer(model), config.optim, config.train.num_steps or 0)
     record: Any = Record()
-    trainer = RewardTrainer(config, engine, rows, held_out, TOKENIZER.pad_token_id, record, record)
+    trainer = RewardTrainer(config, engine, RankingData(rows, held_out, TOKENIZER.pad_token_id), record, record)
     trainer.fit()
     return {"accuracy": start_and_end(record, "accuracy")[1], **trainer.evaluate()}

@@ -138,7 +138,7 @@ def test_frozen_models_keep_every_bit(one_rank):
     models = toy.models()
     trainer = toy.trainer(models, Record())
     trainer.fit()
-    reward_model = trainer.models.judging.reward_model.engine
+    reward_model = trainer.models.rewards.reward_model.engine
     assert all(unchanged(models["reference"], trainer.models.reference))
     assert all(unchanged(models["reward_model"], reward_model))
     assert not any(unchanged(models["reference"], trainer.models.policy))

@@ -36,9 +36,9 @@ from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler
 from rlhf_cli.train.batch import PPOBatch
-from rlhf_cli.train.forward import Models
-from rlhf_cli.train.ppo import PPOData, PPOTrainer
-from rlhf_cli.train.reward import RewardTrainer
+from rlhf_cli.train.forward import ForwardPasses, HeldPolicy, Models
+from rlhf_cli.train.ppo import Monitors, PPOData, PPOTrainer
+from rlhf_cli.train.reward import RankingData, RewardTrainer
 from tests.oracle.engines import SimpleFrozen, SimpleTrain
 from tests.oracle.ppo import Adam, Oracle, Sample
 from tests.unit.models.tiny import tiny_config
@@ -90,7 +90,7 @@ PPO_CASES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Record:
-    """Stands for the reporter and the boundary between steps, and keeps what the trainer did."""
+    """Replaces the run log and the hooks between steps, and records what the trainer did."""
 
     metrics: list[dict[str, float]] = field(default_factory=list)
     batches: list[PPOBatch] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Record:
     def before_step(self, state: dict[str, Any]) -> None:
         pass
 
-    def look(self, step: int, metrics: dict[str, float]) -> float:
+    def check(self, step: int, metrics: dict[str, float]) -> float:
         return 1.0
 
     def after_last_step(self, state: dict[str, Any]) -> None:
@@ -193,9 +193,10 @@ def ppo_trainer(
     reward_model = RewardModel(frozen_engine(kind, TokenScorer(own["reward_model"])), EOS, ends, CPU)
     sampler = EmbeddedSampler(policy, config.rollout, ends, CPU)
     data = PPOData(PROMPTS, TEXTS if config.pretrain.path else [])
-    judging = RewardEnsemble([RewardSourceConfig(name="reward_model")], cast(Any, None), reward_model, {}, {})
-    four, recorder = Models(policy, reference, judging, value), cast(Any, record)
-    trainer = PPOTrainer(config, four, sampler, ends, data, recorder, recorder)
+    rewards = RewardEnsemble([RewardSourceConfig(name="reward_model")], cast(Any, None), reward_model, {}, {})
+    passes = ForwardPasses(config, Models(policy, reference, value, rewards), ends, packed=False)
+    recorder = cast(Any, record)
+    trainer = PPOTrainer(config, passes, sampler, data, recorder, recorder, Monitors())
     _record_updates(trainer, record)
     return trainer
 
@@ -203,10 +204,10 @@ def ppo_trainer(
 def _record_updates(trainer: PPOTrainer, record: Record) -> None:
     update = trainer.update
 
-    def recorded(batch: PPOBatch) -> dict[str, float]:
+    def recorded(batch: PPOBatch, held: HeldPolicy | None = None) -> dict[str, float]:
         record.batches.append(batch)
         record.minibatches.append(list(trainer._minibatches()))
-        return update(batch)
+        return update(batch, held)
 
     trainer.update = recorded  # type: ignore[method-assign]
 
@@ -348,7 +349,7 @@ def check_rm_case(name: str, kind: str, architecture: str = "gpt2") -> None:
     model = load_sequence_classifier(tiny_config(architecture), "model", TOKENIZER, 1, new_head=True)
     engine = train_engine(kind, TokenScorer(copy.deepcopy(model)), config.optim, 3)
     record: Any = Record()
-    trainer = RewardTrainer(config, engine, rows, [], 0, record, record)
+    trainer = RewardTrainer(config, engine, RankingData(rows, [], 0), record, record)
     trainer.fit()
     oracle = copy.deepcopy(model).double()
     adam = Adam(oracle, config.optim, 3)

@@ -5,8 +5,9 @@ import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import RunConfig
+from rlhf_cli.engine.roofline import Work
 from rlhf_cli.report.check_table import Check
-from rlhf_cli.report.reporter import Reporter, Work
+from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir
 from rlhf_cli.system.text import printable
 

@@ -1,4 +1,4 @@
-"""What a PPO run is built of fits together."""
+"""The tokenizers of a PPO run must match."""
 
 import pytest
 
@@ -29,17 +29,17 @@ def other_template():
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (larger, "vocabulary than the policy's; wanted the same tokenizer"),
-        (other_eos, "EOS token than the policy's; wanted the same tokenizer"),
+        (larger, "vocabulary differs from the policy's; use the same tokenizer"),
+        (other_eos, "EOS token differs from the policy's; use the same tokenizer"),
         (
             other_template,
-            "chat template than the policy's; wanted the same tokenizer "
-            "(or set model.chat_template and reward_model.chat_template alike)",
+            "chat template differs from the policy's; use the same tokenizer, or set model.chat_template and "
+            "reward_model.chat_template alike",
         ),
     ],
 )
 def test_a_reward_model_with_another_tokenizer_is_refused(make, what):
     with pytest.raises(InputError) as caught:
         _check_same_tokenizer(byte_tokenizer(), make(), "reward_model")
-    assert str(caught.value) == f"reward_model: its tokenizer has another {what}"
+    assert str(caught.value) == f"reward_model: its {what}"
     _check_same_tokenizer(make(), make(), "reward_model")

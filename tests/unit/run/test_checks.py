@@ -21,11 +21,11 @@ from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.rollout import embedded
-from rlhf_cli.run.check_ppo import TextSide, _for_logits, check_ppo
+from rlhf_cli.run.check_ppo import Tokenizers, _for_logits, check_ppo
 from rlhf_cli.run.check_rm import check_rm
 from rlhf_cli.run.checks import BFLOAT16, FLOAT32, bounds_of, report_checks, spread
-from rlhf_cli.train import forward as views
-from rlhf_cli.train.reward import RewardTrainer
+from rlhf_cli.train import forward
+from rlhf_cli.train.reward import RankingData, RewardTrainer
 from tests.oracle.cases import ENDS, EOS, OPTIM, Record, ppo_config, ppo_trainer, rm_config, rm_rows
 from tests.oracle.engines import SimpleTrain
 from tests.unit.models.tiny import tiny_config
@@ -76,7 +76,7 @@ def attentive():
 
 
 def check(trainer, texts=None):
-    return failed(check_ppo(trainer, prompts(), texts or TextSide(TOKENIZER, TOKENIZER, DATA), FLOAT32))
+    return failed(check_ppo(trainer, prompts(), texts or Tokenizers(TOKENIZER, TOKENIZER, DATA), FLOAT32))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
@@ -85,8 +85,8 @@ def test_a_sound_set_up_passes(architecture, name, one_rank):
     assert check(sound(architecture, name)) == set()
 
 
-SECOND_LOOK = "a second look gives the same numbers"
-PADDING = "logprobs do not change with padding and neighbours"
+SECOND_PASS = "a second pass gives the same numbers"
+PADDING = "logprobs do not depend on padding or neighbours"
 SAMPLING = "responses are drawn from the scored distribution"
 TEXT = "policy and reward model read the same text"
 FROZEN = "reference and reward model are frozen"
@@ -104,15 +104,15 @@ def switch_dropout_on(module):
 def test_a_policy_with_dropout_is_caught(one_rank):
     trainer = sound()
     switch_dropout_on(trainer.models.policy.module)
-    assert {SECOND_LOOK, REFERENCE, PADDING} <= check(trainer)
+    assert {SECOND_PASS, REFERENCE, PADDING} <= check(trainer)
 
 
 def test_a_reward_model_in_train_mode_is_caught(one_rank):
     trainer = sound()
-    trainer.models.judging.reward_model.engine.module.train()
+    trainer.models.rewards.reward_model.engine.module.train()
     assert check(trainer) == {FROZEN}
-    switch_dropout_on(trainer.models.judging.reward_model.engine.module)
-    assert {FROZEN, SECOND_LOOK} <= check(trainer)
+    switch_dropout_on(trainer.models.rewards.reward_model.engine.module)
+    assert {FROZEN, SECOND_PASS} <= check(trainer)
 
 
 def test_a_reference_that_learns_is_caught(one_rank):
@@ -190,14 +190,14 @@ def test_prompts_padded_on_the_wrong_side_are_caught(one_rank):
 
 def test_batches_padded_on_the_left_are_caught(one_rank, monkeypatch):
     """The models are given no mask: what is not behind the text is read as a part of it."""
-    collate = views.collate
+    collate = forward.collate
 
     def left(sequences, pad_id, device):
         longest = max(map(len, sequences))
         filled = [replace(one, prompt_ids=(*[pad_id] * (longest - len(one)), *one.prompt_ids)) for one in sequences]
         return collate(filled, pad_id, device)
 
-    monkeypatch.setattr(views, "collate", left)
+    monkeypatch.setattr(forward, "collate", left)
     assert PADDING in check(sound())
 
 
@@ -207,8 +207,8 @@ def test_an_update_at_another_temperature_is_caught(one_rank):
     objective = trainer.policy_objective
 
     def warmer(part, tokens):
-        views = trainer.views
-        views.config = replace(views.config, rollout=replace(views.config.rollout, temperature=1.5))
+        passes = trainer.passes
+        passes.config = replace(passes.config, rollout=replace(passes.config.rollout, temperature=1.5))
         return objective(part, tokens)
 
     trainer.policy_objective = warmer
@@ -219,7 +219,7 @@ def test_a_value_model_that_says_nan_is_caught(one_rank):
     trainer = sound()
     with torch.no_grad():
         trainer.models.value_model.module.model.score.weight.fill_(torch.nan)
-    assert {VALUE, SECOND_LOOK} <= check(trainer)
+    assert {VALUE, SECOND_PASS} <= check(trainer)
 
 
 def last_column(batch, per_token):
@@ -229,7 +229,7 @@ def last_column(batch, per_token):
 def test_a_score_read_in_the_last_column_is_caught_though_all_responses_are_of_one_length(one_rank, monkeypatch):
     trainer = sound(ends=EndTokens(frozenset({EOS}), 0))  # a random model hardly ever ends
     monkeypatch.setattr(TokenBatch, "at_last_token", last_column)
-    assert check(trainer) == {"scores do not change with padding and neighbours"}
+    assert check(trainer) == {"scores do not depend on padding or neighbours"}
 
 
 def test_a_template_that_wants_a_system_prompt_passes(one_rank):
@@ -241,7 +241,7 @@ def test_a_template_that_wants_a_system_prompt_passes(one_rank):
     renderer = Renderer(strict, data)
     chats = [[{"role": "user", "content": text}] for text in TEXTS]
     asked = [Prompt(chat[0]["content"], renderer.prompt_ids(chat), json.dumps(chat)) for chat in chats]
-    checks = check_ppo(sound(), asked, TextSide(strict, strict, data), FLOAT32)
+    checks = check_ppo(sound(), asked, Tokenizers(strict, strict, data), FLOAT32)
     assert {found.status for found in checks} == {"ok"}
     assert Renderer(strict, DATA).end_id == EOS
 
@@ -266,7 +266,7 @@ def test_a_temperature_that_sampling_ignores_is_caught(one_rank, monkeypatch):
 def test_a_top_p_that_the_user_chose_is_a_warning(one_rank):
     config = ppo_config("base")
     trainer = sound(rollout=replace(config.rollout, top_p=0.5))
-    checks = check_ppo(trainer, prompts(), TextSide(TOKENIZER, TOKENIZER, DATA), FLOAT32)
+    checks = check_ppo(trainer, prompts(), Tokenizers(TOKENIZER, TOKENIZER, DATA), FLOAT32)
     assert [found.name for found in checks if found.status == "warn"] == [SAMPLING]
     assert failed(checks) == set()
 
@@ -285,7 +285,7 @@ def other_template():
 
 @pytest.mark.parametrize("make", [lower_case, other_template])
 def test_a_tokenizer_that_reads_another_text_is_caught(make, one_rank):
-    assert check(sound(), TextSide(TOKENIZER, make(), DATA)) == {TEXT}
+    assert check(sound(), Tokenizers(TOKENIZER, make(), DATA)) == {TEXT}
 
 
 def test_a_sampler_that_goes_on_after_eos_is_caught(one_rank):
@@ -299,7 +299,7 @@ def test_a_sampler_that_goes_on_after_eos_is_caught(one_rank):
 def test_a_template_with_another_end_of_turn_is_a_warning(one_rank):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("<eos>", "<bos>")
-    checks = check_ppo(sound(), prompts(), TextSide(tokenizer, tokenizer, DATA), FLOAT32)
+    checks = check_ppo(sound(), prompts(), Tokenizers(tokenizer, tokenizer, DATA), FLOAT32)
     warned = [found.name for found in checks if found.status == "warn"]
     assert warned == ["the chat template's end of turn ends a response"]
 
@@ -307,7 +307,7 @@ def test_a_template_with_another_end_of_turn_is_a_warning(one_rank):
 def reward_trainer(rows=None):
     model = load_sequence_classifier(tiny_config("gpt2"), "model", TOKENIZER, 1, new_head=True)
     engine = SimpleTrain(TokenScorer(model), OPTIM, 3)
-    return RewardTrainer(rm_config("pairs"), engine, rows or rm_rows("pairs"), [], 0, Record(), Record())
+    return RewardTrainer(rm_config("pairs"), engine, RankingData(rows or rm_rows("pairs"), [], 0), Record(), Record())
 
 
 def check_reward(trainer):
@@ -321,13 +321,13 @@ def test_a_sound_reward_model_passes(one_rank):
 def test_a_reward_model_with_dropout_is_caught(one_rank):
     trainer = reward_trainer()
     switch_dropout_on(trainer.model.module)
-    assert SECOND_LOOK in check_reward(trainer)
+    assert SECOND_PASS in check_reward(trainer)
 
 
 def test_a_score_read_off_by_one_is_caught(one_rank, monkeypatch):
     """Read at the last column instead of the last real token."""
     monkeypatch.setattr(TokenBatch, "at_last_token", last_column)
-    assert check_reward(reward_trainer()) == {"scores do not change with padding and neighbours"}
+    assert check_reward(reward_trainer()) == {"scores do not depend on padding or neighbours"}
 
 
 def test_answers_without_eos_are_caught(one_rank):
@@ -335,7 +335,7 @@ def test_answers_without_eos_are_caught(one_rank):
         replace(row, answers=tuple(replace(one, response_ids=one.response_ids[:-1]) for one in row.answers))
         for row in rm_rows("pairs")
     ]
-    assert check_reward(reward_trainer(rows)) == {"every answer ends in its end token"}
+    assert check_reward(reward_trainer(rows)) == {"every answer ends with its end token"}
 
 
 def test_a_failed_check_stops_the_run_unless_told_otherwise(one_rank, capsys):
@@ -344,9 +344,9 @@ def test_a_failed_check_stops_the_run_unless_told_otherwise(one_rank, capsys):
     report = Reporter(speaks=True)
 
     def make():
-        return check_ppo(trainer, prompts(), TextSide(TOKENIZER, TOKENIZER, DATA), FLOAT32)
+        return check_ppo(trainer, prompts(), Tokenizers(TOKENIZER, TOKENIZER, DATA), FLOAT32)
 
-    with pytest.raises(InputError, match=r"1 of 12 checks failed: reference and reward model are frozen\. Mend"):
+    with pytest.raises(InputError, match=r"1 of 12 checks failed: reference and reward model are frozen\. Fix"):
         report_checks(make, CheckConfig(), report)
     report_checks(make, CheckConfig(strict=False), report)
     shown = capsys.readouterr().out
@@ -366,14 +366,14 @@ def test_probes_are_spread_from_the_shortest_to_the_longest():
     assert spread("abc", [3, 1, 2], 1) == ["b"]
 
 
-@pytest.mark.parametrize(("times", "temperature", "coarser"), [(0.001, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 0.5, 4.0)])
-def test_bounds_of_bfloat16_know_the_size_of_the_logits(times, temperature, coarser, one_rank, monkeypatch):
+@pytest.mark.parametrize(("times", "temperature", "factor"), [(0.001, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 0.5, 4.0)])
+def test_bounds_of_bfloat16_know_the_size_of_the_logits(times, temperature, factor, one_rank, monkeypatch):
     """Logits of 32, twice those that the bounds are for; half the temperature doubles them again."""
     trainer = sound(rollout=replace(ppo_config("base").rollout, temperature=temperature))
     logits = torch.tensor([[32.0, -1.0], [-30.0, 2.0], [3.0, 34.0]]) * times
-    monkeypatch.setattr(trainer.views, "response_logits", lambda sequences: logits)
+    monkeypatch.setattr(trainer.passes, "response_logits", lambda sequences: logits)
     found = _for_logits(BFLOAT16, trainer, [None, None])
-    assert found.padded == pytest.approx(BFLOAT16.padded * coarser)
-    assert found.clipped == pytest.approx(BFLOAT16.clipped * coarser**2)
+    assert found.padded == pytest.approx(BFLOAT16.padded * factor)
+    assert found.clipped == pytest.approx(BFLOAT16.clipped * factor**2)
     assert (found.same, found.score, found.drawn) == (BFLOAT16.same, BFLOAT16.score, BFLOAT16.drawn)
     assert _for_logits(FLOAT32, trainer, [None, None]) is FLOAT32

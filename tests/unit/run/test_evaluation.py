@@ -1,4 +1,4 @@
-"""Who is asked what before and after training, and what is made of the answers."""
+"""Evaluation on held-out prompts before, during and after training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import RunDir
 from rlhf_cli.rewards.ensemble import RewardEnsemble
-from rlhf_cli.run.evaluation import Answer, Evaluator, HeldOut, Judges, compare, metrics, records
+from rlhf_cli.run.evaluation import Evaluator, HeldOutResponse, Scorers, compare, metrics, records
 
 PROMPTS = [Prompt(f"prompt {n}", (10 + n,), str(n)) for n in range(5)]
 EOS = 9
 
 
 class Sampler:
-    """Answers a prompt with its first id, and sampled ones with EOS too."""
+    """Responds to a prompt with its first id, and with EOS too when it samples."""
 
     def __init__(self):
         self.asked = []
@@ -37,7 +37,7 @@ class Sampler:
 
 
 class RewardModel:
-    """The score of a response is its first id, which only whole weights can say."""
+    """The score of a response is its first id; it needs gathered weights."""
 
     def __init__(self):
         self.engine, self.held, self.parts = self, None, []
@@ -54,77 +54,78 @@ class RewardModel:
         return torch.tensor([float(sequence.response_ids[0]) for sequence in sequences])
 
 
-def book(prompts=PROMPTS, gold=None, kls=(0.25, -0.5), **rollout):
+def make(prompts=PROMPTS, gold=None, kls=(0.25, -0.5), report=None, every_steps=0, **rollout):
     config = TrainPPOConfig(
         run=RunConfig(name="x", seed=7),
         rollout=RolloutConfig(micro_batch_size=2, **rollout),
         checkpoint=CheckpointConfig(every_steps=0),
+        eval=EvalConfig(every_steps=every_steps),
     )
     renderer = SimpleNamespace(
         response_text=lambda ids: f"ids {list(ids)}", pieces=lambda ids, kls: ([str(one) for one in ids], kls)
     )
     sampler, reward_model = Sampler(), RewardModel()
-    judging = RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model, {}, {})
-    judges = Judges(judging, gold, lambda sequences: [torch.tensor(kls[: len(s.response_ids)]) for s in sequences])
-    made = Evaluator(prompts, sampler, EndTokens(frozenset({EOS}), 0), judges, renderer, config)
-    return made, sampler, reward_model
+    rewards = RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model, {}, {})
+    scorers = Scorers(rewards, gold, lambda sequences: [torch.tensor(kls[: len(s.response_ids)]) for s in sequences])
+    ends = EndTokens(frozenset({EOS}), 0)
+    return Evaluator(config, prompts, sampler, ends, scorers, renderer, report), sampler, reward_model
 
 
 def test_every_prompt_is_answered_greedily_and_sampled_in_order(one_rank):
-    made, sampler, reward_model = book()
-    answers = made.ask("before", 0)
+    made, sampler, reward_model = make()
+    answers = made.respond("before", 0)
     assert [(one.mode, one.prompt, one.score) for one in answers] == [
         (mode, f"prompt {n}", 10.0 + n) for mode in ("greedy", "sampled") for n in range(5)
     ]
-    assert answers[0] == Answer("before", 0, "greedy", "prompt 0", "ids [10]", 10.0, 1, ended=False)
-    assert answers[9] == Answer("before", 0, "sampled", "prompt 4", "ids [14, 9]", 14.0, 2, ended=True)
+    assert answers[0] == HeldOutResponse("before", 0, "greedy", "prompt 0", "ids [10]", 10.0, 1, ended=False)
+    assert answers[9] == HeldOutResponse("before", 0, "sampled", "prompt 4", "ids [14, 9]", 14.0, 2, ended=True)
     assert [asked[2] for asked in sampler.asked] == [True, False]
     assert reward_model.parts == [2, 2, 1] * 2
 
 
 def test_sampled_answers_draw_the_same_numbers_each_time(one_rank):
-    made, sampler, _ = book()
-    made.ask("before", 0)
-    made.ask("after", 4)
+    made, sampler, _ = make()
+    made.respond("before", 0)
+    made.respond("after", 4)
     keys = [asked[1] for asked in sampler.asked]
     assert keys == [[f"7/held-out/{n}" for n in range(5)]] * 4
 
 
 @pytest.mark.parametrize("gather", [True, False])
 def test_the_reward_model_is_held_whole_unless_told_otherwise(gather, one_rank):
-    made, _, reward_model = book(gather=gather)
+    made, _, reward_model = make(gather=gather)
     held = []
     score = reward_model.score
     reward_model.score = lambda part: (held.append(reward_model.held), score(part))[1]
-    made.ask("before", 0)
+    made.respond("before", 0)
     assert held == [gather] * 6
 
 
 def test_two_ranks_answer_as_many_prompts_and_one_answer_for_company_is_dropped(monkeypatch):
     """Five prompts become six, the first one twice: rank 1 answers 3, 4 and 0 again."""
-    made, sampler, _ = book()
+    made, sampler, _ = make()
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "gather_all", lambda mine: [[replace(one, score=0.0) for one in mine], mine])
-    answers = made.ask("before", 0)
+    answers = made.respond("before", 0)
     assert sampler.asked[0][0] == [(13,), (14,), (10,)]
     assert [one.prompt for one in answers[:5]] == ["prompt 3", "prompt 4", "prompt 0", "prompt 3", "prompt 4"]
 
 
 def test_without_prompts_nobody_is_asked():
-    made, sampler, _ = book(prompts=[])
-    assert made.ask("before", 0) == []
+    made, sampler, _ = make(prompts=[])
+    assert made.respond("before", 0) == []
     assert sampler.asked == []
 
 
-def answer(mode, score, num_tokens, ended):
-    return Answer("", 0, mode, "", "", score, num_tokens, ended)
+def response(mode, score, num_tokens, ended):
+    return HeldOutResponse("", 0, mode, "", "", score, num_tokens, ended)
 
 
 def test_answers_are_compared_in_pairs():
     """Greedy scores 1, 2 become 2, 4: a mean difference of 1.5; nothing was sampled."""
-    before = [answer("greedy", 1.0, 3, True), answer("greedy", 2.0, 5, False)]
-    after = [answer("greedy", 2.0, 1, True), answer("greedy", 4.0, 2, True)]
+    before = [response("greedy", 1.0, 3, True), response("greedy", 2.0, 5, False)]
+    after = [response("greedy", 2.0, 1, True), response("greedy", 4.0, 2, True)]
     found = compare(before, after)
     assert found.keys() == {"greedy"}
     expected = {
@@ -143,24 +144,24 @@ def test_answers_are_compared_in_pairs():
 
 
 def test_answers_during_training_tell_every_token_and_its_kl(one_rank):
-    made, _, _ = book()
-    answers = made.ask("during", 2)
+    made, _, _ = make()
+    answers = made.respond("during", 2)
     assert {(one.stage, one.step) for one in answers} == {("during", 2)}
     assert (answers[0].tokens, answers[0].kl) == (["10"], [0.25])
     assert (answers[9].tokens, answers[9].kl) == (["14", "9"], [0.25, -0.5])
-    assert made.ask("before", 0)[0].kl == []
+    assert made.respond("before", 0)[0].kl == []
 
 
 def test_a_second_reward_model_scores_every_answer_too(one_rank):
     gold = RewardModel()
-    made, _, reward_model = book(gold=gold)
-    answers = made.ask("before", 0)
+    made, _, reward_model = make(gold=gold)
+    answers = made.respond("before", 0)
     assert [one.gold_score for one in answers] == [one.score for one in answers]
     assert gold.parts == reward_model.parts == [2, 2, 1] * 2
 
 
 def test_what_is_written_of_an_answer_is_short():
-    made = replace(answer("greedy", 1.0, 1, True), tokens=["a"], kl=[0.123456])
+    made = replace(response("greedy", 1.0, 1, True), tokens=["a"], kl=[0.123456])
     [record] = records([made])
     assert (record["kl"], record["tokens"], record["mode"]) == ([0.1235], ["a"], "greedy")
 
@@ -170,10 +171,10 @@ def test_an_evaluation_counts_wins_over_the_answers_before():
 
     (0.75 + 3.8415 / 4) / (1 + 3.8415 / 2) = 0.5856; 1.96 / 2.9207 * sqrt(0.1875 / 2 + 3.8415 / 16) = 0.3877.
     """
-    before = [answer("sampled", 1.0, 3, True), answer("sampled", 3.0, 5, False)]
+    before = [response("sampled", 1.0, 3, True), response("sampled", 3.0, 5, False)]
     now = [
-        replace(answer("sampled", 2.0, 1, True), kl=[0.5, 0.25], gold_score=1.0),
-        replace(answer("sampled", 3.0, 2, False), kl=[-0.25], gold_score=0.0),
+        replace(response("sampled", 2.0, 1, True), kl=[0.5, 0.25], gold_score=1.0),
+        replace(response("sampled", 3.0, 2, False), kl=[-0.25], gold_score=0.0),
     ]
     before = [replace(one, gold_score=0.5) for one in before]
     found = metrics(before, now)
@@ -191,7 +192,7 @@ def test_an_evaluation_counts_wins_over_the_answers_before():
 
 
 def test_greedy_answers_have_names_of_their_own_and_no_kl():
-    row = [answer("greedy", 1.0, 3, True)]
+    row = [response("greedy", 1.0, 3, True)]
     assert set(metrics(row, row)) == {
         f"eval/greedy_{name}"
         for name in ("score", "win_rate", "win_rate_low", "win_rate_high", "response_length", "eos_rate")
@@ -199,11 +200,10 @@ def test_greedy_answers_have_names_of_their_own_and_no_kl():
 
 
 def held_out(run_dir, every_steps=2):
-    made, sampler, _ = book()
-    made.config = replace(made.config, eval=EvalConfig(every_steps=every_steps))
     report = Reporter(speaks=True)
     report.open(run_dir, 4, ())
-    return HeldOut(made, report), sampler
+    made, sampler, _ = make(report=report, every_steps=every_steps)
+    return made, sampler
 
 
 @pytest.fixture
@@ -220,12 +220,12 @@ def told(run_dir):
 
 def test_a_run_tells_its_answers_before_during_and_after(run_dir, one_rank):
     """An evaluation at the last step serves as the answers after it."""
-    asking, sampler = held_out(run_dir)
-    asking.before()
-    asking.tell_before(is_new=True)
-    assert asking.during(2)["eval/win_rate"] == 0.5
-    asking.during(4)
-    after = asking.after(4)
+    evaluator, sampler = held_out(run_dir)
+    evaluator.before()
+    evaluator.log_before(is_new=True)
+    assert evaluator.during(2)["eval/win_rate"] == 0.5
+    evaluator.during(4)
+    after = evaluator.after(4)
     assert {one.stage for one in after} == {"after"}
     assert told(run_dir) == ([("before", 0), ("during", 2), ("during", 4), ("after", 4)], [0, 2, 4])
     assert len(sampler.asked) == 2 * 3
@@ -233,10 +233,10 @@ def test_a_run_tells_its_answers_before_during_and_after(run_dir, one_rank):
 
 
 def test_without_evaluations_while_training_there_is_no_series(run_dir, one_rank):
-    asking, _ = held_out(run_dir, every_steps=0)
-    asking.before()
-    asking.tell_before(is_new=True)
-    asking.after(4)
+    evaluator, _ = held_out(run_dir, every_steps=0)
+    evaluator.before()
+    evaluator.log_before(is_new=True)
+    evaluator.after(4)
     assert told(run_dir) == ([("before", 0), ("after", 4)], [])
 
 
@@ -244,11 +244,11 @@ def test_a_resumed_run_tells_nothing_twice(run_dir, one_rank):
     """Also one that is resumed at its last step, whose evaluation is already logged."""
     first, _ = held_out(run_dir)
     first.before()
-    first.tell_before(is_new=True)
+    first.log_before(is_new=True)
     first.during(4)
     again, sampler = held_out(run_dir)
     again.before()
-    again.tell_before(is_new=False)
+    again.log_before(is_new=False)
     again.after(4)
     again.after(4)
     assert told(run_dir) == ([("before", 0), ("during", 4), ("after", 4)], [0, 4])
@@ -272,37 +272,34 @@ class Failing(RewardEnsemble):
 
 @pytest.mark.parametrize("skips", [True, False])
 def test_an_evaluation_whose_source_fails_is_skipped_only_where_the_source_says_so(skips, one_rank):
-    made, _, _ = book()
-    made.judges = replace(made.judges, judging=Failing(skips))
-    told = []
-    report = SimpleNamespace(warn=told.append, evaluating=nullcontext)
-    answers = HeldOut(made, report)
+    warnings = []
+    evaluator, _, _ = make(report=SimpleNamespace(warn=warnings.append, evaluating=nullcontext))
+    evaluator.scorers = replace(evaluator.scorers, rewards=Failing(skips))
     if not skips:
-        for ask in (answers.during, answers.after):
+        for ask in (evaluator.during, evaluator.after):
             with pytest.raises(RewardError, match="far: gone"):
                 ask(2)
         return
-    assert (answers.during(2), answers.after(2)) == ({}, [])
-    assert told == ["no evaluation after step 2: far: gone"] * 2
-    assert compare([answer("greedy", 1.0, 3, True)], []) == {}
+    assert (evaluator.during(2), evaluator.after(2)) == ({}, [])
+    assert warnings == ["the evaluation after step 2 is skipped: far: gone"] * 2
+    assert compare([response("greedy", 1.0, 3, True)], []) == {}
 
 
 def test_a_failure_that_stops_is_not_forgiven_beside_one_that_is_skipped(one_rank):
-    made, _, _ = book()
-    judging = Failing(skips=False)
-    judging.failed = {"near": RewardError("near: gone")}
-    made.judges = replace(made.judges, judging=judging)
+    made, _, _ = make(report=SimpleNamespace(evaluating=nullcontext))
+    rewards = Failing(skips=False)
+    rewards.failed = {"near": RewardError("near: gone")}
+    made.scorers = replace(made.scorers, rewards=rewards)
     with pytest.raises(RewardError, match="far: gone"):
-        HeldOut(made, SimpleNamespace(evaluating=nullcontext)).during(2)
+        made.during(2)
 
 
 @pytest.mark.parametrize(
     ("step", "logged", "made_up"), [(4, False, [4]), (4, True, []), (3, False, []), (0, False, [])]
 )
 def test_a_resumed_run_makes_up_for_an_evaluation_that_failed(step, logged, made_up, one_rank):
-    made, _, _ = book()
-    made.config = replace(made.config, eval=EvalConfig(every_steps=2))
-    answers, done = HeldOut(made, SimpleNamespace(has_logged=lambda *_: logged)), []
-    answers.during = done.append
-    answers.make_up(step)
+    made, _, _ = make(report=SimpleNamespace(has_logged=lambda *_: logged), every_steps=2)
+    done = []
+    made.during = done.append
+    made.repeat_missed(step)
     assert done == made_up

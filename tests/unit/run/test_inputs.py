@@ -1,4 +1,4 @@
-"""What a resumed run must find unchanged beside the token ids."""
+"""What a resumed run must find unchanged besides the token ids."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +10,8 @@ from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.splits import Splits
 from rlhf_cli.data.token_batches import TokenSequence
-from rlhf_cli.run.launch import _columns_fingerprint, _labels_fingerprint
+from rlhf_cli.run.ppo_run import _columns_fingerprint
+from rlhf_cli.run.reward_run import _labels_fingerprint
 from rlhf_cli.train.reward import mean_weight
 
 ROW = Ranking((TokenSequence((1,), (2,)), TokenSequence((1,), (3,))), 0.5, "p")
@@ -36,7 +37,7 @@ def test_columns_of_prompts_have_one():
 
 
 def test_rows_without_any_weight_are_named_by_their_side():
-    assert mean_weight([], "held out") == 1.0
-    assert mean_weight([replace(ROW, weight=3.0), replace(ROW, weight=0.0)], "held out") == 1.5
-    with pytest.raises(InputError, match="every row held out has the weight 0"):
-        mean_weight([replace(ROW, weight=0.0)], "held out")
+    assert mean_weight([], "held-out") == 1.0
+    assert mean_weight([replace(ROW, weight=3.0), replace(ROW, weight=0.0)], "held-out") == 1.5
+    with pytest.raises(InputError, match="every held-out row has weight 0"):
+        mean_weight([replace(ROW, weight=0.0)], "held-out")

@@ -1,4 +1,4 @@
-"""What a run says of its memory: the advice where it runs out, and plan beside measurement."""
+"""Advice when memory runs out, and the planned peak next to the measured one."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.unit.plan.fake import planned_with
 PLACE = Place(1, 1, on_gpu=True)
 LENGTHS = Lengths(40, 40, 80)
 PPO = ["conf=tiny", "ppo.micro_batch_size=8", "ppo.minibatch_size=8", "model.dtype=bfloat16"]
-HEAD = "any of these makes room; the run then goes on with run.resume=true:"
+HEAD = "any of these settings saves memory; apply one and continue with run.resume=true:"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,9 @@ def test_advice_leaves_out_what_is_on_already_and_what_saves_nothing():
 
 def test_without_a_plan_there_is_no_advice_and_no_other_error():
     config = load("train-ppo", [*PPO, "model.from_config.hidden_size=0"])
-    assert out_of_memory_advice(config, PLACE, LENGTHS).startswith("no advice, the run cannot be planned: cannot build")
+    assert out_of_memory_advice(config, PLACE, LENGTHS).startswith(
+        "no advice, because the run cannot be planned: cannot build"
+    )
 
 
 class Report:
@@ -62,16 +64,16 @@ class Report:
 
 
 @pytest.mark.parametrize(("on_gpu", "planned"), [(True, 2.0), (False, 2.5 + LIBRARIES / 2**30)])
-def test_plan_and_measurement_stand_side_by_side(on_gpu, planned):
-    """A GPU holds tensors; in host memory those there, 0.5 GiB, and the libraries count too."""
+def test_plan_and_measurement_are_reported_together(on_gpu, planned):
+    """On a GPU only tensors count; in host memory its tensors, 0.5 GiB, and the libraries."""
     fit = planned_with(device_gib=2, host_gib=0.5, on_gpu=on_gpu)
     report = Report()
     place = replace(PLACE, on_gpu=on_gpu)
     assert RunPlan(place, LENGTHS, fit).compared(report) == {"planned_gib": planned, "measured_gib": 3.0}
-    assert report.said == [f"memory: at most 3.00 GiB on rank 0, {planned:.2f} GiB planned"]
+    assert report.said == [f"peak memory: 3.00 GiB on rank 0, {planned:.2f} GiB planned"]
 
 
-def test_without_a_plan_the_measurement_is_told_alone():
+def test_without_a_plan_only_the_measurement_is_reported():
     report = Report()
     assert RunPlan(PLACE, LENGTHS, None).compared(report) == {"measured_gib": 3.0}
-    assert report.said == ["memory: at most 3.00 GiB on rank 0"]
+    assert report.said == ["peak memory: 3.00 GiB on rank 0"]

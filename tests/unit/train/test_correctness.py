@@ -18,8 +18,8 @@ from rlhf_cli.models.heads import TokenScorer
 from rlhf_cli.models.load_models import load_sequence_classifier
 from rlhf_cli.models.load_tokenizer import pad_id
 from rlhf_cli.rewards.reward_model import RewardModel
-from rlhf_cli.train.batch import summary
-from rlhf_cli.train.reward import RewardTrainer
+from rlhf_cli.train.ppo_metrics import batch_metrics
+from rlhf_cli.train.reward import RankingData, RewardTrainer
 from tests.oracle.cases import (
     CPU,
     END_IDS,
@@ -92,7 +92,7 @@ def test_padding_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank)
     """
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, kl_loss_estimator=KLEstimator.k3)
     batch, rows = trainer.estimate(rollout), [0, 1, 2, 3]
-    tokens = trainer.views.collate([rollout.sequences[row] for row in rows])
+    tokens = trainer.passes.collate([rollout.sequences[row] for row in rows])
     mask = tokens.response_mask
     assert not mask.all()
     part = batch.rows(rows, mask, CPU)
@@ -106,7 +106,7 @@ def test_padding_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank)
 def test_rows_that_only_keep_other_ranks_company_add_nothing(one_rank):
     """Their mask is 0 everywhere, though their logprobs, advantages and distance to the reference are real."""
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, entropy_coef=0.1)
-    tokens = trainer.views.collate(rollout.sequences[:2])
+    tokens = trainer.passes.collate(rollout.sequences[:2])
     part = trainer.estimate(rollout).rows([0, 1], torch.zeros_like(tokens.response_mask), CPU)
     loss, sums = trainer.policy_objective(part, tokens)
     loss.backward()
@@ -125,7 +125,7 @@ def test_what_stands_behind_a_response_changes_no_estimate_and_no_metric(filler,
     clean, dirty = trainer.estimate(rollout), trainer.estimate(replace(rollout, **filled))
     for name in ("rewards", "advantages", "returns"):
         assert torch.equal(getattr(clean, name), getattr(dirty, name)), name
-    assert summary(clean, PPOConfig()) == summary(dirty, PPOConfig())
+    assert batch_metrics(clean, PPOConfig()) == batch_metrics(dirty, PPOConfig())
 
 
 def test_the_score_stands_on_the_last_token_also_at_the_longest_response(one_rank):
@@ -175,14 +175,14 @@ def test_a_clearly_negative_kl_is_warned_of(one_rank):
     sound, rollout = scored_rollout()
     other, _ = scored_rollout()
     for _ in range(24):
-        sound._look_for_negative_kl(rollout)
-        other._look_for_negative_kl(replace(rollout, ref_logprobs=rollout.logprobs + 1.0))
+        sound._warn_of_negative_kl(rollout)
+        other._warn_of_negative_kl(replace(rollout, ref_logprobs=rollout.logprobs + 1.0))
     assert other.report.warnings == []  # 192 responses are too few for a verdict
-    sound._look_for_negative_kl(rollout)
-    other._look_for_negative_kl(replace(rollout, ref_logprobs=rollout.logprobs + 1.0))
+    sound._warn_of_negative_kl(rollout)
+    other._warn_of_negative_kl(replace(rollout, ref_logprobs=rollout.logprobs + 1.0))
     assert sound.report.warnings == []
     assert other.report.warnings == [
-        "the KL is clearly negative: responses are not drawn from the policy that is scored"
+        "the mean KL is clearly negative: responses are not sampled from the policy that scores them"
     ]
 
 
@@ -197,7 +197,7 @@ def test_a_custom_end_token_ends_a_response_and_saves_it_the_penalty(one_rank):
 
 def reward_trainer(model, rows, eval_rows, pad_id=0):
     engine, record = SimpleTrain(TokenScorer(model), OPTIM, 3), Record()
-    return RewardTrainer(rm_config("pairs"), engine, rows, eval_rows, pad_id, record, record)
+    return RewardTrainer(rm_config("pairs"), engine, RankingData(rows, eval_rows, pad_id), record, record)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])

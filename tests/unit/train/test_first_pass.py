@@ -1,4 +1,4 @@
-"""Scoring's forward pass of the policy is the update's first, where it can be; whole weights are held as long."""
+"""The first update reuses scoring's forward pass of the policy if it can; full weights are held until then."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rlhf_cli.train.forward import HeldPolicy
 from tests.oracle.cases import Record, ppo_config, ppo_models, ppo_trainer, run_simple
 
 ONE_PASS = {"minibatch_size": 8, "micro_batch_size": 8, "num_epochs": 2, "num_steps": 2}
@@ -37,11 +38,10 @@ def trainer_of(rollout_gather=True, **ppo):
 def test_the_policy_reads_the_texts_of_a_step_so_often(options, passes, one_rank):
     """Two steps of two epochs on 8 rows."""
     trainer, reads = trainer_of(**options), []
-    view = trainer.views.policy
-    trainer.views.policy = lambda tokens: (reads.append(len(tokens.input_ids)), view(tokens))[1]
+    outputs = trainer.passes.policy_outputs
+    trainer.passes.policy_outputs = lambda tokens: (reads.append(len(tokens.input_ids)), outputs(tokens))[1]
     trainer.fit()
     assert len(reads) == passes
-    assert trainer._first_pass is None
 
 
 @pytest.mark.parametrize("more", [{"num_epochs": 1}, {"num_epochs": 2, "kl_loss_coef": 0.1, "entropy_coef": 0.1}])
@@ -56,23 +56,25 @@ def test_a_run_is_the_same_as_when_every_pass_is_computed_again(more, one_rank):
 
 
 def test_what_a_check_scores_is_not_kept(one_rank):
+    """A check scores without a held policy, so that its graph is freed."""
     trainer = trainer_of()
+    trainer._first_pass = None  # calling it would fail
     trainer.score(trainer.collect())
-    assert trainer._first_pass is None
+    assert not trainer._read.reused
 
 
 def test_a_step_that_is_skipped_leaves_nothing_for_the_next_one(one_rank):
     trainer = trainer_of()
-    trainer.report.say = lambda text: None
-    rollout = trainer.score(trainer.collect(), for_update=True)
-    assert trainer._first_pass is not None
-    rollout.scores[3] = math.nan
-    assert trainer.learn(rollout)["nonfinite_responses"] == 1
-    assert trainer._first_pass is None
+    with HeldPolicy(trainer.models.policy) as held:
+        rollout = trainer.score(trainer.collect(), held)
+        assert held._first_pass is not None
+        rollout.scores[3] = math.nan
+        assert trainer.train_on(rollout, held)["nonfinite_responses"] == 1
+    assert held._first_pass is None
 
 
 class Sharded:
-    """Notes what is asked of a trained model, and whether its whole weights were held."""
+    """Records the calls of a trained model, and whether its full weights were held."""
 
     has_full_weights = False
 
@@ -107,10 +109,10 @@ class Sharded:
 @pytest.mark.parametrize("rollout_gather", [True, False])
 @pytest.mark.parametrize("gather", [True, False])
 def test_trained_models_are_held_for_their_passes_and_given_back_before_the_optimizer(rollout_gather, gather, one_rank):
-    """Where an update fetches layer by layer, the scoring's pass is not kept: its weights would be gone."""
+    """If an update gathers layer by layer, scoring's pass is not kept: its weights would be gone."""
     trainer = trainer_of(rollout_gather, gather=gather, num_steps=1)
     policy, value = Sharded(trainer.models.policy), Sharded(trainer.models.value_model)
-    trainer.models = trainer.views.models = replace(trainer.models, policy=policy, value_model=value)
+    trainer.passes.models = replace(trainer.models, policy=policy, value_model=value)
     trainer.sampler.policy = policy
     trainer.fit()
     epoch = [("forward", gather), ("backward", gather), ("step", False)]
@@ -121,7 +123,7 @@ def test_trained_models_are_held_for_their_passes_and_given_back_before_the_opti
 def test_weights_are_given_back_when_an_update_fails(one_rank):
     trainer = trainer_of(num_steps=1)
     policy = Sharded(trainer.models.policy)
-    trainer.models = replace(trainer.models, policy=policy)
+    trainer.passes.models = replace(trainer.models, policy=policy)
     trainer.sampler.policy = policy
 
     def broken(loss):

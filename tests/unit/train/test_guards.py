@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.guard_options import GuardAction, GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig
-from rlhf_cli.train.guards import Ask, Finding, Guards
+from rlhf_cli.train.guards import Action, Finding, Guards
 
 NAN, INF = math.nan, math.inf
 
@@ -41,7 +41,7 @@ def asked(changes, config=None):
     """What each step's findings ask for, by guard, when the healthy metrics have these changes, from step 1."""
     guards = Guards(config or PPOGuardConfig())
     return [
-        {finding.guard: finding.asks for finding in guards.look(step, {**HEALTHY, **change})}
+        {finding.guard: finding.action for finding in guards.check(step, {**HEALTHY, **change})}
         for step, change in enumerate(changes, start=1)
     ]
 
@@ -50,17 +50,16 @@ def findings(changes, config=None):
     """All findings of such a run."""
     guards = Guards(config or PPOGuardConfig())
     return [
-        finding for step, change in enumerate(changes, start=1) for finding in guards.look(step, {**HEALTHY, **change})
+        finding for step, change in enumerate(changes, start=1) for finding in guards.check(step, {**HEALTHY, **change})
     ]
 
 
-# option, what the metrics show, the metric, the limit in its unit, the message at step 15
+# option, changed metrics, the metric in question, the message at step 15
 FAULTS = [
     pytest.param(
         "kl_limit",
         {"kl": 123.44},
         "kl",
-        100.0,
         "kl 123.4 nats a response, over guard.kl_limit=100 since step 13; "
         "lower optim.learning_rate, raise ppo.kl_coef, set ppo.kl_target",
         id="kl",
@@ -69,7 +68,6 @@ FAULTS = [
         "max_skipped_steps",
         {"skipped_updates": 1.0},
         "skipped_updates",
-        0.0,
         "skipped_updates 1: not finite, guard.max_skipped_steps=3 since step 13; "
         "lower the learning rate, look for broken data, set model.dtype=float32",
         id="skipped",
@@ -78,7 +76,6 @@ FAULTS = [
         "max_skipped_steps",
         {"score": NAN, "grad_norm/policy": INF},
         "skipped_updates",
-        0.0,
         "grad_norm/policy inf, score nan: not finite, guard.max_skipped_steps=3 since step 13; "
         "lower the learning rate, look for broken data, set model.dtype=float32",
         id="not finite",
@@ -87,7 +84,6 @@ FAULTS = [
         "grad_norm_ratio",
         {"grad_norm/policy": 900.0},
         "grad_norm/policy",
-        600.0,  # 100 x 6
         "grad_norm/policy 900, 150 times its median, over guard.grad_norm_ratio=100 since step 13; "
         "lower optim.learning_rate or optim.max_grad_norm, look at the data of these steps",
         id="policy norm",
@@ -96,7 +92,6 @@ FAULTS = [
         "grad_norm_ratio",
         {"grad_norm/value": 2100.0},
         "grad_norm/value",
-        2000.0,  # 100 x 20
         "grad_norm/value 2100, 105 times its median, over guard.grad_norm_ratio=100 since step 13; "
         "lower value_optim.learning_rate or value_optim.max_grad_norm, look at the data of these steps",
         id="value norm",
@@ -105,8 +100,7 @@ FAULTS = [
         "length_ratio",
         {"response_length": 5.5, "score": 1.25},
         "response_length",
-        6.0,  # 24 / 4
-        "response_length 5.5 where the first steps had 24, with score 0.5 -> 1.25, beyond guard.length_ratio=4 "
+        "response_length 5.5 instead of 24 in the first steps, with score 0.5 -> 1.25, beyond guard.length_ratio=4 "
         "since step 13; raise ppo.kl_coef, set ppo.min_length and ppo.min_length_penalty",
         id="shorter",
     ),
@@ -114,8 +108,7 @@ FAULTS = [
         "length_ratio",
         {"response_length": 97.0, "score": 1.25},
         "response_length",
-        96.0,  # 24 x 4
-        "response_length 97 where the first steps had 24, with score 0.5 -> 1.25, beyond guard.length_ratio=4 "
+        "response_length 97 instead of 24 in the first steps, with score 0.5 -> 1.25, beyond guard.length_ratio=4 "
         "since step 13; raise ppo.kl_coef, compare eval/longer_wins_accuracy of the reward model with its accuracy",
         id="longer",
     ),
@@ -123,7 +116,6 @@ FAULTS = [
         "min_entropy",
         {"entropy": 0.004},
         "entropy",
-        0.01,
         "entropy 0.004 nats a token, under guard.min_entropy=0.01 since step 13; "
         "lower optim.learning_rate, raise ppo.kl_coef or ppo.entropy_coef",
         id="entropy",
@@ -132,8 +124,7 @@ FAULTS = [
         "min_eos_rate",
         {"eos_rate": 0.03125},
         "eos_rate",
-        0.05,
-        "eos_rate 0.03125 where most responses used to end, under guard.min_eos_rate=0.05 since step 13; "
+        "eos_rate 0.03125 although most responses used to end, under guard.min_eos_rate=0.05 since step 13; "
         "raise rollout.max_new_tokens, ppo.missing_eos_penalty or ppo.kl_coef",
         id="eos",
     ),
@@ -141,7 +132,6 @@ FAULTS = [
         "value_limit",
         {"value": -260.0},
         "value",
-        130.0,  # 100 x (0.5 + 0.8)
         "value -260, 200 times the reward's size, over guard.value_limit=100 since step 13; "
         "lower value_optim.learning_rate, set ppo.value_warmup_steps or ppo.reward_clip",
         id="value",
@@ -150,7 +140,6 @@ FAULTS = [
         "value_limit",
         {"return": 130.5},
         "return",
-        130.0,
         "return 130.5, 100.4 times the reward's size, over guard.value_limit=100 since step 13; "
         "lower value_optim.learning_rate, set ppo.value_warmup_steps or ppo.reward_clip",
         id="return",
@@ -159,7 +148,6 @@ FAULTS = [
         "value_limit",
         {"advantage_std": 1300.0},
         "advantage_std",
-        130.0,
         "advantage_std 1300, 1000 times the reward's size, over guard.value_limit=100 since step 13; "
         "lower value_optim.learning_rate, set ppo.value_warmup_steps or ppo.reward_clip",
         id="advantages",
@@ -167,48 +155,47 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("guard", "fault", "metric", "limit", "message"), FAULTS)
-def test_a_guard_stops_the_run_at_the_third_step_in_a_row_and_says_why(guard, fault, metric, limit, message):
+@pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
+def test_a_guard_stops_the_run_at_the_third_step_in_a_row_and_says_why(guard, fault, metric, message):
     found = findings([*WARM_UP, fault, fault, fault])
     assert [finding.guard for finding in found] == [guard] * 3
-    assert [finding.asks for finding in found] == [Ask.nothing, Ask.nothing, Ask.stop]
+    assert [finding.action for finding in found] == [Action.wait, Action.wait, Action.stop]
     assert [finding.since for finding in found] == [13, 13, 13]
     assert found[-1].metric == metric
-    assert found[-1].limit == pytest.approx(limit, abs=1e-9)
     assert str(found[-1]) == message
 
 
-@pytest.mark.parametrize(("guard", "fault", "metric", "limit", "message"), FAULTS)
-def test_a_step_without_the_fault_starts_the_count_anew(guard, fault, metric, limit, message):
+@pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
+def test_a_step_without_the_fault_starts_the_count_anew(guard, fault, metric, message):
     steps = asked([*WARM_UP, fault, fault, {}, fault, fault, {}])
-    once = {guard: Ask.nothing}
+    once = {guard: Action.wait}
     assert steps[12:] == [once, once, {}, once, once, {}]
 
 
-@pytest.mark.parametrize(("guard", "fault", "metric", "limit", "message"), FAULTS)
-def test_a_guard_that_is_off_sees_nothing(guard, fault, metric, limit, message):
+@pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
+def test_a_guard_that_is_off_sees_nothing(guard, fault, metric, message):
     off = 0 if guard == "max_skipped_steps" else None
     assert findings([*WARM_UP, *[fault] * 5], PPOGuardConfig(**{guard: off})) == []
 
 
-@pytest.mark.parametrize(("guard", "fault", "metric", "limit", "message"), FAULTS)
-def test_a_warning_is_said_once_and_again_after_a_recovery(guard, fault, metric, limit, message):
+@pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
+def test_a_warning_is_said_once_and_again_after_a_recovery(guard, fault, metric, message):
     warns = PPOGuardConfig(action=GuardAction.warn)
     steps = asked([*WARM_UP, *[fault] * 5, {}, *[fault] * 3], warns)
     assert [step.get(guard) for step in steps[12:]] == [
-        *[Ask.nothing, Ask.nothing, Ask.warn, Ask.nothing, Ask.nothing],
+        *[Action.wait, Action.wait, Action.warn, Action.wait, Action.wait],
         None,
-        *[Ask.nothing, Ask.nothing, Ask.warn],
+        *[Action.wait, Action.wait, Action.warn],
     ]
 
 
 def test_patience_of_one_acts_at_once():
-    assert asked([{"kl": 101.0}], PPOGuardConfig(patience=1)) == [{"kl_limit": Ask.stop}]
+    assert asked([{"kl": 101.0}], PPOGuardConfig(patience=1)) == [{"kl_limit": Action.stop}]
 
 
 def test_max_skipped_steps_is_a_patience_of_its_own():
     config = PPOGuardConfig(patience=5, max_skipped_steps=2)
-    assert asked([{"loss/value": NAN}] * 2, config)[1] == {"max_skipped_steps": Ask.stop}
+    assert asked([{"loss/value": NAN}] * 2, config)[1] == {"max_skipped_steps": Action.stop}
 
 
 def test_a_limit_itself_is_not_passed():
@@ -219,29 +206,29 @@ def test_a_limit_itself_is_not_passed():
 
 def test_a_run_that_went_on_after_its_stop_has_its_patience_again():
     steps = asked([{"kl": 200.0}] * 6)
-    assert [step["kl_limit"] for step in steps] == [Ask.nothing, Ask.nothing, Ask.stop] * 2
+    assert [step["kl_limit"] for step in steps] == [Action.wait, Action.wait, Action.stop] * 2
 
 
 def test_kl_coef_is_raised_so_many_times_and_then_the_action_holds():
     config = PPOGuardConfig(patience=2, kl_raises=3)
     steps = asked([{"kl": 150.0}] * 5, config)
-    raises = [Ask.raise_kl_coef] * 3
-    assert [step["kl_limit"] for step in steps] == [Ask.nothing, *raises, Ask.stop]
+    raises = [Action.raise_kl_coef] * 3
+    assert [step["kl_limit"] for step in steps] == [Action.wait, *raises, Action.stop]
 
 
 def test_a_kl_that_comes_down_ends_the_raises():
     config = PPOGuardConfig(patience=1, kl_raises=3, action=GuardAction.warn)
     steps = asked([{"kl": 150.0}] * 2 + [{}] + [{"kl": 150.0}] * 5, config)
-    raised = Ask.raise_kl_coef
+    raised = Action.raise_kl_coef
     assert [step.get("kl_limit") for step in steps] == [
         *[raised, raised, None],
-        *[raised, raised, raised, Ask.warn, Ask.nothing],
+        *[raised, raised, raised, Action.warn, Action.wait],
     ]
 
 
 def test_only_the_kl_is_answered_with_raises():
     config = PPOGuardConfig(patience=1, kl_raises=3)
-    assert asked([{"entropy": 0.0}], config) == [{"min_entropy": Ask.stop}]
+    assert asked([{"entropy": 0.0}], config) == [{"min_entropy": Action.stop}]
 
 
 def demo_like(step):
@@ -263,7 +250,7 @@ def demo_like(step):
 
 def test_a_healthy_run_passes_no_limit():
     guards = Guards(PPOGuardConfig())
-    assert [finding for step in range(1, 301) for finding in guards.look(step, demo_like(step))] == []
+    assert [finding for step in range(1, 301) for finding in guards.check(step, demo_like(step))] == []
 
 
 def test_a_random_model_that_never_ends_its_responses_passes_no_limit():
@@ -273,18 +260,18 @@ def test_a_random_model_that_never_ends_its_responses_passes_no_limit():
         noise = random.Random(step).uniform
         tiny = {"score": noise(-0.1, 0.1), "score_std": 0.1, "reward": noise(-0.1, 0.1), "kl": noise(-1, 1)}
         tiny |= {"entropy": 5.55, "eos_rate": random.Random(step).choice([0.0, 0.125, 0.25]), "value": noise(-9, 9)}
-        assert guards.look(step, {**HEALTHY, **tiny}) == []
+        assert guards.check(step, {**HEALTHY, **tiny}) == []
 
 
 def test_a_single_spike_does_nothing():
     spike = {"grad_norm/policy": 1e6, "kl": 1e4, "entropy": 0.0, "value": 1e9}
     steps = asked([*WARM_UP, spike, {}, spike, {}])
-    assert {ask for step in steps for ask in step.values()} == {Ask.nothing}
+    assert {ask for step in steps for ask in step.values()} == {Action.wait}
 
 
 def test_a_gradient_norm_is_judged_after_ten_others_by_the_last_fifty():
     big = {"grad_norm/policy": 700.0}
-    assert asked([{}] * 9 + [big] * 3)[9:] == [{}, {"grad_norm_ratio": Ask.nothing}, {"grad_norm_ratio": Ask.nothing}]
+    assert asked([{}] * 9 + [big] * 3)[9:] == [{}, {"grad_norm_ratio": Action.wait}, {"grad_norm_ratio": Action.wait}]
     assert asked([{}] * 50 + [big] * 24)[-1] != {}  # 50 norms: 27 of 6 and 23 of 700
     assert asked([{}] * 50 + [big] * 30, PPOGuardConfig(patience=40))[-1] == {}  # 21 of 6, 29 of 700: usual by now
 
@@ -293,10 +280,12 @@ def test_a_median_is_that_of_the_fifty_norms_before():
     """Of five 1s and five 3s it is 2: 250 is 125 times that, and would be 83 times the median of all eleven."""
     norms = [{"grad_norm/policy": norm} for norm in (1.0, 3.0) * 5]
     found = findings([*norms, {"grad_norm/policy": 250.0}])
-    assert [(finding.metric, finding.limit) for finding in found] == [("grad_norm/policy", 200.0)]
+    assert [finding.problem for finding in found] == [
+        "grad_norm/policy 250, 125 times its median, over guard.grad_norm_ratio=100"
+    ]
     guards = Guards(GuardConfig())
     for step in range(1, 61):
-        guards.look(step, {"grad_norm": float(step)})
+        guards.check(step, {"grad_norm": float(step)})
     assert guards.state_dict()["norms"] == {"grad_norm": [float(step) for step in range(11, 61)]}
 
 
@@ -315,7 +304,8 @@ def test_the_first_steps_are_those_of_baseline_steps():
     first = [{"response_length": 10.0, "score": 0.0}, {"response_length": 30.0, "score": 1.0}]
     config = PPOGuardConfig(baseline_steps=2, patience=1)
     found = findings([*first, {"response_length": 80.0, "score": 0.6}, {"response_length": 81.0, "score": 0.6}], config)
-    assert [(finding.since, finding.limit, finding.asks) for finding in found] == [(4, 80.0, Ask.stop)]
+    assert [(finding.since, finding.action) for finding in found] == [(4, Action.stop)]
+    assert "response_length 81 instead of 20 in the first steps, with score 0.5 -> 0.6" in found[0].problem
 
 
 def test_ending_is_learnt_before_it_is_missed():
@@ -338,15 +328,15 @@ def test_the_reward_model_has_only_the_guards_of_both_commands():
     guards = Guards(GuardConfig())
     metrics = {"loss": 0.6, "accuracy": 0.7, "margin": 0.2, "lr": 1e-5, "kl": 1e9, "entropy": 0.0}
     for step in range(1, 13):
-        assert guards.look(step, {**metrics, "grad_norm": 2.0, "skipped_updates": 0.0}) == []
-    found = [guards.look(step, {**metrics, "grad_norm": 300.0, "skipped_updates": 0.0}) for step in (13, 14, 15)]
+        assert guards.check(step, {**metrics, "grad_norm": 2.0, "skipped_updates": 0.0}) == []
+    found = [guards.check(step, {**metrics, "grad_norm": 300.0, "skipped_updates": 0.0}) for step in (13, 14, 15)]
     assert [str(finding) for finding in found[-1]] == [
         "grad_norm 300, 150 times its median, over guard.grad_norm_ratio=100 since step 13; "
         "lower optim.learning_rate or optim.max_grad_norm, look at the data of these steps"
     ]
-    assert found[-1][0].asks is Ask.stop
-    bad = [guards.look(step, {**metrics, "grad_norm": INF, "skipped_updates": 1.0}) for step in (16, 17, 18)]
-    assert [finding.asks for step in bad for finding in step] == [Ask.nothing, Ask.nothing, Ask.stop]
+    assert found[-1][0].action is Action.stop
+    bad = [guards.check(step, {**metrics, "grad_norm": INF, "skipped_updates": 1.0}) for step in (16, 17, 18)]
+    assert [finding.action for step in bad for finding in step] == [Action.wait, Action.wait, Action.stop]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, None], ids=["nan", "inf", "-inf", "missing"])
@@ -357,15 +347,15 @@ def test_a_metric_without_a_figure_neither_counts_nor_forgives(metric, bad):
     fault |= {"grad_norm/policy": 1e4}
     guards, plain = Guards(config), Guards(config)
     for step in range(1, 13):
-        guards.look(step, HEALTHY)
-        plain.look(step, HEALTHY)
+        guards.check(step, HEALTHY)
+        plain.check(step, HEALTHY)
     broken = {**HEALTHY, **fault, metric: bad}
     if bad is None:
         del broken[metric]
     for step, metrics in enumerate([{**HEALTHY, **fault}, broken, {**HEALTHY, **fault}], start=13):
-        found = guards.look(step, metrics)
-    expected = [plain.look(step, {**HEALTHY, **fault}) for step in (13, 15)][-1]
-    stopped = {finding.metric for finding in found if finding.asks is Ask.stop}
+        found = guards.check(step, metrics)
+    expected = [plain.check(step, {**HEALTHY, **fault}) for step in (13, 15)][-1]
+    stopped = {finding.metric for finding in found if finding.action is Action.stop}
     waits = {"response_length"} if metric == "score" else {metric}
     assert stopped == {finding.metric for finding in expected} - waits
     assert [finding for finding in found if finding.metric in waits] == [
@@ -377,7 +367,7 @@ def test_a_baseline_and_medians_are_not_poisoned():
     broken = [dict.fromkeys(HEALTHY, bad) for bad in (NAN, INF, -INF)]
     guards = Guards(PPOGuardConfig())
     for step, metrics in enumerate([{}, *broken, *[HEALTHY] * 12], start=1):
-        guards.look(step, metrics)
+        guards.check(step, metrics)
     state = guards.state_dict()
     assert json.loads(json.dumps(state, allow_nan=False)) == state
     assert state["baseline_steps"] == 10
@@ -416,28 +406,28 @@ def test_a_resumed_run_finds_the_same(seed, action):
     through, resumed = Guards(config), Guards(config)
     seen = set()
     for step, metrics in enumerate(wild(seed, 200), start=1):
-        expected = through.look(step, metrics)
-        assert resumed.look(step, metrics) == expected
-        seen |= {(finding.guard, finding.asks) for finding in expected}
+        expected = through.check(step, metrics)
+        assert resumed.check(step, metrics) == expected
+        seen |= {(finding.guard, finding.action) for finding in expected}
         state = json.loads(json.dumps(resumed.state_dict()))
         resumed = Guards(config)
         resumed.load_state_dict(state)
-    acts = Ask.stop if action is GuardAction.stop else Ask.warn
+    acts = Action.stop if action is GuardAction.stop else Action.warn
     options = {"kl_limit", "max_skipped_steps", "grad_norm_ratio", "length_ratio", "min_entropy", "min_eos_rate"}
-    assert {guard for guard, asks in seen if asks is acts} == options | {"value_limit"}
-    assert ("kl_limit", Ask.raise_kl_coef) in seen
+    assert {guard for guard, action in seen if action is acts} == options | {"value_limit"}
+    assert ("kl_limit", Action.raise_kl_coef) in seen
 
 
 def test_a_saved_state_is_not_changed_by_what_follows():
     guards = Guards(PPOGuardConfig())
-    guards.look(1, {**HEALTHY, "kl": 200.0})
+    guards.check(1, {**HEALTHY, "kl": 200.0})
     state = guards.state_dict()
     text = json.dumps(state)
     other = Guards(PPOGuardConfig())
     other.load_state_dict(state)
     for step in (2, 3):
-        guards.look(step, {**HEALTHY, "kl": 200.0})
-        other.look(step, {**HEALTHY, "kl": 200.0})
+        guards.check(step, {**HEALTHY, "kl": 200.0})
+        other.check(step, {**HEALTHY, "kl": 200.0})
     assert json.dumps(state) == text
 
 
@@ -447,11 +437,9 @@ def test_a_finding_is_a_value():
         Finding(
             guard="kl_limit",
             metric="kl",
-            figure=200.0,
-            limit=100.0,
             since=1,
-            asks=Ask.nothing,
-            saw="kl 200 nats a response, over guard.kl_limit=100",
+            action=Action.wait,
+            problem="kl 200 nats a response, over guard.kl_limit=100",
             remedy="lower optim.learning_rate, raise ppo.kl_coef, set ppo.kl_target",
         )
     ]
@@ -468,7 +456,7 @@ def test_a_finding_is_a_value():
         ({"kl_limit": INF}, "guard.kl_limit must be between 1e-06 and 1e+09, got inf"),
         ({"kl_raises": -1}, "guard.kl_raises must be between 0 and 20, got -1"),
         ({"kl_raises": 21}, "guard.kl_raises must be between 0 and 20, got 21"),
-        ({"kl_raises": 1, "kl_limit": None}, "guard.kl_raises must be 0 where guard.kl_limit is null, got 1"),
+        ({"kl_raises": 1, "kl_limit": None}, "guard.kl_raises must be 0 if guard.kl_limit is null, got 1"),
         ({"length_ratio": 0.9}, "guard.length_ratio must be between 1 and 1e+09, got 0.9"),
         ({"baseline_steps": 0}, "guard.baseline_steps must be 1 or more, got 0"),
         ({"min_entropy": -0.1}, "guard.min_entropy must be between 0 and 20, got -0.1"),
@@ -488,7 +476,7 @@ def test_an_option_out_of_range_is_refused(options, message):
         (
             {"kl_raises": 1},
             {"kl_coef": 0.0},
-            "guard.kl_raises must be 0 where ppo.kl_coef is 0, which no factor raises, got 1",
+            "guard.kl_raises must be 0 if ppo.kl_coef is 0, which no factor can raise, got 1",
         ),
         ({"kl_limit": 10.0}, {"kl_target": 10.0}, "guard.kl_limit must be above ppo.kl_target 10.0, or null, got 10.0"),
     ],

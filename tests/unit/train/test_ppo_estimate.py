@@ -1,4 +1,4 @@
-"""What `estimate` and `summary` make of a scored rollout, by hand."""
+"""`estimate` and `batch_metrics` on a scored rollout, by hand."""
 
 from types import SimpleNamespace
 
@@ -8,13 +8,16 @@ from torch.testing import assert_close
 
 from rlhf_cli.config.objectives import KLEstimator, MissingEOS, PPOConfig
 from rlhf_cli.data.token_batches import TokenSequence
-from rlhf_cli.train.batch import Episode, Rollout, shaped_scores, summary
+from rlhf_cli.train.batch import Episode, Rollout
 from rlhf_cli.train.ppo import PPOState, PPOTrainer
+from rlhf_cli.train.ppo_metrics import batch_metrics
+from rlhf_cli.train.shaping import shaped_scores
 
 
 def episode(length, ended, score, logprob, ref):
     row = torch.ones(length)
     return Episode(
+        prompt_index=0,
         sequence=TokenSequence((1,), tuple(range(2, 2 + length))),
         ended=ended,
         logprobs=logprob * row,
@@ -87,7 +90,7 @@ def test_advantages_are_whitened_over_the_real_tokens():
 
 
 def test_the_summary_weighs_tokens_once_and_responses_once():
-    got = summary(estimate(), PPOConfig())
+    got = batch_metrics(estimate(), PPOConfig())
     assert got == pytest.approx(
         {
             "score": -0.5,

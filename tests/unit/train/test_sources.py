@@ -14,13 +14,14 @@ from rlhf_cli.algo.normalise import Moments
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.reward_options import Normalise, OnFailure, RewardSourceConfig
 from rlhf_cli.data.prompts import Prompt
+from rlhf_cli.data.sampler import batch_indices
 from rlhf_cli.data.splits import Splits
 from rlhf_cli.data.token_batches import TokenSequence
 from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.run.check_ppo import TextSide, check_ppo
+from rlhf_cli.run.check_ppo import Tokenizers, check_ppo
 from rlhf_cli.run.checks import FLOAT32
-from rlhf_cli.run.reward_sources import texts_of
+from rlhf_cli.run.reward_sources import exchange_maker
 from rlhf_cli.train.ppo import PPOState
 from tests.oracle.cases import PROMPTS, TOKENIZER, Record, ppo_config, ppo_models, ppo_trainer
 from tests.unit.run.test_checks import DATA
@@ -59,16 +60,16 @@ def trainer_of(lengths, record=None, source=None, **options):
     counts = source or RewardSourceConfig(name="lengths", function="m:f", weight=0.5)
     config = replace(ppo_config("base", **options), reward=[RM, counts])
     trainer = ppo_trainer(config, ppo_models(), "simple", record or StepHooks())
-    old = trainer.models.judging
-    judging = RewardEnsemble([RM, counts], exchange, old.reward_model, {}, {"lengths": lengths})
-    trainer.models = trainer.views.models = replace(trainer.models, judging=judging)
+    old = trainer.models.rewards
+    rewards = RewardEnsemble([RM, counts], exchange, old.reward_model, {}, {"lengths": lengths})
+    trainer.passes.models = replace(trainer.models, rewards=rewards)
     return trainer
 
 
 def test_a_score_is_the_weighted_sum_and_every_source_is_told(one_rank):
     lengths, record = Lengths(), StepHooks()
     trainer = trainer_of(lengths, record)
-    assert list(trainer.models.judging.engines) == ["reward_model"]
+    assert list(trainer.models.rewards.engines) == ["reward_model"]
     rollout = trainer.score(trainer.collect())
     counted = torch.tensor([float(len(one.response_ids)) for one in rollout.sequences])
     assert torch.equal(rollout.source_scores[:, 1], counted)
@@ -87,9 +88,8 @@ def test_sources_are_asked_about_the_prompts_of_the_step(one_rank, monkeypatch):
     trainer.fit()
     assert len(lengths.asked) == 2
     for step, asked in enumerate(lengths.asked):
-        state, trainer.state = trainer.state, PPOState(0.0, step)
-        wanted = [trainer.data.prompts[index].prompt_key for index in trainer._prompt_indices()]
-        trainer.state = state
+        indices = batch_indices(len(PROMPTS), trainer.config.ppo.batch_size, step, trainer.config.run.seed)
+        wanted = [trainer.data.prompts[index].prompt_key for index in indices]
         assert [one.prompt for one in asked] == wanted
         assert [one.columns for one in asked] == [{"n": key} for key in wanted]
 
@@ -119,7 +119,7 @@ def test_scores_are_normalised_by_moments_that_know_the_step(one_rank):
     source = RewardSourceConfig(name="lengths", function="m:f", normalise=Normalise.running)
     trainer = trainer_of(Lengths(), source=source)
     raw = trainer.score(trainer.collect())
-    rollout = trainer.normalised(raw)
+    rollout = trainer.normalise(raw)
     part = rollout.scores - rollout.source_scores[:, 0]
     assert float(part.mean()) == pytest.approx(0, abs=1e-6)
     assert float(part.std(correction=0)) == pytest.approx(1, abs=1e-5)
@@ -144,7 +144,7 @@ def test_a_run_that_was_given_up_goes_on_as_if_nothing_had_been(one_rank):
     trainer = trainer_of(Lengths(fails_at=2), halves, source)
     with pytest.raises(RewardError):
         trainer.fit()
-    trainer.models.judging.external["lengths"].fails_at = math.inf
+    trainer.models.rewards.external["lengths"].fails_at = math.inf
     trainer.state = PPOState.of(halves.saved)
     trainer.fit()
     assert halves.metrics == whole.metrics
@@ -160,7 +160,7 @@ def test_a_skipped_step_learns_nothing_and_the_next_one_goes_on(one_rank):
         lengths.fails_at = math.inf
         return 1.0
 
-    record.look = recovers
+    record.check = recovers
     weights = []
     record.after_step = lambda state, metrics: weights.append(copy.deepcopy(trainer.models.policy.full_state_dict()))
     trainer.fit()
@@ -176,27 +176,27 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(one_rank):
     record = StepHooks()
     source = RewardSourceConfig(name="lengths", function="m:f", on_failure=OnFailure.skip, max_failures=2)
     trainer = trainer_of(Lengths(fails_at=1), record, source)
-    with pytest.raises(RewardError, match="call 2: gone; 2 steps in a row were skipped"):
+    with pytest.raises(RewardError, match="call 2: gone; 2 consecutive steps were skipped"):
         trainer.fit()
     assert (record.saved["step"], record.saved["failures"]) == (1, 0)
 
 
 def checked(trainer, source=None):
-    texts = TextSide(TOKENIZER, TOKENIZER, DATA)
+    texts = Tokenizers(TOKENIZER, TOKENIZER, DATA)
     prompts = [Prompt(one.text, one.ids, json.dumps([{"role": "user", "content": "?"}])) for one in PROMPTS]
     return {check.name: check.status for check in check_ppo(trainer, prompts, texts, FLOAT32)}
 
 
 def test_the_checks_ask_twice(one_rank):
-    assert checked(trainer_of(Lengths()))["lengths says the same again"] == "ok"
-    assert checked(trainer_of(Lengths(wobbles=50.0)))["lengths says the same again"] == "FAIL"
+    assert checked(trainer_of(Lengths()))["lengths gives the same scores twice"] == "ok"
+    assert checked(trainer_of(Lengths(wobbles=50.0)))["lengths gives the same scores twice"] == "FAIL"
 
 
 def test_a_source_that_is_declared_random_is_not_compared(one_rank):
     source = RewardSourceConfig(name="lengths", function="m:f", random=True)
     found = checked(trainer_of(Lengths(wobbles=50.0), source=source))
-    assert "lengths says the same again" not in found
-    assert found["a second look gives the same numbers"] == "ok"
+    assert "lengths gives the same scores twice" not in found
+    assert found["a second pass gives the same numbers"] == "ok"
 
 
 @pytest.mark.parametrize("on_failure", OnFailure)
@@ -221,7 +221,7 @@ def prompt_of(text, **columns):
 def test_a_source_is_tried_on_both_sides_before_models_are_loaded(one_rank):
     sides = Splits([prompt_of("hi", a=1), prompt_of("ho", b=2)], [prompt_of("bye", a=3)], [])
     lengths = Lengths()
-    texts = texts_of(Renderer(), sides, {"lengths": lengths})
+    texts = exchange_maker(Renderer(), sides, {"lengths": lengths})
     [[first], [second]] = lengths.asked
     assert [one["content"] for one in first.messages] == ["be kind", "hi"]
     assert (first.columns, bool(first.response)) == ({"a": 1, "b": None}, True)
@@ -233,11 +233,11 @@ def test_a_source_is_tried_on_both_sides_before_models_are_loaded(one_rank):
 def test_a_source_that_fails_on_the_held_out_side_is_bad_input(one_rank):
     sides = Splits([prompt_of("hi")], [prompt_of("bye")], [])
     with pytest.raises(InputError, match="call 2: gone"):
-        texts_of(Renderer(), sides, {"lengths": Lengths(fails_at=2)})
+        exchange_maker(Renderer(), sides, {"lengths": Lengths(fails_at=2)})
 
 
 def test_without_sources_outside_nobody_looks_at_columns(one_rank):
-    assert texts_of(Renderer(), Splits([prompt_of("hi", a=1)], [], []), {}).columns == {}
+    assert exchange_maker(Renderer(), Splits([prompt_of("hi", a=1)], [], []), {}).columns == {}
 
 
 def test_an_old_checkpoint_knows_no_sources():

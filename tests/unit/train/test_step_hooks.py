@@ -15,7 +15,7 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.system.signals import StopSignals
 from rlhf_cli.system.watchdog import PROGRESS
-from rlhf_cli.train.guards import Ask, Finding, Guards
+from rlhf_cli.train.guards import Action, Finding, Guards
 from rlhf_cli.train.step_hooks import StepHooks
 from tests.conftest import REPOSITORY, child_environment
 
@@ -46,15 +46,15 @@ class Says:
     def __init__(self, *findings):
         self.findings = findings
 
-    def look(self, _step, _metrics):
+    def check(self, _step, _metrics):
         return self.findings
 
     def state_dict(self):
         return {"rows": 1}
 
 
-def finding(asks, guard="kl_limit"):
-    return Finding(guard=guard, metric="kl", figure=2.0, limit=1.0, saw="kl 2", remedy="do less", since=3, asks=asks)
+def finding(action, guard="kl_limit"):
+    return Finding(guard=guard, metric="kl", problem="kl 2", remedy="do less", since=3, action=action)
 
 
 INPUTS = {"data.train": "0a", "model.path": "1b"}
@@ -70,7 +70,7 @@ def go(between, first, last, metrics=lambda step: {}):
     """The course of a trainer's fit, over some steps."""
     for step in range(first, last + 1):
         between.before_step({"step": step - 1, "kl_coef": 0.5})
-        between.look(step, metrics(step))
+        between.check(step, metrics(step))
         between.after_step({"step": step, "kl_coef": 0.5}, metrics(step))
 
 
@@ -107,7 +107,9 @@ def test_a_signal_ends_the_run_with_one_checkpoint(number, every, saved):
     between.signals._receive(number, None)
     with pytest.raises(Interrupted) as caught:
         between.before_step({"step": 3, "kl_coef": 0.5})
-    assert str(caught.value) == (f"stopped by {number.name} after step 3, checkpoint saved; go on with run.resume=true")
+    assert str(caught.value) == (
+        f"stopped by {number.name} after step 3, checkpoint saved; continue with run.resume=true"
+    )
     assert caught.value.code == 75
     assert between.checkpoints.steps == saved
     assert between.checkpoints.dropping == [every and step % every == 0 for step in saved]
@@ -174,7 +176,7 @@ def test_a_signal_within_a_step_lets_it_come_to_its_end():
     go(between, 1, 2)
     between.before_step({"step": 2})
     between.signals._receive(signal.SIGTERM, None)
-    between.look(3, {})
+    between.check(3, {})
     between.after_step({"step": 3}, {})
     assert between.checkpoints.steps == []
     with pytest.raises(Interrupted, match="after step 3"):
@@ -204,15 +206,15 @@ def test_the_watchdog_is_told_of_every_step():
 )
 @pytest.mark.parametrize("every", [0, 1, 5])
 def test_a_guard_stops_the_run_once_the_step_is_saved(guard, error, code, every):
-    between = boundary(Says(finding(Ask.stop, guard)), every_steps=every)
-    assert between.look(5, {}) == 1.0
+    between = boundary(Says(finding(Action.stop, guard)), every_steps=every)
+    assert between.check(5, {}) == 1.0
     assert between.checkpoints.steps == []
     with pytest.raises(error) as caught:
         between.after_step({"step": 5}, {})
     assert type(caught.value) is error
     assert caught.value.code == code
     assert str(caught.value) == (
-        "a guard stopped the run at step 5, checkpoint saved: kl 2 since step 3; do less; go on with "
+        "a guard stopped the run at step 5, checkpoint saved: kl 2 since step 3; do less; continue with "
         "run.resume=true and other settings, or guard.action=warn, or from an earlier checkpoint "
         "(run.resume=PATH; `rlhf checkpoints` lists them)"
     )
@@ -222,8 +224,8 @@ def test_a_guard_stops_the_run_once_the_step_is_saved(guard, error, code, every)
 
 @pytest.mark.parametrize(("every", "best"), [(0, False), (2, False), (1, True), (5, True)])
 def test_a_step_that_a_guard_stops_can_be_the_best_where_it_is_due(every, best):
-    between = boundary(Says(finding(Ask.stop)), every_steps=every, best_metric="score")
-    between.look(5, {"score": 1.0})
+    between = boundary(Says(finding(Action.stop)), every_steps=every, best_metric="score")
+    between.check(5, {"score": 1.0})
     with pytest.raises(GuardError):
         between.after_step({"step": 5}, {"score": 1.0})
     assert between.checkpoints.best == [best]
@@ -232,25 +234,25 @@ def test_a_step_that_a_guard_stops_can_be_the_best_where_it_is_due(every, best):
 
 def test_of_two_guards_that_stop_the_first_is_told():
     between = boundary(
-        Says(finding(Ask.warn), finding(Ask.stop, "min_entropy"), finding(Ask.stop, "max_skipped_steps"))
+        Says(finding(Action.warn), finding(Action.stop, "min_entropy"), finding(Action.stop, "max_skipped_steps"))
     )
-    between.look(1, {})
+    between.check(1, {})
     with pytest.raises(GuardError):
         between.after_step({"step": 1}, {})
 
 
 def test_a_guard_that_warns_is_heard(capsys):
-    between = boundary(Says(finding(Ask.warn), finding(Ask.nothing)))
-    assert between.look(1, {}) == 1.0
+    between = boundary(Says(finding(Action.warn), finding(Action.wait)))
+    assert between.check(1, {}) == 1.0
     between.after_step({"step": 1}, {})
     assert capsys.readouterr().out == "warning: kl 2 since step 3; do less\n"
 
 
 def test_a_guard_raises_kl_coef_once_a_step(capsys):
-    between = boundary(Says(finding(Ask.raise_kl_coef), finding(Ask.raise_kl_coef)))
-    assert between.look(1, {}) == 1.5
+    between = boundary(Says(finding(Action.raise_kl_coef), finding(Action.raise_kl_coef)))
+    assert between.check(1, {}) == 1.5
     assert capsys.readouterr().out == "warning: kl 2 since step 3; do less; ppo.kl_coef is multiplied by 1.5\n" * 2
-    assert boundary().look(1, {}) == 1.0
+    assert boundary().check(1, {}) == 1.0
 
 
 NAN, INF = math.nan, math.inf
@@ -356,8 +358,8 @@ def test_what_has_changed_since_the_checkpoint_is_refused(was, named):
         between.require_same_inputs(was)
     between.require_same_inputs(INPUTS)
     assert str(caught.value) == (
-        f"what {named} names has changed since the checkpoint was written: its rows or weights are not those of the "
-        "run; put them back, or start anew with another run.name"
+        f"{named} changed since this checkpoint was saved. Restore the original files, or start a new run with a "
+        "different run.name"
     )
 
 

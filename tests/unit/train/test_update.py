@@ -24,14 +24,17 @@ from rlhf_cli.data.sampler import batch_indices
 from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import StepResult
+from rlhf_cli.engine.roofline import Work
 from rlhf_cli.models.model_size import ModelSize
-from rlhf_cli.report.reporter import Work
 from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.train import ppo
-from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, shaped_scores, summary
-from rlhf_cli.train.flops import Read, Sizes
-from rlhf_cli.train.ppo import PPOData, PPOState, PPOTrainer
-from rlhf_cli.train.reward import Pairs, RewardTrainer, num_steps, pair_records
+from rlhf_cli.train.batch import Episode, PPOBatch, PPOTargets, Rollout, Samples
+from rlhf_cli.train.flops import ModelSizes, TokensRead
+from rlhf_cli.train.forward import ForwardPasses
+from rlhf_cli.train.ppo import Monitors, PPOData, PPOState, PPOTrainer
+from rlhf_cli.train.ppo_metrics import batch_metrics
+from rlhf_cli.train.reward import Pairs, RankingData, RewardTrainer, num_steps, pair_records
+from rlhf_cli.train.shaping import shaped_scores
 from tests.oracle.cases import CPU, Record
 
 LOG2, LOG3 = math.log(2), math.log(3)
@@ -73,18 +76,19 @@ def config_of(seed=7, pretrain=None, temperature=1.0, **options):
     )
 
 
-def judging(reward_model=None):
-    """The default: the reward model is the one source."""
+def rewards(reward_model=None):
+    """The default: the reward model is the only source."""
     return RewardEnsemble([RewardSourceConfig(name="reward_model")], None, reward_model, {}, {})
 
 
 def trainer_of(config, policy=None, value_model=None, texts=(), prompts=()):
-    models = SimpleNamespace(policy=policy or Engine(), value_model=value_model or Engine(), judging=judging())
-    data, ends = PPOData(list(prompts), list(texts)), EndTokens(frozenset(), 0)
-    return PPOTrainer(config, models, SimpleNamespace(), ends, data, None, None)
+    models = SimpleNamespace(policy=policy or Engine(), value_model=value_model or Engine(), rewards=rewards())
+    passes = ForwardPasses(config, models, EndTokens(frozenset(), 0), packed=False)
+    data = PPOData(list(prompts), list(texts))
+    return PPOTrainer(config, passes, SimpleNamespace(), data, None, None, Monitors())
 
 
-ONE_SOURCE = judging().weighted_sum
+ONE_SOURCE = rewards().weighted_sum
 
 
 def sequence(length, prompt=1):
@@ -94,7 +98,7 @@ def sequence(length, prompt=1):
 def batch_of(lengths):
     """A rollout of zeros, for tests that look at its lengths alone."""
     row = [torch.zeros(length) for length in lengths]
-    episodes = [Episode(sequence(n), True, z, z, z, z, torch.zeros(1)) for n, z in zip(lengths, row, strict=True)]
+    episodes = [Episode(0, sequence(n), True, z, z, z, z, torch.zeros(1)) for n, z in zip(lengths, row, strict=True)]
     rollout = Rollout.of(episodes, ONE_SOURCE)
     return PPOBatch(rollout, *[torch.zeros_like(rollout.values)] * 3)
 
@@ -265,7 +269,7 @@ def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
     values = torch.tensor([[1.0, 1.0, JUNK], [3.0, JUNK, JUNK]], requires_grad=True)
     old = torch.tensor([[0.0, 1.0], [3.0, JUNK]])
     trainer = trainer_of(config_of(), value_model=Engine((values, None)))
-    tokens, zero = trainer.views.collate([sequence(2), sequence(1)]), torch.zeros(2, 2)
+    tokens, zero = trainer.passes.collate([sequence(2), sequence(1)]), torch.zeros(2, 2)
     returns = torch.tensor([[0.9, 2.0], [1.0, -JUNK]])
     part = PPOTargets(tokens.response_mask, zero, zero, old, zero, returns)
     sums = trainer._value_backward(part, tokens, num_tokens=10)
@@ -308,7 +312,7 @@ def test_without_texts_there_is_no_text_loss(one_rank):
 def test_forward_passes_add_up_and_one_for_company_has_no_token_to_train_on(one_rank):
     """Rows 3, 2, 1, 0 of lengths 1, 3, 1, 2 and prompts of 1 are dealt by length: 1, 3, 0, 2."""
     trainer, seen = trainer_of(config_of()), []
-    trainer.views.micro_batches = lambda sequences: [([0, 1], True), ([2, 3], True), ([2, 3], False)]
+    trainer.passes.micro_batches = lambda sequences: [([0, 1], True), ([2, 3], True), ([2, 3], False)]
 
     def backward(part, tokens, num_tokens):
         seen.append((part.mask.tolist(), tokens.response_mask.tolist(), num_tokens))
@@ -340,31 +344,31 @@ def test_ranks_make_as_many_forward_passes_as_the_busiest_when_sizes_vary(tokens
     """Another rank has two passes. With a fixed number of rows all have as many, and nothing is exchanged."""
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 2])
     trainer = trainer_of(config_of(micro_batch_tokens=tokens))
-    assert trainer.views.micro_batches([sequence(1)]) == expected
-    assert trainer.views.micro_batches([sequence(1)], in_step=False) == [([0], True)]  # where whole weights are held
+    assert trainer.passes.micro_batches([sequence(1)]) == expected
+    assert trainer.passes.micro_batches([sequence(1)], in_step=False) == [([0], True)]  # where whole weights are held
 
 
 def test_micro_batches_count_prompt_and_response_tokens(one_rank):
     """Two rows of 2 + 3 are 10 tokens."""
     rows = [sequence(3, prompt=2), sequence(3, prompt=2)]
     for tokens, expected in ((10, [([0, 1], True)]), (9, [([0], True), ([1], True)])):
-        assert trainer_of(config_of(micro_batch_tokens=tokens)).views.micro_batches(rows) == expected
+        assert trainer_of(config_of(micro_batch_tokens=tokens)).passes.micro_batches(rows) == expected
     trainer = trainer_of(config_of(micro_batch_tokens=5))
-    assert len(trainer.views.micro_batches(rows)) == 2
-    trainer.views.packed = True  # the rows are alike, so that five tokens are all there are
-    assert len(trainer.views.micro_batches(rows)) == 1
+    assert len(trainer.passes.micro_batches(rows)) == 2
+    trainer.passes.packed = True  # the rows are alike, so that five tokens are all there are
+    assert len(trainer.passes.micro_batches(rows)) == 1
 
 
 @pytest.mark.parametrize(("packed", "read"), [(False, (2 + 4) + (3 + 9)), (True, 4 + 9)])
 def test_the_tokens_that_models_read_are_counted(packed, read, one_rank):
     """Two models read 1 + 1 and 1 + 3 tokens, then 1 + 2 and 1 + 8: the longer text begins with the other."""
     trainer = trainer_of(config_of())
-    trainer.views.packed = packed
+    trainer.passes.packed = packed
     for lengths in ((1, 3), (2, 8)):
         for _ in range(2):
-            trainer.views.collate([TokenSequence((1,), (1,) * length) for length in lengths])
-    assert trainer.views.take_read(num_models=2) == read
-    assert trainer.views.take_read(num_models=1) == 0
+            trainer.passes.collate([TokenSequence((1,), (1,) * length) for length in lengths])
+    assert trainer.passes.take_count(num_models=2) == read
+    assert trainer.passes.take_count(num_models=1) == 0
 
 
 class ByLength(Engine):
@@ -399,17 +403,18 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     config = replace(config, rollout=replace(config.rollout, gather=gather))
     trainer = trainer_of(config, policy=ByLength(), value_model=ByLength())
     trainer.models.reference = ByLength()
-    trainer.models.judging.reward_model = SimpleNamespace(
+    trainer.models.rewards.reward_model = SimpleNamespace(
         engine=ByLength(), score=lambda part: torch.tensor([10.0 + len(one) for one in part])
     )
-    trainer.ends = trainer.views.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
+    trainer.passes.ends = SimpleNamespace(ended=lambda one: len(one.response_ids) < 3, pad_id=0)
     pad_to_same_count, in_step = distributed.pad_to_same_count, []
     monkeypatch.setattr(
         distributed, "pad_to_same_count", lambda groups: (in_step.append(groups), pad_to_same_count(groups))[1]
     )
-    trainer.views.num_read = 10**6  # what a self-check has read before is not the step's
-    rollout = trainer.score(rows, prompts=[])
-    assert trainer._read == Read(score=4 + 2 + 3 + 2)
+    trainer.passes.num_read = 10**6  # what a self-check has read before is not the step's
+    rollout = trainer.score(Samples([None] * 4, [7, 5, 3, 1], rows))
+    assert rollout.prompt_indices == [7, 5, 3, 1]
+    assert trainer._read == TokensRead(score=4 + 2 + 3 + 2)
     assert len(in_step) == (0 if gather else 4)  # where weights are fetched in each pass, ranks pass together
     lengths = [4.0, 2.0, 3.0, 2.0]
     assert rollout.sequences == rows
@@ -425,11 +430,11 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     for per_token in (rollout.logprobs, rollout.ref_logprobs, rollout.entropy):
         assert not per_token[~rollout.response_mask].any()
     models = trainer.models
-    engines = (models.policy, models.reference, models.value_model, models.judging.reward_model.engine)
+    engines = (models.policy, models.reference, models.value_model, models.rewards.reward_model.engine)
     assert all(engine.held == [gather, "given back"] for engine in engines)
 
 
-SIZES = Sizes(policy=ModelSize(10, 6, 1, 2), scorer=ModelSize(8, 0, 1, 2))
+SIZES = ModelSizes(policy=ModelSize(10, 6, 1, 2), scorer=ModelSize(8, 0, 1, 2))
 
 
 def test_the_work_of_a_step_by_hand():
@@ -438,18 +443,18 @@ def test_the_work_of_a_step_by_hand():
     Scoring reads with two models of each kind; an update reads once and goes back through twice as much.
     """
     texts = [TokenSequence((1, 1, 1), (2, 2)), TokenSequence((1,), (2, 2))]
-    whole = Read(score=8, update=2 * 8, num_epochs=2)
+    whole = TokensRead(score=8, update=2 * 8, num_epochs=2)
     assert SIZES.work(texts, whole, trains_policy=True) == {
         "rollout": Work(344, 4),
         "score": Work(2 * 344 + 2 * 264, 8),
         "update": Work(3 * 2 * (344 + 264), 2 * 8),
     }
-    assert SIZES.work(texts, Read(8, 8, 1), trains_policy=False)["update"] == Work(3 * 264, 8)
+    assert SIZES.work(texts, TokensRead(8, 8, 1), trains_policy=False)["update"] == Work(3 * 264, 8)
     # where the update goes on from scoring's pass of the policy, it does not read its texts again
     reused = SIZES.work(texts, replace(whole, reused=True), trains_policy=True)["update"]
     assert reused == Work(3 * 2 * (344 + 264) - 344, 2 * 8)
     # a token that is read once instead of twice saves the products with all weights, and no attention
-    packed = SIZES.work(texts, Read(score=7, update=7, num_epochs=1), trains_policy=True)
+    packed = SIZES.work(texts, TokensRead(score=7, update=7, num_epochs=1), trains_policy=True)
     assert packed["score"] == Work(2 * (344 - 20) + 2 * (264 - 16), 7)
     assert packed["update"] == Work(3 * (344 - 20 + 264 - 16), 7)
 
@@ -458,10 +463,10 @@ def test_the_policy_is_not_at_work_in_the_value_warmup(one_rank):
     trainer = trainer_of(config_of(value_warmup_steps=1))
     rollout = batch_of([2, 3]).rollout
     assert trainer._work(rollout) == {}  # where nobody has measured the models
-    trainer.sizes = SIZES
+    trainer.monitors = Monitors(sizes=SIZES)
     for step, trains in ((0, False), (1, True)):
-        trainer.state, trainer._read = PPOState(0.1, step), Read(9, 18, 2)
-        assert trainer._work(rollout) == SIZES.work(rollout.sequences, Read(9, 18, 2), trains)
+        trainer.state, trainer._read = PPOState(0.1, step), TokensRead(9, 18, 2)
+        assert trainer._work(rollout) == SIZES.work(rollout.sequences, TokensRead(9, 18, 2), trains)
 
 
 def test_the_work_of_a_reward_step_by_hand(one_rank):
@@ -503,7 +508,7 @@ def test_the_summary_reads_no_padding():
         scores=torch.tensor([1.0, 3.0]),
         ended=torch.tensor([True, False]),
     )
-    got = summary(
+    got = batch_metrics(
         PPOBatch(rollout, torch.tensor([[1.0, 2.0], [4.0, 0.0]]), rollout.values, rollout.values * 2), PPOConfig()
     )
     assert got == pytest.approx(
@@ -543,9 +548,9 @@ def test_the_kl_is_judged_response_by_response_without_its_padding(logprobs, war
     record = Record()
     monkeypatch.setattr(ppo, "_ENOUGH_RESPONSES", 6)
     trainer = SimpleNamespace(report=record, _recent_kl=deque())
-    PPOTrainer._look_for_negative_kl(trainer, rollout)
+    PPOTrainer._warn_of_negative_kl(trainer, rollout)
     assert record.warnings == []  # three are too few
-    PPOTrainer._look_for_negative_kl(trainer, rollout)
+    PPOTrainer._warn_of_negative_kl(trainer, rollout)
     assert len(record.warnings) == warned
 
 
@@ -594,7 +599,7 @@ def reward_trainer(rows=(), eval_rows=(), **train):
         checkpoint=CheckpointConfig(every_steps=0),
     )
     record = Record()
-    return RewardTrainer(config, LastId(), list(rows), list(eval_rows), 0, record, record), record
+    return RewardTrainer(config, LastId(), RankingData(list(rows), list(eval_rows), 0), record, record), record
 
 
 def softplus(x):
@@ -677,7 +682,7 @@ def test_weights_of_rows_are_divided_by_their_mean(one_rank):
 def test_rows_without_any_weight_are_refused():
     with pytest.raises(InputError) as caught:
         reward_trainer([replace(PAIR, weight=0.0)] * 2)
-    assert str(caught.value) == "data.weight_column: every row to train on has the weight 0; wanted one above it"
+    assert str(caught.value) == "data.weight_column: every training row has weight 0; at least one must be above 0"
 
 
 def test_tied_answers_make_no_pair():
@@ -715,7 +720,7 @@ def test_the_reward_models_micro_batches_of_packed_answers_count_a_shared_prompt
     num_tokens = len({answer.ids[: end + 1] for answer in PAIR.answers for end in range(len(answer))})
     trainer, _ = reward_trainer(micro_batch_tokens=num_tokens)
     assert len(trainer._micro_batches([PAIR, PAIR])) == 2
-    trainer.packed = True
+    trainer.data = replace(trainer.data, packed=True)
     assert trainer._micro_batches([PAIR, PAIR]) == [([PAIR, PAIR], True)]
     trainer._forward([PAIR, PAIR])
     assert trainer._num_read == num_tokens
@@ -811,7 +816,7 @@ def sound_rollout(num_rows):
     """Rows of two tokens whose figures are all finite."""
     sequence = TokenSequence((1,), (2, 3))
     per_token = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy"), torch.zeros(2))
-    rows = [Episode(sequence, ended=True, source_scores=torch.zeros(1), **per_token) for _ in range(num_rows)]
+    rows = [Episode(0, sequence, ended=True, source_scores=torch.zeros(1), **per_token) for _ in range(num_rows)]
     return Rollout.of(rows, ONE_SOURCE)
 
 
