@@ -1,4 +1,4 @@
-"""Rows that cannot be used: what is wrong with one, and how all those of a source are told at once."""
+"""Rows that cannot be used: what is wrong with one, and one report of all those of a source."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rlhf_cli.system.text import one_line
 
 Row = dict[str, Any]
 NUM_SHOWN = 20
-_MAX_COLUMNS = 100  # that are remembered, to be told; rows of a broken file may all have others
-_MAX_LINE = 200  # characters; a message quotes what it found, however long that is
+_MAX_COLUMNS = 100  # that an error lists; each row of a broken file may have others
+_MAX_LINE = 200  # characters; a message quotes a value, however long it is
 
 
 class BadRow(InputError):
-    """A row that cannot be used: its field, or "" for the row as a whole, and the reason.
+    """A row that cannot be used: its field ("" for the row itself) and the reason.
 
-    With policy `drop`, that of the given option, the row is left out and counted.
+    With the policy `drop`, which the given option sets, the row is left out and counted.
     """
 
     def __init__(self, field: str, reason: str, policy: RowPolicy = RowPolicy.error, option: str = "") -> None:
         self.reason = reason
         self.policy = policy
-        asked = f", and {option}={policy.value}" if option else ""
-        super().__init__(_harmless(f"{field}: {reason}{asked}" if field else f"{reason}{asked}"))
+        setting = f", and {option}={policy.value}" if option else ""
+        super().__init__(_shorten(f"{field}: {reason}{setting}" if field else f"{reason}{setting}"))
 
 
 class Rejected:
@@ -34,44 +34,33 @@ class Rejected:
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()  # reason -> rows
-        self.refused: list[tuple[str, str]] = []  # (place, what is wrong there), of the first of them
-        self.num_refused = 0
-        self._are_alike = True
+        self._num_refused = 0
+        self._shown: list[tuple[str, str]] = []  # (place, problem) of the first refused rows
+        self._problems: set[str] = set()  # at most two different ones
 
     def add(self, place: str, bad: BadRow) -> None:
-        """Count a row that its policy drops, remember one that must not be."""
+        """Count a bad row; remember it unless its policy is to drop it."""
         if bad.policy is RowPolicy.drop:
             self.dropped[bad.reason] += 1
-        else:
-            what = str(bad)
-            self.num_refused += 1
-            self._are_alike &= not self.refused or what == self.refused[0][1]
-            if len(self.refused) < NUM_SHOWN:
-                self.refused.append((place, what))
+            return
+        self._num_refused += 1
+        if len(self._problems) < 2:
+            self._problems.add(str(bad))
+        if len(self._shown) < NUM_SHOWN:
+            self._shown.append((place, str(bad)))
 
     def raise_if_refused(self, source: str, num_rows: int) -> None:
         """Raise one InputError that shows the first 20 refused rows and counts all; one line where all are alike."""
-        if not self.refused:
+        number = self._num_refused
+        if not number:
             return
-        num = self.num_refused
-        if num == num_rows > 1 and self._are_alike:
-            raise InputError(f"{source}: all {num_rows} rows: {self.refused[0][1]}")
-        lines = [f"{source}: {num} bad row{'s' if num > 1 else ''} of {num_rows}"]
-        lines += [f"  {_harmless(place)}: {what}" for place, what in self.refused]
-        if num > NUM_SHOWN:
-            lines.append(f"  … and {num - NUM_SHOWN} more; {num} bad rows of {num_rows}")
+        if number == num_rows > 1 and len(self._problems) == 1:
+            raise InputError(f"{source}: all {num_rows} rows: {self._shown[0][1]}")
+        lines = [f"{source}: {number} bad row{'s' if number > 1 else ''} of {num_rows}"]
+        lines += [f"  {_shorten(place)}: {problem}" for place, problem in self._shown]
+        if number > NUM_SHOWN:
+            lines.append(f"  … and {number - NUM_SHOWN} more; {number} bad rows of {num_rows}")
         raise InputError("\n".join(lines))
-
-
-def summary(source: str, kept: int, dropped: dict[str, int], others: int = 0, row_format: str = "columns") -> str:
-    """One line: `pairs.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal), 90 left out by the filter; read as hh`.
-
-    dropped: reason -> rows; others: rows that the filter leaves out.
-    """
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-    line = f"{source}: {kept} rows kept, {sum(dropped.values())} dropped{f' ({reasons})' if reasons else ''}"
-    line += f", {others} left out by the filter" if others else ""
-    return line if row_format == "columns" else f"{line}; read as {row_format}"
 
 
 def column(row: Row, name: str) -> Any:
@@ -82,7 +71,7 @@ def column(row: Row, name: str) -> Any:
 
 
 def json_value(value: Any) -> Any:
-    """Return a value of a row as JSON can hold it: what it has no word for (dates, bytes) as text, NaN as None."""
+    """Return a value as JSON can hold it: NaN and infinity become None, dates, bytes and the like become text."""
     if isinstance(value, dict):
         return {str(name): json_value(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -92,30 +81,30 @@ def json_value(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-class Columns:
-    """The columns that the rows of a source have, and those that are wanted of them."""
+class RequiredColumns:
+    """Finds out which required columns occur in no row of a source."""
 
-    def __init__(self, wanted: dict[str, str]) -> None:
-        """wanted: column -> the option that names it."""
-        self._missing = dict(wanted)
-        self._there: dict[str, None] = {}
+    def __init__(self, required: dict[str, str]) -> None:
+        """required: column -> the option that names it."""
+        self._missing = dict(required)
+        self._present: dict[str, None] = {}
 
-    def see(self, row: Row) -> None:
-        """Look at one row."""
+    def add(self, row: Row) -> None:
+        """Register the columns of one row."""
         for name in [name for name in self._missing if name in row]:
             del self._missing[name]
-        if len(self._there) < _MAX_COLUMNS:
-            self._there.update(dict.fromkeys(row))
+        if len(self._present) < _MAX_COLUMNS:
+            self._present.update(dict.fromkeys(row))
 
     def check(self, source: str) -> None:
-        """Raise InputError where no row at all has a wanted column."""
-        for name, option in self._missing.items():
-            if self._there:
-                there = ", ".join(self._there)
-                raise InputError(_harmless(f"{source}: no column '{name}'; there are: {there}; set {option}"))
+        """Raise InputError where no row has a required column."""
+        if self._missing and self._present:
+            name, option = next(iter(self._missing.items()))
+            present = ", ".join(self._present)
+            raise InputError(_shorten(f"{source}: no column '{name}'; there are: {present}; set {option}"))
 
 
-def _harmless(text: str) -> str:
+def _shorten(text: str) -> str:
     """Return text from data as one short line without control characters."""
     line = one_line(text, _MAX_LINE + 1)
     return line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}…"

@@ -1,6 +1,6 @@
-"""Chat templates: which one a tokenizer has, the default for those without one, and what a template writes where.
+"""Chat templates: the tokenizer's own or a default one, and what a template writes around a response.
 
-docs/conversations.md shows the default and says what is rendered how.
+docs/conversations.md shows the default template and explains how conversations are rendered.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import DEFAULT_TEMPLATE
+from rlhf_cli.data.special_tokens import SpecialTokens
 from rlhf_cli.system.text import one_line
 
-Message = dict[str, str]
+Message = dict[str, str]  # role and content
 
 _DEFAULT = (
     "{% for message in messages %}"
@@ -24,123 +25,130 @@ _DEFAULT = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-_QUESTION, _ANSWER = "Question Zyqvx", "Answer Xqvyz"  # what no template writes of its own
-_SPACES = " \n"  # around a probe's answer, to see whether a template cuts them
+_QUESTION, _RESPONSE = "Question Zyqvx", "Answer Xqvyz"  # probes: texts that no template contains
+_SPACES = " \n"  # put around a probe to see whether a template trims responses
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the template of tokenizers without one: BOS where the tokenizer writes one, and EOS after every turn."""
+    """Return the template for a tokenizer without one: BOS if the tokenizer adds it, EOS after every turn."""
     bos = tokenizer.bos_token_id
     writes_bos = bos is not None and tokenizer("a")["input_ids"][0] == bos
     return "{{ bos_token }}" + _DEFAULT if writes_bos else _DEFAULT
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, source: str | None, option: str) -> None:
-    """Give a tokenizer the template that an option asks for; unset, its own, if it has one, is looked at alone.
+    """Set the chat template of a tokenizer, and check it.
 
-    source: `default`, or a Jinja file. Raises InputError for a file that is not there, and for a template, also the
-    tokenizer's own, that is no Jinja or renders no conversation.
+    source: `default`, a Jinja file, or None for the tokenizer's own template, if it has one. Raises
+    InputError for a missing file, and for a template that is not Jinja or renders no conversation.
     """
-    if source is not None:
-        tokenizer.chat_template = default_template(tokenizer) if source == DEFAULT_TEMPLATE else _read(source, option)
+    if source == DEFAULT_TEMPLATE:
+        tokenizer.chat_template = default_template(tokenizer)
+    elif source is not None:
+        try:
+            tokenizer.chat_template = Path(resolve_path(source, option)).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            wanted = f"wanted a Jinja file in UTF-8, or {DEFAULT_TEMPLATE}"
+            raise InputError(f"{option}={source}: cannot be read ({one_line(error, 200)}), {wanted}") from error
     if tokenizer.chat_template is not None:
-        _check(Template(tokenizer), f"{option}={source}" if source else f"{option}, the tokenizer's own")
+        _check(ChatTemplate(tokenizer), f"{option}={source}" if source else f"{option}, the tokenizer's own")
 
 
-def _read(source: str, option: str) -> str:
-    path = Path(resolve_path(source, option))
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        wanted = f"wanted a Jinja file in UTF-8, or {DEFAULT_TEMPLATE}"
-        raise InputError(f"{option}={source}: cannot be read ({one_line(error, 200)}), {wanted}") from error
-
-
-def _check(template: Template, where: str) -> None:
+def _check(template: ChatTemplate, name: str) -> None:
     failures = []
     for roles in (("user",), ("system", "user"), ("system",)):
         try:
             template.render(_probe(*roles), generation_prompt=True)
-        except RefusedError as error:
+        except RenderError as error:
             failures.append(error)
         else:
             return
-    raise InputError(f"{where}: renders no conversation: {failures[0]}")
+    raise InputError(f"{name}: renders no conversation: {failures[0]}")
 
 
-class RefusedError(Exception):
+class RenderError(Exception):
     """A template that does not render a conversation; the message is one line."""
 
 
-class Template:
-    """A chat template with its tokenizer: conversations to text. Raises RefusedError where it does not render one."""
+class ChatTemplate:
+    """A chat template with its tokenizer. `text` replaces the tokenizer's own template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str | None = None) -> None:
         self._tokenizer = tokenizer
-        self._text = text  # None: the tokenizer's own
+        self._text = text
 
     def render(self, messages: list[Message], generation_prompt: bool) -> str:
-        """Return a conversation as text."""
+        """Return a conversation as text; raise RenderError where the template refuses it."""
         try:
             text: str = self._tokenizer.apply_chat_template(
                 messages, chat_template=self._text, tokenize=False, add_generation_prompt=generation_prompt
             )
         except TemplateSyntaxError as error:
-            raise RefusedError(f"line {error.lineno}: {one_line(error.message, 200)}") from error
+            raise RenderError(f"line {error.lineno}: {one_line(error.message, 200)}") from error
         except TemplateError as error:
-            raise RefusedError(one_line(error, 200)) from error
+            raise RenderError(one_line(error, 200)) from error
         except Exception as error:  # a template is a program, and any of its operations may fail
-            raise RefusedError(f"{type(error).__name__}: {one_line(error, 200)}") from error
+            raise RenderError(f"{type(error).__name__}: {one_line(error, 200)}") from error
         return text
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What a template writes around the answer of an assistant."""
+class ResponseFormat:
+    """What a template writes around a response."""
 
-    asked: str  # the probe's prompt
-    header: str = ""  # goes before an answer and is not in the template's generation prompt, as it has none
-    lead: str = ""  # spaces between the prompt and an answer
-    tail: str = ""  # goes behind an answer
-    trims: bool = False  # whether the spaces around an answer are cut
-    others: str = ""  # conversations without the beginning of an answer at their end
+    prompt: str = ""  # the rendered probe prompt, up to the response
+    header: str = ""  # written before a response, but not part of the template's generation prompt
+    lead: str = ""  # spaces between the prompt and the response
+    tail: str = ""  # written after the response
+    trims: bool = False  # whether the template strips the response
+    conversations: str = ""  # the probes rendered without a generation prompt
+
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return the added token after a response; EOS where other text follows, or nothing."""
+        found = SpecialTokens(tokenizer, self.tail).first_id(self.tail.lstrip())
+        eos: int = tokenizer.eos_token_id
+        return eos if found is None else found
 
 
-def turn_of(template: Template, system_prompt: str | None = None) -> Turn | None:
-    """Ask a template what it writes around an answer; None where it refuses every probe, or does not show the answer.
+def response_format(template: ChatTemplate, system_prompt: str | None = None) -> ResponseFormat:
+    """Find out what a template writes around a response; nothing where it refuses or hides every probe.
 
-    system_prompt: what the run puts before conversations, which the template may want or refuse.
+    system_prompt: what the run puts before conversations; the template may require or refuse it.
     """
     given = () if system_prompt is None else ("system",)
     for roles in dict.fromkeys([(*given, "user"), ("user",), ("system", "user")]):
         try:
-            turn = _turn(template, _probe(*roles, system=system_prompt))
-        except RefusedError:
+            found = _probe_format(template, _probe(*roles, system=system_prompt))
+        except RenderError:
             continue
-        if turn is not None:
-            return turn
-    return None
+        if found is not None:
+            return found
+    return ResponseFormat()
 
 
-def _turn(template: Template, prompt: list[Message]) -> Turn | None:
-    whole = template.render([*prompt, _answer(_ANSWER)], generation_prompt=False)
-    asked, bare = (template.render(prompt, generation_prompt) for generation_prompt in (True, False))
-    spaced = template.render([*prompt, _answer(f"{_SPACES}{_ANSWER}{_SPACES}")], generation_prompt=False)
-    before, found, tail = whole.rpartition(_ANSWER)
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends a response: the one that the tokenizer's template writes, or EOS."""
+    has_template = tokenizer.chat_template is not None
+    return (response_format(ChatTemplate(tokenizer)) if has_template else ResponseFormat()).end_id(tokenizer)
+
+
+def _probe_format(template: ChatTemplate, prompt: list[Message]) -> ResponseFormat | None:
+    full = template.render([*prompt, _response(_RESPONSE)], generation_prompt=False)
+    asking, bare = (template.render(prompt, generation_prompt) for generation_prompt in (True, False))
+    spaced = template.render([*prompt, _response(f"{_SPACES}{_RESPONSE}{_SPACES}")], generation_prompt=False)
+    before, found, tail = full.rpartition(_RESPONSE)
     if not found:
         return None
-    between = before.removeprefix(asked) if before.startswith(asked) else ""
-    header = between.rstrip(" ") if asked == bare and between.strip() else ""
+    between = before.removeprefix(asking) if before.startswith(asking) else ""
+    header = between.rstrip(" ") if asking == bare and between.strip() else ""
     lead = between.removeprefix(header)
-    others = bare + tail + _or_nothing(template, [*prompt, _answer(_ANSWER), *_probe("user")])
-    return Turn(asked + header, header, lead if not lead.strip() else "", tail, spaced == whole, others)
-
-
-def _or_nothing(template: Template, messages: list[Message]) -> str:
     try:
-        return template.render(messages, generation_prompt=False)
-    except RefusedError:
-        return ""
+        longer = template.render([*prompt, _response(_RESPONSE), *_probe("user")], generation_prompt=False)
+    except RenderError:
+        longer = ""
+    return ResponseFormat(
+        asking + header, header, lead if not lead.strip() else "", tail, spaced == full, bare + tail + longer
+    )
 
 
 def _probe(*roles: str, system: str | None = None) -> list[Message]:
@@ -148,5 +156,5 @@ def _probe(*roles: str, system: str | None = None) -> list[Message]:
     return [{"role": role, "content": texts[role]} for role in roles]
 
 
-def _answer(text: str) -> Message:
+def _response(text: str) -> Message:
     return {"role": "assistant", "content": text}

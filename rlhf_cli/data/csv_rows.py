@@ -1,7 +1,7 @@
-"""Rows of .csv files, each with its place; a row that is no CSV, or has other fields than the header, becomes a BadRow.
+"""Rows of .csv files with their places. A row that is not CSV, or does not fit the header, becomes a BadRow.
 
-`datasets` (5.2.0) shifts columns where the first row has a field too many, renames columns that are there twice, and
-turns texts that look like numbers into numbers.
+`datasets` (5.2.0) shifts columns where the first row has a field too many, renames duplicate
+columns, and turns texts that look like numbers into numbers.
 """
 
 from __future__ import annotations
@@ -15,30 +15,36 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.data.bad_rows import BadRow, Row
 from rlhf_cli.system.text import one_line
 
-MAX_ROW_CHARS = 64 << 20  # an open quote makes one row of all that follows
-_MAX_COLUMNS = 1000  # rows of a file with one more for every text would be mostly names
+MAX_ROW_CHARS = 64 << 20  # an open quote makes one row of everything that follows
+_MAX_COLUMNS = 1000
 
 
 def read_csv(file: Path, name: str) -> Iterator[tuple[str, Row | BadRow]]:
-    """Yield (`name`: row number, row) of every row that is not blank, one at a time; cells are texts, None where empty.
+    """Yield (`name`: row number, row) for every row that is not blank. Cells are texts, or None where empty.
 
-    Raises InputError for a header that names no columns and for a row of over 64 Mi characters, UnicodeDecodeError for
-    what is no UTF-8.
+    Raises InputError for a header without clear column names and for a row of over 64 Mi characters,
+    UnicodeDecodeError for data that is not UTF-8.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_CHARS))
     with file.open(encoding="utf-8-sig", newline="") as text:
-        rows = _rows(text, file)
+        rows = _parse(text, file)
         header = next(rows, [])
         if isinstance(header, BadRow):
             raise InputError(f"{file}: the header is {header}")
         _check_header(header, file)
         for number, fields in enumerate(rows, 1):
-            yield f"{name}: row {number}", fields if isinstance(fields, BadRow) else _row(header, fields)
+            if not isinstance(fields, BadRow) and len(fields) != len(header):
+                count = f"{len(fields)} field{'s' if len(fields) > 1 else ''}"
+                fields = BadRow("", f"{count}, wanted {len(header)} as in the header")
+            if isinstance(fields, BadRow):
+                yield f"{name}: row {number}", fields
+            else:
+                yield f"{name}: row {number}", {key: cell or None for key, cell in zip(header, fields, strict=True)}
 
 
-def _rows(text: TextIO, file: Path) -> Iterator[list[str] | BadRow]:
+def _parse(text: TextIO, file: Path) -> Iterator[list[str] | BadRow]:
     """Yield the fields of each row that is not blank, the header's first."""
-    lines = _Lines(text, file)
+    lines = _BoundedLines(text, file)
     reader = csv.reader(lines, strict=True)
     while True:
         lines.num_left = MAX_ROW_CHARS
@@ -47,17 +53,17 @@ def _rows(text: TextIO, file: Path) -> Iterator[list[str] | BadRow]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow("", f"not CSV: {error}")  # the reader starts anew with the next line
+            yield BadRow("", f"not CSV: {error}")  # the reader continues with the next line
             continue
         if fields and not (len(fields) == 1 and fields[0].isspace()):
             yield fields
 
 
-class _Lines(Iterator[str]):
-    """The lines of a file, read no further than one row may be long."""
+class _BoundedLines(Iterator[str]):
+    """The lines of a file; refuses to read more characters than one row may have."""
 
     def __init__(self, text: TextIO, file: Path) -> None:
-        self.num_left = MAX_ROW_CHARS  # characters of the row that is being read
+        self.num_left = MAX_ROW_CHARS  # for the current row
         self._text = text
         self._file = file
         self._number = 0
@@ -69,25 +75,17 @@ class _Lines(Iterator[str]):
         self._number += 1
         self.num_left -= len(line)
         if self.num_left < 0:
-            what = f"a row that goes on in line {self._number} is longer than {MAX_ROW_CHARS >> 20} Mi characters"
+            what = f"a row that reaches line {self._number} is longer than {MAX_ROW_CHARS >> 20} Mi characters"
             raise InputError(f"{self._file}: {what}; is a quote left open?")
         return line
 
 
 def _check_header(header: list[str], file: Path) -> None:
-    """Raise InputError for column names that leave open which column is meant."""
     if len(header) > _MAX_COLUMNS:
         raise InputError(f"{file}: {len(header)} columns; wanted at most {_MAX_COLUMNS}, or a .jsonl file")
     for number, column in enumerate(header, 1):
         if not column.strip():
             raise InputError(f"{file}: column {number} of {len(header)} has no name; name it in the first line")
         if column in header[: number - 1]:
-            raise InputError(
-                f"{file}: two columns have the name '{one_line(column, 100)}'; rename one in the first line"
-            )
-
-
-def _row(header: list[str], fields: list[str]) -> Row | BadRow:
-    if len(fields) != len(header):
-        return BadRow("", f"{len(fields)} field{'s' if len(fields) > 1 else ''}, wanted {len(header)} as in the header")
-    return {column: field or None for column, field in zip(header, fields, strict=True)}
+            name = one_line(column, 100)
+            raise InputError(f"{file}: two columns have the name '{name}'; rename one in the first line")

@@ -1,4 +1,4 @@
-"""What rows look like to a run: counts, lengths, duplicates and problems, gathered row by row."""
+"""What a run would read from its rows: counts, lengths, duplicates and problems."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from rlhf_cli.config.data_sources import Format, Source
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig, PromptDataConfig, RowPolicy
 from rlhf_cli.data import preferences, prompts
 from rlhf_cli.data.bad_rows import BadRow
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.read_rows import load_rows
-from rlhf_cli.data.row_pipeline import Conversion, Filtered, Prepare
-from rlhf_cli.data.row_store import Ids
+from rlhf_cli.data.row_pipeline import Conversion, SourceFile, files_of
 
 NUM_EXAMPLES = 3
-_NO_LIMIT = 2**31 - 1
+_NO_LIMIT = 2**31 - 1  # tokens
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that a run leaves out or refuses."""
+    """A row that a run drops or refuses."""
 
     place: str
     what: str
@@ -38,135 +36,121 @@ class Problem:
 
 @dataclass
 class RowInspection:
-    """All that is known of the rows of one side, so far."""
+    """Everything that is known about the rows of one side so far."""
 
+    num_problems_shown: int
     num_rows: int = 0
-    num_others: int = 0  # rows that filters leave out
+    num_filtered_out: int = 0
     num_kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows
     num_refused: int = 0
-    problems: list[Problem] = field(default_factory=list)  # the first of them
-    fatal: list[str] = field(default_factory=list)  # what is wrong with a file as a whole
-    formats: dict[str, tuple[Format, DataConfig]] = field(default_factory=dict)  # file -> format, with its options
-    lengths: dict[str, array[int]] = field(default_factory=dict)  # what -> tokens, of rows that are too long too
-    twice: list[tuple[str, str]] = field(default_factory=list)  # (place, place of the first row like it)
-    contradicted: list[tuple[str, str]] = field(default_factory=list)  # (place, place of a row that says the opposite)
-    prompts: dict[bytes, str] = field(default_factory=dict)  # digest -> place of the first row with it
+    problems: list[Problem] = field(default_factory=list)  # the first ones
+    fatal: list[str] = field(default_factory=list)  # errors that concern a file as such
+    formats: dict[str, tuple[Format, DataConfig]] = field(default_factory=dict)  # file -> its format and options
+    lengths: dict[str, array[int]] = field(default_factory=dict)  # text -> tokens in each row, however long
+    duplicates: list[tuple[str, str]] = field(default_factory=list)  # (place, place of the first equal row)
+    contradictions: list[tuple[str, str]] = field(default_factory=list)  # (place, place of a pair the other way round)
+    prompts: dict[bytes, str] = field(default_factory=dict)  # digest -> place of the first row with this prompt
     examples: list[tuple[str, Ranking | Prompt]] = field(default_factory=list)
     num_longer_wins: float = 0.0
-    _rows: dict[bytes, str] = field(default_factory=dict)
+    _rows: dict[bytes, str] = field(default_factory=dict)  # digest -> place of the first such row
 
     @property
     def is_refused(self) -> bool:
-        """Whether a run would stop for these rows."""
+        """Whether a run would stop because of these rows."""
         return bool(self.num_refused or self.fatal or not self.num_kept)
 
-    def see(self, place: str, found: Ranking | Prompt | BadRow, limit: int, policy: RowPolicy, shown: int) -> None:
-        """Look at one row; limit: the most tokens that a run takes, by the policy; shown: problems to remember."""
+    def add(self, place: str, row: Ranking | Prompt | BadRow, options: DataConfig) -> None:
+        """Count one row, converted without a limit of its length."""
         self.num_rows += 1
-        if not isinstance(found, BadRow):
-            num_tokens = self._measure(found)
+        if not isinstance(row, BadRow):
+            num_tokens, limit = self._measure(row), _max_tokens(options)
             if num_tokens <= limit:
-                self._keep(place, found)
+                self._keep(place, row)
                 return
-            is_prompt = isinstance(found, Prompt)
             reason = f"too long, {num_tokens} tokens of at most {limit}"
-            found = BadRow("prompt" if is_prompt else "prompt + answer", reason, policy, "data.too_long")
-            found.reason = "too long"
-        if found.policy is RowPolicy.drop:
-            self.dropped[found.reason] += 1
+            name = "prompt" if isinstance(row, Prompt) else "prompt + answer"
+            row = BadRow(name, reason, options.too_long, "data.too_long")
+            row.reason = "too long"
+        is_dropped = row.policy is RowPolicy.drop
+        self.dropped.update([row.reason] if is_dropped else [])
+        self.num_refused += not is_dropped
+        if len(self.problems) < self.num_problems_shown:
+            self.problems.append(Problem(place, str(row), not is_dropped))
+
+    def _measure(self, row: Ranking | Prompt) -> int:
+        """Register the lengths of a row, and return the one that is limited."""
+        if isinstance(row, Prompt):
+            lengths = [("prompt", len(row.ids))]
         else:
-            self.num_refused += 1
-        if len(self.problems) < shown:
-            self.problems.append(Problem(place, str(found), found.policy is not RowPolicy.drop))
+            best, *others = (len(answer.response_ids) for answer in row.answers)
+            lengths = [("prompt", len(row.answers[0].prompt_ids)), ("best answer", best)]
+            lengths += [("other answers", length) for length in others]
+            lengths.append(("prompt + longest answer", row.num_tokens))
+        for name, length in lengths:
+            self.lengths.setdefault(name, array("l")).append(length)
+        return lengths[-1][1]
 
-    def _measure(self, found: Ranking | Prompt) -> int:
-        """Note the lengths of a row; return the one that is limited."""
-        if isinstance(found, Prompt):
-            self._length("prompt", len(found.ids))
-            return len(found.ids)
-        self._length("prompt", len(found.answers[0].prompt_ids))
-        for place, answer in enumerate(found.answers):
-            name = "best answer" if place == 0 else "other answers"
-            self._length(name, len(answer.response_ids))
-        self._length("prompt + longest answer", found.num_tokens)
-        return found.num_tokens
-
-    def _length(self, name: str, tokens: int) -> None:
-        self.lengths.setdefault(name, array("l")).append(tokens)
-
-    def _keep(self, place: str, found: Ranking | Prompt) -> None:
+    def _keep(self, place: str, row: Ranking | Prompt) -> None:
         self.num_kept += 1
         if len(self.examples) < NUM_EXAMPLES:
-            self.examples.append((place, found))
-        self.prompts.setdefault(digest([found.prompt_key]), place)
-        answers: list[Ids] = []
-        if isinstance(found, Ranking):
-            self.num_longer_wins += found.longer_wins
-            answers = [answer.response_ids for answer in found.answers]
-        first = self._rows.setdefault(digest([found.prompt_key, *answers]), place)
+            self.examples.append((place, row))
+        answers = [answer.response_ids for answer in row.answers] if isinstance(row, Ranking) else []
+        self.num_longer_wins += row.longer_wins if isinstance(row, Ranking) else 0.0
+        self.prompts.setdefault(_digest(row.prompt_key), place)
+        first = self._rows.setdefault(_digest(row.prompt_key, *answers), place)
         if first != place:
-            self.twice.append((place, first))
-        opposite = self._rows.get(digest([found.prompt_key, *answers[::-1]])) if len(answers) == 2 else None
+            self.duplicates.append((place, first))
+        opposite = self._rows.get(_digest(row.prompt_key, *answers[::-1])) if len(answers) == 2 else None
         if opposite is not None:
-            self.contradicted.append((place, opposite))
+            self.contradictions.append((place, opposite))
 
 
-def digest(parts: Iterable[object]) -> bytes:
-    """Return a short digest of some parts."""
-    return hashlib.sha256(json.dumps(list(parts)).encode()).digest()[:16]
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
 
 
-def look_at(config: DataConfig, sources: Sequence[Source], key: str, renderer: Renderer, shown: int) -> RowInspection:
-    """Read all rows of some sources as a run would, through no cache; raise InputError for a path that leads nowhere.
+def _max_tokens(options: Any) -> int:
+    limit: int = options.max_tokens if isinstance(options, PreferenceDataConfig) else options.max_prompt_tokens
+    return limit
 
-    key: data.train or data.eval, for messages; shown: problems to remember.
+
+def inspect_rows(
+    config: DataConfig, sources: Sequence[Source], option: str, renderer: Renderer, num_problems_shown: int
+) -> RowInspection:
+    """Read all rows of some sources as a run would, but without a cache; raise InputError for a missing path.
+
+    option: data.train or data.eval, for messages.
     """
-    look, unfit = RowInspection(), ""
-    for source in sources:
-        options = config.of_source(source)
-        for path in resolve_pattern(source.path, key):
-            rows = Filtered(load_rows(path, source.split or "", key), source.filter)
-            try:
-                for place, found in _found(look, path, rows, key, options, renderer):
-                    look.see(place, found, limit_of(options), options.too_long, shown)
-            except InputError as error:
-                look.fatal.append(str(error))
-            look.num_others += rows.others
-            unfit = unfit or (f"{key}={path}: {rows.unfit}" if rows.unfit else "")
-    if unfit and not look.num_rows:
-        look.fatal.append(unfit)
-    return look
+    found, filter_error = RowInspection(num_problems_shown), ""
+    for file in [file for source in sources for file in files_of(config, source, option)]:
+        try:
+            conversion = _unlimited_conversion(file, renderer)
+            found.formats[file.path] = conversion.format, file.options
+            for place, row in conversion:
+                found.add(place, row, file.options)
+        except InputError as error:
+            found.fatal.append(str(error))
+        else:
+            found.num_filtered_out += conversion.rows.filtered_out
+            if conversion.rows.error and not filter_error:
+                filter_error = f"{file.label}: {conversion.rows.error}"
+    if filter_error and not found.num_rows:
+        found.fatal.append(filter_error)
+    return found
 
 
-def limit_of(config: DataConfig) -> int:
-    """Return the most tokens that a row may have."""
-    if isinstance(config, PreferenceDataConfig):
-        return config.max_tokens
-    assert isinstance(config, PromptDataConfig)
-    return config.max_prompt_tokens
-
-
-def _found(
-    look: RowInspection, path: str, rows: Filtered, key: str, options: DataConfig, renderer: Renderer
-) -> Iterator[tuple[str, Ranking | Prompt | BadRow]]:
-    """Yield what every row of a file is, however long, and note its format."""
-    label = f"{key}={path}"
-    conversion: Conversion[Ranking] | Conversion[Prompt]
-    if isinstance(options, PreferenceDataConfig):
-        pairs: Prepare[Ranking] = preferences.preparing(renderer)
-        conversion = Conversion(rows, label, replace(options, max_tokens=_NO_LIMIT), pairs)
-    else:
-        assert isinstance(options, PromptDataConfig)
-        asked: Prepare[Prompt] = prompts.preparing(renderer)
-        conversion = Conversion(rows, label, replace(options, max_prompt_tokens=_NO_LIMIT), asked)
-    look.formats[path] = conversion.format, options
-    yield from conversion
-    conversion.check()
+def _unlimited_conversion(file: SourceFile, renderer: Renderer) -> Conversion[Ranking] | Conversion[Prompt]:
+    if isinstance(file.options, PreferenceDataConfig):
+        options: DataConfig = replace(file.options, max_tokens=_NO_LIMIT)
+        return Conversion(replace(file, options=options), partial(preferences.prepare, renderer))
+    assert isinstance(file.options, PromptDataConfig)
+    options = replace(file.options, max_prompt_tokens=_NO_LIMIT)
+    return Conversion(replace(file, options=options), partial(prompts.prepare, renderer))
 
 
 def shared_prompts(train: RowInspection, held_out: RowInspection) -> list[tuple[str, str]]:
-    """Return (place, place) of a held-out row and of a row to train on for every prompt that is on both sides."""
+    """Return (place of a held-out row, place of a training row) for every prompt that both sides have."""
     return [(place, train.prompts[key]) for key, place in held_out.prompts.items() if key in train.prompts]
 
 
@@ -180,22 +164,16 @@ def histogram(lengths: Sequence[int], num_bins: int = 8) -> list[tuple[int, int,
 
 
 def quantile(ordered: Sequence[int], share: float) -> int:
-    """Return the length that so large a share of all is not longer than; ordered: from the shortest to the longest."""
+    """Return the length that this share of all lengths does not exceed; ordered: ascending."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-Shown = Callable[[Ids], str]
-
-
-def as_the_model_sees_it(example: Ranking | Prompt, renderer: Renderer) -> list[tuple[str, str]]:
-    """Return (what, text) of a prompt and its answers, special tokens as they are written."""
-    decode: Shown = partial(renderer.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+def rendered_texts(example: Ranking | Prompt, renderer: Renderer) -> list[tuple[str, str]]:
+    """Return (name, text) of a prompt and its answers as the model sees them, special tokens included."""
+    decode = partial(renderer.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if isinstance(example, Prompt):
         return [("prompt", decode(example.ids))]
-    names = (
-        ["chosen", "rejected"]
-        if len(example.answers) == 2
-        else [f"answer {n + 1}" for n in range(len(example.answers))]
-    )
+    is_pair = len(example.answers) == 2
+    names = ["chosen", "rejected"] if is_pair else [f"answer {n + 1}" for n in range(len(example.answers))]
     answers = [(name, decode(answer.response_ids)) for name, answer in zip(names, example.answers, strict=True)]
     return [("prompt", decode(example.answers[0].prompt_ids)), *answers]

@@ -1,10 +1,11 @@
-"""Preference rows to ranked answers."""
+"""Rows of preferences to ranked answers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any, Self
 
@@ -12,10 +13,9 @@ from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import require
 from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.data.bad_rows import BadRow, Row, column
-from rlhf_cli.data.conversation import Renderer, is_empty
+from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.ratings import as_number
-from rlhf_cli.data.row_formats import Case, compared, empty
-from rlhf_cli.data.row_pipeline import Prepare
+from rlhf_cli.data.row_formats import Comparison, empty_field, is_empty, read_comparison
 from rlhf_cli.data.row_store import Ids
 from rlhf_cli.data.splits import Splits, load_splits
 from rlhf_cli.data.token_batches import TokenSequence
@@ -24,26 +24,26 @@ from rlhf_cli.data.token_cache import RowCache
 
 @dataclass(frozen=True)
 class Ranking:
-    """One prompt with K answers, the best first; a preference pair has K = 2."""
+    """One prompt with K answers, the best first. A preference pair has K = 2."""
 
     answers: tuple[TokenSequence, ...]
-    longer_wins: float  # share of its pairs whose better text is the longer one, a half at equal length
+    longer_wins: float  # share of its pairs in which the better text is the longer one; equal lengths count as a half
     prompt_key: str  # equal for rows with the same prompt
-    margin: float = 0.0  # by which a better score should exceed a worse one
-    confidence: float = 1.0  # the probability that the order is right
-    category: str | None = None  # a word for the kind of row
-    weight: float = 1.0  # in the loss, before it is divided by the mean weight
-    ranks: tuple[int, ...] = ()  # of the answers, 0 the best, equal where tied; (): none is
+    margin: float = 0.0  # by which the score of the better answer should exceed that of the worse one
+    confidence: float = 1.0  # probability that the order is right
+    category: str | None = None  # for the report
+    weight: float = 1.0  # in the loss, before division by the mean weight
+    ranks: tuple[int, ...] = ()  # of the answers: 0 is the best, ties are equal; () where nothing is tied
 
     def to_record(self) -> tuple[list[Ids], list[Any]]:
-        """Return the ids of the prompt, then of every answer, and the other fields."""
+        """Return the ids of the prompt and of every answer, and the other fields."""
         ids = [self.answers[0].prompt_ids, *(answer.response_ids for answer in self.answers)]
         numbers = [self.margin, self.confidence, self.category, self.weight]
         return ids, [self.longer_wins, self.prompt_key, *numbers, self.ranks]
 
     @classmethod
     def from_record(cls, ids: list[Ids], fields: list[Any]) -> Self:
-        """Return the ranking that has these parts."""
+        """Return the ranking of a record."""
         longer_wins, prompt_key, margin, confidence, category, weight, ranks = fields
         answers = tuple(TokenSequence(ids[0], response_ids) for response_ids in ids[1:])
         return cls(answers, longer_wins, prompt_key, margin, confidence, category, weight, tuple(ranks))
@@ -55,83 +55,87 @@ class Ranking:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """The places (better, worse) of every pair of answers that are not tied."""
+        """The indices (better, worse) of all pairs of answers that are not tied."""
         pairs = list(combinations(range(len(self.answers)), 2))
         return [(a, b) for a, b in pairs if self.ranks[a] < self.ranks[b]] if self.ranks else pairs
 
 
 def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int) -> Splits[Ranking]:
-    """Load, render, filter and split; raise InputError where no row is left to train on."""
-    return load_splits(config, seed, preparing(renderer), RowCache(config, renderer, Ranking))
+    """Load, render, filter and split preferences; raise InputError where no row is left to train on."""
+    return load_splits(config, seed, partial(prepare, renderer), RowCache(config, renderer, Ranking))
 
 
-def preparing(renderer: Renderer) -> Prepare[Ranking]:
-    """Return what makes the converter of a source's rows."""
-
-    def prepare(config: PreferenceDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], Ranking]]:
-        return wanted_columns(config, row_format), lambda row: _ranking(row, config, row_format, renderer)
-
-    return prepare
+def prepare(
+    renderer: Renderer, config: PreferenceDataConfig, row_format: Format
+) -> tuple[dict[str, str], Callable[[Row], Ranking]]:
+    """Return the required columns of a source, and the function that makes rankings of its rows."""
+    return required_columns(config, row_format), lambda row: _ranking(row, config, row_format, renderer)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a row of preferences says, and the numbers that go with it."""
+class Preference:
+    """What a row of preferences contains: the compared answers, and its numbers and category."""
 
-    case: Case
+    comparison: Comparison
     margin: float
     confidence: float
     category: str | None
     weight: float
 
 
-def judged(row: Row, config: PreferenceDataConfig, row_format: Format) -> Judged:
-    """Return what a row says; raise BadRow, for empty and equal answers too."""
-    case = compared(row, config, row_format)
-    empty_fields = [field for field, text in case.answers if not text.strip()]
-    if empty_fields or is_empty(case.messages):
-        raise empty((empty_fields or [config.prompt_column])[0], config)
-    texts = [text for _, text in case.answers]
-    if len(set(texts)) < len(texts):
-        what = "chosen == rejected" if config.ranking_column is None else "equal answers"
-        raise BadRow(case.answers[-1][0], what, config.equal, "data.equal")
-    return Judged(
-        case,
+def read_preference(row: Row, config: PreferenceDataConfig, row_format: Format) -> Preference:
+    """Return what a row contains; raise BadRow, also for empty and for equal answers."""
+    comparison = read_comparison(row, config, row_format)
+    empty_fields = [field for field, text in comparison.answers if not text.strip()]
+    if empty_fields or is_empty(comparison.messages):
+        raise empty_field((empty_fields or [config.prompt_column])[0], config)
+    _require_different([text for _, text in comparison.answers], comparison, config)
+    category: Any = None if config.category_column is None else column(row, config.category_column)
+    if category is not None and not isinstance(category, str | int | bool):
+        raise BadRow(config.category_column or "", f"wanted a word, got {type(category).__name__}")
+    return Preference(
+        comparison,
         margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
         confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
-        category=_word(row, config.category_column),
+        category=None if category is None else str(category),
         weight=_number(row, config.weight_column, 1.0, (0.0, 1e4)),
     )
 
 
 def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, renderer: Renderer) -> Ranking:
-    """Return the ranking of a row; raise BadRow."""
-    said = judged(row, config, row_format)
-    messages, texts = said.case.messages, [text for _, text in said.case.answers]
+    preference = read_preference(row, config, row_format)
+    comparison = preference.comparison
+    messages, texts = comparison.messages, [text for _, text in comparison.answers]
     prompt_ids = renderer.prompt_ids(messages)
     ranking = Ranking(
         answers=tuple(TokenSequence(prompt_ids, renderer.response_ids(text)) for text in texts),
         longer_wins=0.5,
         prompt_key=json.dumps(messages),
-        margin=said.margin,
-        confidence=said.confidence,
-        category=said.category,
-        weight=said.weight,
-        ranks=said.case.ranks,
+        margin=preference.margin,
+        confidence=preference.confidence,
+        category=preference.category,
+        weight=preference.weight,
+        ranks=comparison.ranks,
     )
     if ranking.num_tokens > config.max_tokens:
         raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
-    answers = [answer.response_ids for answer in ranking.answers]
-    if len(set(answers)) < len(answers):  # their texts differ by an end token, or by spaces that the template cuts
+    # Different texts become equal ids where they differ by an end token, or by spaces that the template strips.
+    _require_different([answer.response_ids for answer in ranking.answers], comparison, config)
+    lengths = [len(text) for text in texts]
+    wins = [0.5 if lengths[a] == lengths[b] else float(lengths[a] > lengths[b]) for a, b in ranking.pairs]
+    return replace(ranking, longer_wins=sum(wins) / len(wins))
+
+
+def _require_different(answers: list[Any], comparison: Comparison, config: PreferenceDataConfig) -> None:
+    if len(set(answers)) < len(answers):
         what = "chosen == rejected" if config.ranking_column is None else "equal answers"
-        raise BadRow(said.case.answers[-1][0], what, config.equal, "data.equal")
-    return replace(ranking, longer_wins=_longer_wins(texts, ranking.pairs))
+        raise BadRow(comparison.answers[-1][0], what, config.equal, "data.equal")
 
 
-def wanted_columns(config: PreferenceDataConfig, row_format: Format) -> dict[str, str]:
-    """Return the columns that rows must have, each with its option; the prompt may stand inside the answers.
+def required_columns(config: PreferenceDataConfig, row_format: Format) -> dict[str, str]:
+    """Return the columns that rows must have, each with its option. The prompt may be part of the answers.
 
-    Raises InputError for numbers of one pair where rows are ratings.
+    Raises InputError for a margin or confidence, which belong to one pair, where rows are ratings.
     """
     if row_format in (Format.rated, Format.rated_rows):
         for key in ("margin_column", "confidence_column"):
@@ -145,12 +149,6 @@ def wanted_columns(config: PreferenceDataConfig, row_format: Format) -> dict[str
     return {column: f"data.{name}" for name, column in columns.items() if column is not None}
 
 
-def _longer_wins(texts: list[str], pairs: list[tuple[int, int]]) -> float:
-    lengths = [len(text) for text in texts]
-    wins = [0.5 if lengths[a] == lengths[b] else float(lengths[a] > lengths[b]) for a, b in pairs]
-    return sum(wins) / len(wins)
-
-
 def _number(row: Row, name: str | None, default: float, bounds: tuple[float, float]) -> float:
     if name is None:
         return default
@@ -160,12 +158,3 @@ def _number(row: Row, name: str | None, default: float, bounds: tuple[float, flo
     if not low <= number <= high:
         raise BadRow(name, f"wanted a number between {low:g} and {high:g}, got {value!r}")
     return number
-
-
-def _word(row: Row, name: str | None) -> str | None:
-    if name is None:
-        return None
-    value: Any = column(row, name)
-    if value is not None and not isinstance(value, str | int | bool):
-        raise BadRow(name, f"wanted a word, got {type(value).__name__}")
-    return None if value is None else str(value)

@@ -1,18 +1,19 @@
-"""Prompt rows to token ids."""
+"""Rows of prompts to token ids."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.bad_rows import BadRow, Row, json_value
-from rlhf_cli.data.conversation import Message, Renderer, is_empty
-from rlhf_cli.data.row_formats import asked, empty, question_columns
-from rlhf_cli.data.row_pipeline import Prepare
+from rlhf_cli.data.chat_template import Message
+from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.row_formats import prompt_columns, read_prompt, required_prompt_columns
 from rlhf_cli.data.row_store import Ids
 from rlhf_cli.data.splits import Splits, load_splits
 from rlhf_cli.data.token_cache import RowCache
@@ -23,43 +24,37 @@ class Prompt:
     text: str  # the last message, for people
     ids: tuple[int, ...]
     prompt_key: str  # equal for rows with the same prompt
-    messages: tuple[Message, ...] = field(default=(), hash=False)  # up to the answer, as the row gave them
-    columns: dict[str, Any] = field(default_factory=dict, hash=False)  # the row's others: name -> JSON value
+    messages: tuple[Message, ...] = field(default=(), hash=False)  # up to the response, as in the row
+    columns: dict[str, Any] = field(default_factory=dict, hash=False)  # extra columns of the row: name -> JSON value
 
     def to_record(self) -> tuple[list[Ids], list[Any]]:
-        """Return its ids, and the other fields."""
+        """Return the ids, and the other fields."""
         return [self.ids], [self.text, self.prompt_key, self.messages, self.columns]
 
     @classmethod
     def from_record(cls, ids: list[Ids], fields: list[Any]) -> Self:
-        """Return the prompt that has these parts."""
+        """Return the prompt of a record."""
         text, prompt_key, messages, columns = fields
         return cls(text, ids[0], prompt_key, tuple(messages), columns)
 
 
 def load_prompts(config: PromptDataConfig, renderer: Renderer, seed: int) -> Splits[Prompt]:
-    """Load, render, filter and split; raise InputError where no prompt is left to train on."""
-    return load_splits(config, seed, preparing(renderer), RowCache(config, renderer, Prompt))
+    """Load, render, filter and split prompts; raise InputError where none is left to train on."""
+    return load_splits(config, seed, partial(prepare, renderer), RowCache(config, renderer, Prompt))
 
 
-def preparing(renderer: Renderer) -> Prepare[Prompt]:
-    """Return what makes the converter of a source's rows."""
+def prepare(
+    renderer: Renderer, config: PromptDataConfig, row_format: Format
+) -> tuple[dict[str, str], Callable[[Row], Prompt]]:
+    """Return the required columns of a source, and the function that makes prompts of its rows."""
 
-    def prepare(config: PromptDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], Prompt]]:
-        is_named = row_format in (Format.columns, Format.rated_rows)
-        wanted = {config.prompt_column: "data.prompt_column"} if is_named else {}
-        questions = question_columns(config, row_format)
+    def convert(row: Row) -> Prompt:
+        messages = read_prompt(row, config, row_format)
+        ids = renderer.prompt_ids(messages)
+        if len(ids) > config.max_prompt_tokens:
+            raise BadRow(config.prompt_column, "too long", config.too_long, "data.too_long")
+        used = prompt_columns(config, row_format)
+        columns = {name: json_value(value) for name, value in row.items() if name not in used}
+        return Prompt(messages[-1]["content"], ids, json.dumps(messages), tuple(messages), columns)
 
-        def convert(row: Row) -> Prompt:
-            messages = asked(row, config, row_format)
-            if is_empty(messages):
-                raise empty(config.prompt_column, config)
-            ids = renderer.prompt_ids(messages)
-            if len(ids) > config.max_prompt_tokens:
-                raise BadRow(config.prompt_column, "too long", config.too_long, "data.too_long")
-            others = {name: json_value(content) for name, content in row.items() if name not in questions}
-            return Prompt(messages[-1]["content"], ids, json.dumps(messages), tuple(messages), others)
-
-        return wanted, convert
-
-    return prepare
+    return required_prompt_columns(config, row_format), convert

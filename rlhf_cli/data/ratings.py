@@ -1,4 +1,4 @@
-"""Ratings of answers: where they stand in a row, and which texts are numbers."""
+"""Ratings of answers: the columns that hold them, and which texts are numbers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from typing import Any
 from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.data.bad_rows import BadRow, Row, column
 
-SCORES = ("overall_score", "score", "rating", "helpfulness")  # usual names of what ranks answers, the first there wins
+SCORES = ("overall_score", "score", "rating", "helpfulness")  # usual names of ratings; the first one present is used
 
 
 def score_name(row: Row, score_column: str | None) -> str | None:
-    """Return the name of the column that ranks answers, if a row has it."""
+    """Return the column that ranks answers; None where a row has none."""
     return next((name for name in ((score_column,) if score_column else SCORES) if name in row), None)
 
 
 def score_of(row: Row, config: PreferenceDataConfig) -> Any:
-    """Return what ranks the answer of a row of `rated_rows`."""
-    name = score_name(row, config.score_column)
-    if name is None:
-        return column(row, config.score_column or SCORES[-1])
-    number_or_none(row[name], name)
-    return row[name]
+    """Return the rating of a row of `rated_rows`; raise BadRow where it is missing or not a number."""
+    name = score_name(row, config.score_column) or config.score_column or SCORES[-1]
+    value = column(row, name)
+    number_or_none(value, name)
+    return value
 
 
 def number_or_none(value: Any, field: str) -> float | None:
-    """Return a rating, which may be written as text; None for null and "N/A"; raise BadRow for anything else."""
+    """Return a rating, which may be text; None for null, "N/A" and ""; raise BadRow for anything else."""
     if value is None or value in ("N/A", ""):
         return None
     number = as_number(value)
@@ -37,7 +36,7 @@ def number_or_none(value: Any, field: str) -> float | None:
 
 
 def as_number(value: Any) -> float:
-    """Return a finite number, or the one that a text spells; NaN for anything else."""
+    """Return a finite number, which may be text; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return math.nan
     try:

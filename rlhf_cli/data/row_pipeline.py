@@ -1,109 +1,154 @@
-"""From the rows of one source to what is made of them: filtered, told their format, converted or found bad."""
+"""The way of a row from its file to a training example: read, filtered, format detected, converted or found bad."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
-from rlhf_cli.config.data_sources import Format
+from rlhf_cli.config.data_sources import Format, Source
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.sections import DataConfig
-from rlhf_cli.data.bad_rows import NUM_SHOWN, BadRow, Columns, Row, column
+from rlhf_cli.data.bad_rows import NUM_SHOWN, BadRow, Rejected, RequiredColumns, Row, column
 from rlhf_cli.data.detect_format import NUM_DETECTED, detect
 from rlhf_cli.data.group_by_prompt import grouped
-from rlhf_cli.data.read_rows import Place
+from rlhf_cli.data.read_rows import PlacedRow, load_rows
 from rlhf_cli.system.text import one_line
 
 Made = TypeVar("Made")
-# options and format of a source -> columns that its rows must have, each with the option that names it; and what makes
-# something of a row, or raises BadRow
+# (options and format of a source) -> (columns that its rows must have, each with the option that names it; a function
+# that makes something of a row, or raises BadRow)
 Prepare = Callable[[Any, Format], tuple[dict[str, str], Callable[[Row], Made]]]
 
 
-class Conversion(Generic[Made]):
-    """The rows of one file, each with what is made of it or what is wrong with it."""
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source."""
 
-    def __init__(self, rows: Filtered, label: str, options: DataConfig, prepare: Prepare[Made]) -> None:
-        """Tell the format; raise InputError where that cannot be, or where the file cannot be read."""
+    path: str
+    source: Source
+    options: DataConfig  # for the rows of this source
+    option: str  # that names the source in messages: data.train or data.eval
+
+    @property
+    def label(self) -> str:
+        """The option and the path, for messages."""
+        return f"{self.option}={self.path}"
+
+
+def files_of(config: DataConfig, source: Source, option: str) -> list[SourceFile]:
+    """Return the files of a source; raise InputError where there is none."""
+    options = config.of_source(source)
+    return [SourceFile(path, source, options, option) for path in resolve_pattern(source.path, option)]
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What became of the rows of one file."""
+
+    dropped: dict[str, int]  # reason -> rows
+    filtered_out: int
+    filter_error: str  # why the filter leaves no row, with the values there are; "" where it leaves some
+    format: str
+
+
+def describe(name: str, kept: int, summaries: list[SourceSummary]) -> str:
+    """Return one line: `a.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal), 9 left out by the filter`."""
+    dropped = sum((Counter(one.dropped) for one in summaries), Counter[str]())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    line = f"{name}: {kept} rows kept, {dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
+    filtered_out = sum(one.filtered_out for one in summaries)
+    line += f", {filtered_out} left out by the filter" if filtered_out else ""
+    formats = sorted({one.format for one in summaries})
+    return line if formats == ["columns"] else f"{line}; read as {' and '.join(formats)}"
+
+
+class Conversion(Generic[Made]):
+    """The rows of one file; yields (place, converted row or BadRow) for each."""
+
+    def __init__(self, file: SourceFile, prepare: Prepare[Made]) -> None:
+        """Detect the format of the rows; raise InputError where the file cannot be read or has several formats."""
         self.num_rows = 0
-        self._label = label
-        self.format, self._places = recognised(rows, label, options)
-        wanted, self._convert = prepare(options, self.format)
-        self._columns = Columns(wanted)
+        self.rows = FilteredRows(load_rows(file.path, file.source.split or "", file.option), file.source.filter)
+        self._label = file.label
+        unread = iter(self.rows)
+        first = list(islice(unread, NUM_DETECTED))
+        self.format = file.options.format
+        if self.format is Format.auto:
+            try:
+                self.format = detect([row for _, row in first if not isinstance(row, BadRow)], file.options)
+            except InputError as error:
+                raise InputError(f"{file.label}: {error}") from error
+        self._rows: Iterator[PlacedRow] = chain(first, unread)
+        if self.format is Format.rated_rows:
+            self._rows = grouped(self._rows, file.options)
+        required, self._convert = prepare(file.options, self.format)
+        self._columns = RequiredColumns(required)
 
     def __iter__(self) -> Iterator[tuple[str, Made | BadRow]]:
-        for place, row in self._places:
+        """Raises InputError at the end where no row has a required column."""
+        for place, row in self._rows:
             self.num_rows += 1
             try:
                 if isinstance(row, BadRow):
                     raise row
-                self._columns.see(row)
+                self._columns.add(row)
                 yield place, self._convert(row)
             except BadRow as bad:
                 yield place, bad
             except RecursionError:
                 yield place, BadRow("", "nested too deeply")
-
-    def check(self) -> None:
-        """Raise InputError where no row has a wanted column; once all were read."""
         self._columns.check(self._label)
 
-
-def recognised(rows: Iterable[Place], label: str, options: DataConfig) -> tuple[Format, Iterator[Place]]:
-    """Return the format of the rows of a source, told from the first of them if need be, and all rows.
-
-    Rows that stand for one answer each come grouped by their prompt. Raises InputError for rows of several formats.
-    """
-    there = iter(rows)
-    first = list(islice(there, NUM_DETECTED))
-    row_format = options.format
-    if row_format is Format.auto:
-        try:
-            row_format = detect([row for _, row in first if not isinstance(row, BadRow)], options)
-        except InputError as error:
-            raise InputError(f"{label}: {error}") from error
-    places = chain(first, there)
-    return row_format, grouped(places, options) if row_format is Format.rated_rows else places
+    def convert_all(self, append: Callable[[Made], None]) -> SourceSummary:
+        """Pass each good row to a function; raise InputError where rows are bad."""
+        rejected = Rejected()
+        for place, found in self:
+            if isinstance(found, BadRow):
+                rejected.add(place, found)
+            else:
+                append(found)
+        rejected.raise_if_refused(self._label, self.num_rows)
+        return SourceSummary(dict(rejected.dropped), self.rows.filtered_out, self.rows.error, self.format.name)
 
 
-class Filtered:
-    """The rows of a source that have the wanted values; a row without such a column is bad."""
+class FilteredRows:
+    """The rows of a source that have the wanted values. A row without such a column is bad."""
 
-    def __init__(self, rows: Iterator[Place], wanted: dict[str, Any]) -> None:
-        self.others = 0  # rows that have others
+    def __init__(self, rows: Iterator[PlacedRow], wanted: dict[str, Any]) -> None:
+        self.filtered_out = 0  # rows with other values
         self._rows = rows
         self._wanted = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
-        self._seen: dict[str, dict[str, None]] = {name: {} for name in wanted}
-        self._num_fit = 0
+        self._values: dict[str, dict[str, None]] = {name: {} for name in wanted}
+        self._num_kept = 0
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[PlacedRow]:
         for place, row in self._rows:
-            fits: Row | BadRow | None = row
             try:
-                if not isinstance(row, BadRow) and not self._fits(row):
-                    fits = None
+                if not isinstance(row, BadRow) and not self._matches(row):
+                    self.filtered_out += 1
+                    continue
             except BadRow as bad:
-                fits = bad
-            if fits is None:
-                self.others += 1
-            else:
-                self._num_fit += 1
-                yield place, fits
+                row = bad
+            self._num_kept += 1
+            yield place, row
 
-    def _fits(self, row: Row) -> bool:
-        fit = True
-        for name, values in self._wanted.items():
+    def _matches(self, row: Row) -> bool:
+        matches = True
+        for name, wanted in self._wanted.items():
             value = column(row, name)
-            if len(self._seen[name]) < NUM_SHOWN:
-                self._seen[name][one_line(value, 40)] = None
-            fit = fit and any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
-        return fit
+            if len(self._values[name]) < NUM_SHOWN:
+                self._values[name][one_line(value, 40)] = None
+            matches &= any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in wanted)
+        return matches
 
     @property
-    def unfit(self) -> str:
-        """That no row was left, with what their columns hold; "" where one was."""
-        if self._num_fit or not self.others:
+    def error(self) -> str:
+        """Why no row is left, with the values there are; "" where one is left."""
+        if self._num_kept or not self.filtered_out:
             return ""
-        there = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._seen.items())
-        return f"no row fits the filter {self._wanted}; {there}"
+        values = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._values.items())
+        return f"no row matches the filter {self._wanted}; {values}"

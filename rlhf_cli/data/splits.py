@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from rlhf_cli.config.data_sources import Source
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.paths import resolve_path, resolve_pattern
+from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import DataConfig
-from rlhf_cli.data.bad_rows import BadRow, Rejected, summary
-from rlhf_cli.data.read_rows import content_of, load_rows
-from rlhf_cli.data.row_pipeline import Conversion, Filtered, Prepare
+from rlhf_cli.data.read_rows import content_of
+from rlhf_cli.data.row_pipeline import Conversion, Prepare, SourceFile, describe, files_of
 from rlhf_cli.data.row_store import IndexedRows, Rows, Storable
 from rlhf_cli.data.sampler import shuffled
-from rlhf_cli.data.token_cache import LoadedRows, RowCache, SourceSummary
+from rlhf_cli.data.token_cache import LoadedRows, RowCache
 
 
 def split_by_prompt(prompts: Iterable[str], fraction: float, seed: int) -> tuple[array[int], array[int]]:
@@ -128,42 +126,25 @@ class _Loader(Generic[Example]):
         """Load all files of some sources; raise InputError where their filters leave no row at all."""
         loaded, filter_error = [], ""
         for source in sources:
-            paths = resolve_pattern(source.path, option)
-            files = [self._load_file(path, source, option) for path in paths]
-            for path, file in zip(paths, files, strict=True):
-                if not filter_error and file.summary.filter_error:
-                    filter_error = f"{path}: {file.summary.filter_error}"
-            loaded.append(_LoadedSource([file.rows for file in files], source.weight))
-            name = source.path if len(paths) == 1 else f"{source.path} ({len(paths)} files)"
-            self.notes.append(_note(name, loaded[-1].size, [file.summary for file in files], source.weight))
+            files = files_of(self.config, source, option)
+            parts = [self._load_file(file) for file in files]
+            for file, part in zip(files, parts, strict=True):
+                if part.summary.filter_error and not filter_error:
+                    filter_error = f"{file.label}: {part.summary.filter_error}"
+            loaded.append(_LoadedSource([part.rows for part in parts], source.weight))
+            name = source.path if len(files) == 1 else f"{source.path} ({len(files)} files)"
+            note = describe(name, loaded[-1].size, [part.summary for part in parts])
+            self.notes.append(note if source.weight == 1 else f"{note}; weight {source.weight:g}")
         if filter_error and not any(source.size for source in loaded):
-            raise InputError(f"{option}={filter_error}")
+            raise InputError(filter_error)
         return loaded
 
-    def _load_file(self, path: str, source: Source, option: str) -> LoadedRows[Example]:
-        options, split = self.config.of_source(source), source.split or ""
-        find_key = partial(
-            self.cache.key, options, source.filter, partial(content_of, resolve_path(path, option), split)
-        )
-
-        def convert(append: Any) -> SourceSummary:
-            rows = Filtered(load_rows(path, split, option), source.filter)
-            conversion, rejected = Conversion(rows, f"{option}={path}", options, self.prepare), Rejected()
-            for place, found in conversion:
-                if isinstance(found, BadRow):
-                    rejected.add(place, found)
-                else:
-                    append(found)
-            conversion.check()
-            rejected.raise_if_refused(f"{option}={path}", conversion.num_rows)
-            return SourceSummary(dict(rejected.dropped), rows.others, rows.unfit, conversion.format.name)
-
+    def _load_file(self, file: SourceFile) -> LoadedRows[Example]:
+        content = partial(content_of, resolve_path(file.path, file.option), file.source.split or "")
+        find_key = partial(self.cache.key, file.options, file.source.filter, content)
         key = find_key()
-        return self.cache.read(key) or self.cache.write(key, convert, is_current=lambda: find_key() == key)
-
-
-def _note(name: str, kept: int, summaries: list[SourceSummary], weight: float) -> str:
-    dropped = sum((Counter(one.dropped) for one in summaries), Counter[str]())
-    formats = " and ".join(sorted({one.format for one in summaries}))
-    note = summary(name, kept, dropped, sum(one.filtered_out for one in summaries), formats)
-    return note if weight == 1 else f"{note}; weight {weight:g}"
+        return self.cache.read(key) or self.cache.write(
+            key,
+            convert=lambda append: Conversion(file, self.prepare).convert_all(append),
+            is_current=lambda: find_key() == key,
+        )

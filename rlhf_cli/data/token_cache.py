@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.config.sections import DataConfig
 from rlhf_cli.data.conversation import Renderer
+from rlhf_cli.data.row_pipeline import SourceSummary
 from rlhf_cli.data.row_store import DIGEST_BYTES, Example, IndexedRows, RowWriter, StoredRows
 from rlhf_cli.system.durable_files import sync
 from rlhf_cli.system.text import one_line
@@ -32,16 +33,6 @@ _LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
 _IRRELEVANT_OPTIONS = frozenset(  # of DataConfig: they change no row; filters are part of the key anyway
     ("train", "train_split", "train_filter", "eval", "eval_split", "eval_filter", "eval_fraction", "cache")
 )
-
-
-@dataclass(frozen=True)
-class SourceSummary:
-    """What became of the rows of one source."""
-
-    dropped: dict[str, int]  # reason -> rows
-    filtered_out: int = 0
-    filter_error: str = ""  # why the filter leaves no row, with the values there are; "" where it leaves some
-    format: str = "columns"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers.utils import is_liger_kernel_available
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
-from rlhf_cli.data.conversation import end_of_turn
+from rlhf_cli.data.chat_template import end_of_turn
 from rlhf_cli.models.compile_layers import compile_layers
 from rlhf_cli.models.cpu.attention import use_on_cpu
 from rlhf_cli.models.heads import Float32Head

@@ -9,8 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
-from rlhf_cli.data.chat_template import set_template
-from rlhf_cli.data.conversation import end_of_turn
+from rlhf_cli.data.chat_template import end_of_turn, set_template
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.hub import gguf_file, hub_options, location, outside_input
 from rlhf_cli.models.validate import check_config_json

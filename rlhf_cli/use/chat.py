@@ -12,7 +12,8 @@ from typing import Protocol
 from prompt_toolkit import PromptSession
 
 from rlhf_cli.config.errors import InputError, RewardError, require_text
-from rlhf_cli.data.conversation import Message, Renderer
+from rlhf_cli.data.chat_template import Message
+from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.system.text import printable
 from rlhf_cli.use.cli_options import Loading, Rewarding, Sampling

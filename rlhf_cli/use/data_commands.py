@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -9,18 +10,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.compose import compose_yaml
+from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.schema import COMMANDS
 from rlhf_cli.config.sections import DataConfig, ModelConfig, PreferenceDataConfig, RowPolicy
-from rlhf_cli.data.bad_rows import NUM_SHOWN, BadRow
+from rlhf_cli.data.bad_rows import NUM_SHOWN, BadRow, Row
 from rlhf_cli.data.conversation import Renderer
-from rlhf_cli.data.detect_format import NUM_DETECTED, mapping
-from rlhf_cli.data.export_rows import write
-from rlhf_cli.data.inspect_rows import RowInspection, as_the_model_sees_it, histogram, look_at, quantile, shared_prompts
-from rlhf_cli.data.read_rows import load_rows
-from rlhf_cli.data.row_formats import compared
-from rlhf_cli.data.row_pipeline import Filtered, recognised
+from rlhf_cli.data.detect_format import NUM_DETECTED, describe_columns
+from rlhf_cli.data.export_rows import export_rows
+from rlhf_cli.data.inspect_rows import RowInspection, histogram, inspect_rows, quantile, rendered_texts, shared_prompts
+from rlhf_cli.data.row_formats import read_comparison
+from rlhf_cli.data.row_pipeline import Conversion, files_of
 from rlhf_cli.models.load_tokenizer import load_tokenizer
 from rlhf_cli.system.text import one_line, printable
 
@@ -114,26 +115,24 @@ def _options(command: str, keys: list[str], train: Any, held_out: Any) -> tuple[
 
 
 def _has_answers(config: PreferenceDataConfig) -> bool:
-    """Say whether the first rows hold answers to compare."""
-    source = config.train_sources()[0]
-    options, path = config.of_source(source), resolve_pattern(source.path, "data.train")[0]
+    """Whether the first rows contain answers to compare."""
+
+    def prepare(options: PreferenceDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], bool]]:
+        named = {options.chosen_column, options.rejected_column, options.ranking_column}
+
+        def convert(row: Row) -> bool:
+            if not named & row.keys():  # those columns mean answers, even if their contents are bad
+                read_comparison(row, options, row_format)
+            return True
+
+        return {}, convert
+
     try:
-        rows = Filtered(load_rows(path, source.split or "", "data.train"), source.filter)
-        row_format, places = recognised(rows, path, options)
+        conversion = Conversion(files_of(config, config.train_sources()[0], "data.train")[0], prepare)
+        first = [row for _, row in islice(conversion, NUM_DETECTED)]
     except InputError:
-        return True  # which says what is wrong
-    named = {options.chosen_column, options.rejected_column, options.ranking_column}
-    for _, row in islice(places, NUM_DETECTED):
-        try:
-            if not isinstance(row, BadRow):
-                if named & row.keys():
-                    return True  # be they sound or not
-                compared(row, options, row_format)
-                return True
-        except BadRow as bad:
-            if bad.policy is RowPolicy.drop:
-                return True
-    return False
+        return True  # reading the rows will report the error
+    return any(not isinstance(row, BadRow) or row.policy is RowPolicy.drop for row in first)
 
 
 def _inspect(args: list[str]) -> int:
@@ -149,7 +148,7 @@ def _inspect(args: list[str]) -> int:
         for source in sources:
             resolve_pattern(source.path, key)
     renderer = Renderer(load_tokenizer(model, "model"), config)
-    looks = {key: look_at(config, sources, key, renderer, asked.show) for key, sources in sides.items() if sources}
+    looks = {key: inspect_rows(config, sources, key, renderer, asked.show) for key, sources in sides.items() if sources}
     lines = [f"for {'train-rm' if isinstance(config, PreferenceDataConfig) else 'train-ppo'}, tokens of {_name(model)}"]
     lines += renderer.notes
     for key, look in looks.items():
@@ -170,18 +169,22 @@ def _name(model: ModelConfig) -> str:
 
 def _described(look: RowInspection, config: DataConfig) -> list[str]:
     lines = [f"  {one_line(message, 2000)}" for message in look.fatal]
-    lines += sorted({f"  format {one.name}: {mapping(options, one)}" for one, options in look.formats.values()})
+    lines += sorted(
+        {f"  format {one.name}: {describe_columns(options, one)}" for one, options in look.formats.values()}
+    )
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(look.dropped.items()))
     dropped = f"{sum(look.dropped.values())} dropped{f' ({reasons})' if reasons else ''}"
-    others = f", {look.num_others} left out by the filter" if look.num_others else ""
+    others = f", {look.num_filtered_out} left out by the filter" if look.num_filtered_out else ""
     lines.append(f"  {look.num_rows} rows: {look.num_kept} kept, {dropped}, {look.num_refused} refused{others}")
     if not look.lengths:
         return lines
-    lines.append(f"  {len(look.prompts)} distinct prompts; {len(look.twice)} rows are there twice{_first(look.twice)}")
+    lines.append(
+        f"  {len(look.prompts)} distinct prompts; {len(look.duplicates)} duplicate rows{_first(look.duplicates)}"
+    )
     if isinstance(config, PreferenceDataConfig) and look.num_kept:
         lines.append(f"  the longer answer wins in {look.num_longer_wins / look.num_kept:.3f} of pairs")
-        number = len(look.contradicted)
-        lines.append(f"  {number} rows say the opposite of another one{_first(look.contradicted)}")
+        number = len(look.contradictions)
+        lines.append(f"  {number} rows say the opposite of another one{_first(look.contradictions)}")
     for name, lengths in look.lengths.items():
         ordered = sorted(lengths)
         middle, most = quantile(ordered, 0.5), quantile(ordered, 0.95)
@@ -221,7 +224,7 @@ def _examples(look: RowInspection, renderer: Renderer) -> list[str]:
     lines: list[str] = []
     for place, example in look.examples:
         lines += ["", f"{place}, as the model sees it:"]
-        for name, text in as_the_model_sees_it(example, renderer):
+        for name, text in rendered_texts(example, renderer):
             first, *others = text.split("\n")
             lines += [f"  {name:8} | {first}", *(f"  {'':8} | {line}" for line in others)]
     return lines
@@ -233,6 +236,6 @@ def _convert(args: list[str]) -> int:
     if not sources:
         raise InputError("data convert wants IN ... OUT.jsonl; see `rlhf data --help`")
     config, _ = _composed(asked, sources, None)
-    for note in write(config, target):
+    for note in export_rows(config, target):
         print(printable(note))
     return 0

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from rlhf_cli.config.data_sources import Format
@@ -16,11 +17,12 @@ from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, Row
 from rlhf_cli.data import preferences
 from rlhf_cli.data import prompts as asked_for
 from rlhf_cli.data.bad_rows import BadRow, Row, json_value
-from rlhf_cli.data.conversation import Message, Renderer
+from rlhf_cli.data.chat_template import Message
+from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.read_rows import load_rows
-from rlhf_cli.data.row_formats import question_columns
+from rlhf_cli.data.row_formats import prompt_columns
 from rlhf_cli.data.row_pipeline import Made, Prepare
 from rlhf_cli.data.row_store import Ids
 from rlhf_cli.data.splits import load_splits
@@ -85,7 +87,7 @@ def prompts(rows: Rows, option: str) -> list[Prompt]:
     )
     with _as_options(option):
         renderer = _renderer()
-        prepare = _limited(asked_for.preparing(renderer), rows.limit)
+        prepare = _limited(partial(asked_for.prepare, renderer), rows.limit)
         return list(load_splits(config, 0, prepare, RowCache(config, renderer, Prompt)).train)[: rows.limit]
 
 
@@ -137,9 +139,9 @@ def rankings(rows: Rows, columns: dict[str, Any], option: str) -> tuple[list[Ran
 
 def _preparing(renderer: Renderer) -> Prepare[_Whole]:
     def prepare(config: PreferenceDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], _Whole]]:
-        wanted, convert = preferences.preparing(renderer)(config, row_format)
+        wanted, convert = preferences.prepare(renderer, config, row_format)
         answers = {config.ranking_column} if config.ranking_column else {config.chosen_column, config.rejected_column}
-        own = question_columns(config, row_format) | answers
+        own = prompt_columns(config, row_format) | answers
         is_shared = row_format is not Format.rated_rows  # whose columns are those of one answer
 
         def whole(row: Row) -> _Whole:

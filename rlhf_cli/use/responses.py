@@ -14,7 +14,7 @@ from rich.progress import track
 
 from rlhf_cli.config.errors import DiskError, InputError
 from rlhf_cli.config.sections import DType
-from rlhf_cli.data.conversation import Message
+from rlhf_cli.data.chat_template import Message
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.token_batches import chunks
 from rlhf_cli.rewards.source import Exchange

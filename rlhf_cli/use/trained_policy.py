@@ -12,7 +12,8 @@ from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.sampling import draw
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import RolloutConfig
-from rlhf_cli.data.conversation import Message, Renderer
+from rlhf_cli.data.chat_template import Message
+from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate, micro_batches, sized_rows
 from rlhf_cli.engine.plain import PlainFrozen
 from rlhf_cli.models.cpu.decoding import decoding

@@ -57,7 +57,7 @@ def test_every_kind_of_bad_row_is_listed_with_line_field_and_reason():
             {**GOOD, "prompt": 3},
             {**GOOD, "chosen": [{"role": "user"}]},
             {**GOOD, "rejected": 0},
-            {**GOOD, "chosen": [{"role": "assistant", "content": "x"}]},
+            {**GOOD, "chosen": [{"role": "user", "content": "x"}]},
             b'{"prompt": "q", "prompt": "r", "chosen": "a", "rejected": "b"}',
             b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}',
             b"[" * 100_000,
@@ -78,8 +78,8 @@ def test_every_kind_of_bad_row_is_listed_with_line_field_and_reason():
         "  a.jsonl:7: prompt: got int, wanted a string or a list of messages",
         "  a.jsonl:8: chosen: a message needs `role` and `content` strings, got str and none",
         "  a.jsonl:9: rejected: got int, wanted a string or a list of messages",
-        "  a.jsonl:10: rejected: wanted a prompt and then one assistant message, got ['user']",
-        "  a.jsonl:11: not JSON: key 'prompt' stands there twice",
+        "  a.jsonl:10: chosen: wanted a prompt and then one assistant message, got ['user']",
+        "  a.jsonl:11: not JSON: key 'prompt' occurs twice",
         "  a.jsonl:12: prompt: not UTF-8 text",
         "  a.jsonl:15: prompt: answers are plain strings and there is no prompt; set data.prompt_column",
     ]
@@ -315,7 +315,7 @@ def test_long_cells_of_a_csv_file_are_read_and_endless_ones_refused(monkeypatch)
     monkeypatch.setattr("rlhf_cli.data.csv_rows.MAX_ROW_CHARS", 1 << 18)
     assert "row 2: not CSV: unexpected end of data" in refusal(prompts, path)
     monkeypatch.setattr("rlhf_cli.data.csv_rows.MAX_ROW_CHARS", 1 << 17)
-    assert "a.csv: a row that goes on in line 2 is longer than" in refusal(prompts, path)
+    assert "a.csv: a row that reaches line 2 is longer than" in refusal(prompts, path)
 
 
 def test_a_compressed_csv_file_is_refused():

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.bad_rows import BadRow
-from rlhf_cli.data.chat_template import set_template
-from rlhf_cli.data.conversation import Renderer, end_of_turn
+from rlhf_cli.data.chat_template import end_of_turn, set_template
+from rlhf_cli.data.conversation import Renderer
 from tests.unit.data.chats import CHATML, GEMMA, LLAMA_2, SHAPES, VICUNA, byte_by_byte, byte_pairs, tokenizer_for, words
 
 
@@ -96,7 +96,6 @@ def test_an_answer_that_brings_its_end_gets_no_second_one(shape):
     made, end = renderer(shape), SHAPES[shape].end
     assert made.response_ids(f"ok{end}") == made.response_ids("ok")
     assert made.whole_ids(TALK, f"ok{end}") == made.whole_ids(TALK, "ok")
-    assert made.conversation_text(TALK, f"ok{end}") == made.conversation_text(TALK, "ok")
     assert made.response_ids("ok</s>") == made.response_ids("ok")  # EOS, where the turn's end is another token, too
 
 
@@ -127,9 +126,6 @@ def test_the_whole_conversation_has_what_stands_behind_the_end():
     made = renderer("chatml")
     whole, sequence = made.whole_ids(TALK, "ok"), made.sequence(TALK, "ok")
     assert whole == (*sequence.ids, *made.tokenizer("\n", add_special_tokens=False)["input_ids"])
-    assert made.conversation_text(TALK[2:], "ok") == (
-        "<|im_start|>user\nhelp<|im_end|>\n<|im_start|>assistant\nok<|im_end|>\n"
-    )
 
 
 def test_a_message_that_writes_a_turn_of_its_own_does_not_make_one():
@@ -224,7 +220,8 @@ def test_what_a_template_writes_before_an_answer_beyond_its_generation_prompt_is
     made = Renderer(tokenizer, PromptDataConfig(train="x"))
     prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert texts(made, [user("hi")], "ok") == (prompt, "ok<|im_end|>")
-    assert made.conversation_text([user("hi")], "ok") == f"{prompt}<think>\n\n</think>\n\nok<|im_end|>\n"
+    whole = f"{prompt}<think>\n\n</think>\n\nok<|im_end|>\n"
+    assert made.tokenizer.decode(made.whole_ids([user("hi")], "ok")) == whole
 
 
 def test_a_template_without_system_messages_in_its_probe_is_asked_with_one():
@@ -256,8 +253,7 @@ def test_without_a_template_one_message_is_plain_text_and_several_get_the_defaul
         "<|system|>\nbe kind</s>\n<|user|>\nhi</s>\n<|assistant|>\n"
     )
     assert made.whole_ids([user("hi")], "ok") == made.sequence([user("hi")], "ok").ids
-    assert made.conversation_text([user("hi")], "ok") == "hiok"
-    assert made.conversation_text(TALK, "ok") == f"{DEFAULT_TEXT}ok</s>\n"
+    assert made.tokenizer.decode(made.whole_ids(TALK, "ok")) == f"{DEFAULT_TEXT}ok</s>\n"
     assert made.notes == [
         "the tokenizer has no chat template: a prompt of one message is plain text, any other is rendered with the "
         "default template; see model.chat_template"

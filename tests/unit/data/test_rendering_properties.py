@@ -96,7 +96,6 @@ def test_prompt_and_answer_are_the_beginning_of_the_rendered_conversation(shape,
     text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
     whole = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     assert made.whole_ids(messages, answer) == whole
-    assert made.conversation_text(messages, answer) == text
     if shape == "plain-end" and kind in ("byte-pairs", "sentence-pieces"):
         # its generation prompt ends in a space, which these tokenizers would join to the answer's first word
         assert tokenizer.decode(sequence.ids[:-1]) == tokenizer.decode(whole).removesuffix("\n")

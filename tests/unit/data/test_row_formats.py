@@ -281,9 +281,12 @@ def test_text_parts_of_columns_are_joined():
 @pytest.mark.parametrize(
     ("message", "wrong"),
     [
-        ({"role": "user", "content": [{"type": "image"}]}, "something else than text: a part of type image"),
-        ({"role": "user", "content": ["a"]}, "something else than text: a part of type str"),
-        ({"role": "user", "content": [{"type": "text", "text": 3}]}, "something else than text: text of type int"),
+        ({"role": "user", "content": [{"type": "image"}]}, "may contain text only, got a part of type image"),
+        ({"role": "user", "content": ["a"]}, "a message may contain text only, got a part of type str"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": 3}]},
+            "may contain text only, got text of type int",
+        ),
         ({"role": "user", "content": 3}, "`role` and `content` strings, got str and int"),
         ({"content": "x"}, "`role` and `content` strings, got none and str"),
         ("x", "a message is an object with `role` and `content`, got str"),
@@ -331,11 +334,14 @@ BAD = {
         ),
     ],
     "messages": [
-        ({"chosen": 3, "rejected": chat(*ASK, NO)}, "chosen: got int, wanted a list of messages"),
-        ({"messages": chat(SURE), "chosen": "a", "rejected": "b"}, "messages: nobody asks in this conversation"),
+        ({"chosen": 3, "rejected": chat(*ASK, NO)}, "chosen: got int, wanted a string or a list of messages"),
+        (
+            {"messages": chat(SURE), "chosen": "a", "rejected": "b"},
+            "messages: this conversation has no prompt: only the assistant speaks",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}], "chosen": "a", "rejected": "b"},
-            "messages: a message holds something else than text: a part of type image_url",
+            "messages: a message may contain text only, got a part of type image_url",
         ),
     ],
     "sharegpt": [

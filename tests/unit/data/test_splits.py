@@ -7,10 +7,11 @@ import lzma
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-import zstandard
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PromptDataConfig
@@ -88,7 +89,7 @@ COMPRESSED = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
-    "zst": zstandard.ZstdCompressor().compress,
+    "zst": partial(pa.compress, codec="zstd", asbytes=True),
 }
 
 
@@ -145,7 +146,7 @@ def test_a_filter_whose_column_is_missing_or_that_nothing_fits_is_an_error():
     ]
     write("a.jsonl", [{"prompt": "q", "split": "a"}, {"prompt": "r", "split": "b"}])
     assert refusal("a.jsonl", train_filter={"split": "trian"}) == (
-        "data.train=a.jsonl: no row fits the filter {'split': ['trian']}; split has: a, b"
+        "data.train=a.jsonl: no row matches the filter {'split': ['trian']}; split has: a, b"
     )
 
 
@@ -156,9 +157,9 @@ def test_a_filter_may_leave_nothing_of_some_files():
         assert texts(prompts("?.jsonl", train_filter={"split": "b"}).train) == ["r"]
         assert texts(prompts(["a.jsonl", "b.jsonl"], train_filter={"split": "a"}).train) == ["q"]
         assert refusal("?.jsonl", train_filter={"split": "c"}) == (
-            "data.train=a.jsonl: no row fits the filter {'split': ['c']}; split has: a"
+            "data.train=a.jsonl: no row matches the filter {'split': ['c']}; split has: a"
         )
-        assert refusal("a.jsonl", eval_filter={"split": "c"}).startswith("data.eval=a.jsonl: no row fits the filter")
+        assert refusal("a.jsonl", eval_filter={"split": "c"}).startswith("data.eval=a.jsonl: no row matches the filter")
 
 
 def test_weights_draw_rows_of_each_source_by_the_seed():

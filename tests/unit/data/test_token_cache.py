@@ -16,7 +16,7 @@ from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
 from rlhf_cli.data import read_rows as reading
-from rlhf_cli.data import splits as sources
+from rlhf_cli.data import row_pipeline
 from rlhf_cli.data import token_cache as cache
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.preferences import load_preferences
@@ -448,14 +448,14 @@ def test_a_file_that_cannot_be_opened_is_the_same_error(monkeypatch):
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(folder, monkeypatch):
-    load_rows = sources.load_rows
+    load_rows = row_pipeline.load_rows
 
     def slowly(*args):
         rows = list(load_rows(*args))
         write(ROWS[:5])
         return rows
 
-    monkeypatch.setattr(sources, "load_rows", slowly)
+    monkeypatch.setattr(row_pipeline, "load_rows", slowly)
     assert len(load(train=write(ROWS), eval_fraction=0.0).train) == 10
     assert not keys(folder)
 

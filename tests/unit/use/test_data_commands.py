@@ -58,7 +58,7 @@ def test_pairs_are_shown_as_the_model_sees_them(inspect):
         "data.train: a.jsonl",
         "  format columns: prompt from prompt, answers from chosen over rejected",
         "  4 rows: 4 kept, 0 dropped, 0 refused",
-        "  4 distinct prompts; 0 rows are there twice",
+        "  4 distinct prompts; 0 duplicate rows",
         "  the longer answer wins in 0.375 of pairs",  # of 1, 2, 3 and 4 letters against 3
         "  0 rows say the opposite of another one",
     ]
@@ -106,7 +106,7 @@ def test_duplicates_contradictions_and_prompts_on_both_sides(inspect):
         write("a.jsonl", *PAIRS, PAIRS[2], turned), write("b.jsonl", PAIRS[3], {**PAIRS[0], "prompt": "x"})
     )
     assert code == 0
-    assert "  4 distinct prompts; 1 rows are there twice (first: a.jsonl:5 and a.jsonl:3)" in lines
+    assert "  4 distinct prompts; 1 duplicate rows (first: a.jsonl:5 and a.jsonl:3)" in lines
     assert "  1 rows say the opposite of another one (first: a.jsonl:6 and a.jsonl:2)" in lines
     place = lines.index("1 prompts are on both sides")
     assert lines[place + 1] == "  b.jsonl:1 has the prompt of a.jsonl:4"
@@ -124,7 +124,7 @@ def test_a_filter_that_nothing_fits_exits_with_3(inspect):
     write("a.jsonl", {**PAIRS[0], "split": "x"})
     code, lines = inspect("a.jsonl", "data.train_filter={split: y}")
     assert code == 3
-    assert "  data.train=a.jsonl: no row fits the filter {'split': ['y']}; split has: x" in lines
+    assert "  data.train=a.jsonl: no row matches the filter {'split': ['y']}; split has: x" in lines
 
 
 def test_prompts_are_recognised_and_a_command_may_be_told(inspect):
@@ -180,9 +180,12 @@ def test_words_that_are_wrong_are_told_in_one_line(fails):
         (["inspect", "a.jsonl", "show=all"], "show must be a number of rows, got all"),
         (["inspect", "a.jsonl", "data.formt=hh"], "unknown key data.formt (got hh); did you mean data.format?"),
         (["convert", "a.jsonl"], "data convert wants IN ... OUT.jsonl; see `rlhf data --help`"),
-        (["convert", "a.jsonl", "b.csv"], "data convert: the last word is the file to write, a new .jsonl, got b.csv"),
+        (["convert", "a.jsonl", "b.csv"], "data convert: the last argument is the new .jsonl file to write, got b.csv"),
         (["convert", "a.jsonl", "no/b.jsonl"], "data convert: cannot write no/b.jsonl: No such file or directory"),
-        (["convert", "a.jsonl", "a.jsonl"], "data convert: a.jsonl exists and is never overwritten; give another name"),
+        (
+            ["convert", "a.jsonl", "a.jsonl"],
+            "data convert: a.jsonl exists and is never overwritten; choose another name",
+        ),
     ):
         assert fails(*words).startswith(f"rlhf: error: {message}"), words
     assert Path("a.jsonl").read_text() == "\n".join(map(json.dumps, PAIRS))
@@ -254,7 +257,7 @@ def test_prompts_are_converted_with_their_other_columns():
 def test_a_column_named_prompt_beside_the_prompt_is_not_lost(fails):
     write("a.jsonl", {"question": "q", "prompt": "other"})
     message = fails("convert", "a.jsonl", "b.jsonl", "data.prompt_column=question")
-    assert "a column 'prompt' stands beside data.prompt_column=question" in message
+    assert "rows have a column 'prompt' in addition to data.prompt_column=question" in message
     assert not Path("b.jsonl").exists()
 
 
