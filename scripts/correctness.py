@@ -27,7 +27,6 @@ from sample import REPOSITORY, add_sample_options, sampled
 PAGE = REPOSITORY / "docs/correctness.md"
 SLOW = ("tests/distributed", "tests/e2e", "tests/learning")
 START, END = "<!-- statements: made by scripts/correctness.py -->\n", "<!-- end of the statements -->\n"
-TABLE_HEAD = "| | what holds | proved by | a copy that must fail | source |\n|---|---|---|---|---|\n"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
@@ -48,12 +47,12 @@ def render() -> str:
     lines, number = [before, START], 0
     for entry in entries():
         if "section" in entry:
-            lines.append(f"\n## {entry['section']}\n\n{TABLE_HEAD}")
+            lines.append(f"\n## {entry['section']}\n\n")
             continue
         number += 1
-        proofs = "<br>".join(_link(test) for test in entry["tests"])
-        cells = (str(number), entry["holds"], proofs, entry["broken"], entry["source"])
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+        proofs = ", ".join(_link(test) for test in entry["tests"])
+        lines.append(f"{number}. **{entry['holds']}.**\n   * Source: {entry['source']}.\n")
+        lines.append(f"   * Tests: {proofs}.\n   * Broken copy: {entry['broken']}.\n")
     return "".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
