@@ -32,9 +32,10 @@ from rlhf_cli.config.compose import load
 from rlhf_cli.config.schema import TrainPPOConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine import factory as choose
+from rlhf_cli.models import kernels
 from rlhf_cli.models.cpu import attention as cpu_attention
-from rlhf_cli.models.cpu.attention import use_on_cpu
-from rlhf_cli.models.cpu.linear import laid_out
+from rlhf_cli.models.cpu.attention import use_cpu_attention
+from rlhf_cli.models.cpu.linear import reordered_weights
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.packed_forward import packed_pass, reads_packed, use_packing
 from rlhf_cli.report.reporter import Reporter
@@ -121,7 +122,7 @@ def torch_attention(trainer: PPOTrainer) -> Iterator[None]:
     finally:
         for model in models_of(trainer):
             model.set_attn_implementation("sdpa")
-            use_on_cpu(model)
+            use_cpu_attention(model)
             use_packing(model)
 
 
@@ -131,7 +132,7 @@ def whole_texts(trainer: PPOTrainer) -> Iterator[None]:
     trainer.passes.packed = False
     for model in models_of(trainer):
         model.set_attn_implementation("sdpa")
-        use_on_cpu(model)
+        use_cpu_attention(model)
     try:
         yield
     finally:
@@ -196,14 +197,14 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
             return trainer.collect()
 
     plain = lambda model, room: DynamicCache(config=model.config)  # noqa: E731
-    show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "growing_cache", plain))
+    show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "preallocated_cache", plain))
     no_tiles = patched(cpu_attention, "_has_tiles", lambda _: False)
     show("this CPU's attention and layers in decoding", "rollout", collect_all, lambda: torch_attention(trainer))
     show("torch's attention of one token on tiles (AMX)", "rollout", collect_all, no_tiles)
-    show("layers in fewer operations", "rollout", collect_all, patched(embedded, "decoding", laid_out))
-    as_they_are = patched(embedded, "decoding", lambda *_: nullcontext())
+    show("layers in fewer operations", "rollout", collect_all, patched(kernels, "cpu_decoding", reordered_weights))
+    as_they_are = patched(kernels, "cpu_decoding", lambda *_: nullcontext())
     show("the same, and weights laid out once a rollout", "rollout", collect_all, as_they_are)
-    stay = patched(embedded, "_WORTH_DROPPING", 2)
+    stay = patched(embedded, "_MIN_DROPPED", 2)
     show("rows that have ended leave (they end early)", "rollout", collect_early, stay)
     for phase, action in (("score", lambda: trainer.score(samples)), ("update", lambda: trainer.train_on(rollout))):
         show("packed texts", phase, action, lambda: whole_texts(trainer))

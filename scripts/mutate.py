@@ -67,7 +67,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rlhf_cli/models/packed_forward.py": ((), PACKED),
     "rlhf_cli/models/cpu/linear.py": ((), ("tests/unit/models/cpu/test_linear.py",)),
     "rlhf_cli/models/cpu/attention.py": (
-        ("CausalAttention", "_blocks", "one_token", "attention"),
+        ("CausalAttention", "_blocks", "attend_one_token", "attention"),
         ("tests/unit/models/cpu/test_attention.py",),
     ),
     "rlhf_cli/engine/distributed.py": (
@@ -75,8 +75,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("tests/unit/engine/test_distributed.py", *TRAIN),
     ),
     "rlhf_cli/engine/plain.py": (("_add_gradient", "_update", "_scaled"), ("tests/unit/engine/test_plain.py",)),
-    "rlhf_cli/rollout/kv_cache.py": (("GrowingLayer",), ROLLOUT),
-    "rlhf_cli/rollout/embedded.py": (("sample", "_decode", "_all_ended", "_Rows"), ROLLOUT),
+    "rlhf_cli/rollout/kv_cache.py": (("PreallocatedLayer",), ROLLOUT),
+    "rlhf_cli/rollout/embedded.py": (("sample", "_decode", "_all_ended", "_DecodingRows"), ROLLOUT),
     "rlhf_cli/rewards/reward_model.py": ((), ("tests/unit/rewards/test_reward_model.py", *TRAIN)),
     "rlhf_cli/rewards/weighted_sum.py": ((), ("tests/unit/rewards/test_weighted_sum.py", *TRAIN)),
     "rlhf_cli/rewards/classifier_source.py": ((), ("tests/unit/rewards/test_classifier_source.py",)),
@@ -152,7 +152,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "values are reallocated with the keys, and no token is held yet"
     ),
     (CACHE, "if end > self.keys.shape[2]:"): FOUR,
-    (CACHE, "roomy = held.new_zeros((*held.shape[:2], tokens, held.shape[-1]))"): FOUR,
+    (CACHE, "larger = held.new_zeros((*held.shape[:2], tokens, held.shape[-1]))"): FOUR,
     (REWARD, "losses = preference_loss(scores[self.better], self.margin, scores[self.worse], self.confidence)"): (
         "both are subtracted from the better score"
     ),

@@ -1,1 +1,1 @@
-"""Hugging Face weights and tokenizers in and out."""
+"""Load, run and export Hugging Face models and tokenizers."""

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer built in code: 256 bytes and three special tokens, nothing to download."""
+"""A byte-level tokenizer without files: 256 bytes and three special tokens."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +10,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of 259 tokens with a chat template: one token a byte of UTF-8, <pad>, <bos>, <eos>."""
+    """Return a tokenizer with a chat template and 259 tokens: UTF-8 bytes, <pad>, <bos> and <eos>."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""Trained weights to plain Hugging Face folders."""
+"""Export trained weights as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from rlhf_cli.data.token_batches import EndTokens
 
 
 def export_ends(model: PreTrainedModel, ends: EndTokens) -> None:
-    """Have a policy's export stop where it was sampled to stop: all end tokens stand in its generation config.
+    """Make an exported policy stop at all end tokens it was sampled with, by its generation config.
 
-    A pad token that is one of them is replaced by the one that fills batches, or left out where that is one, too.
+    A pad token that is also an end token is replaced by the one that fills batches, or removed if
+    that is an end token too.
     """
     generation = model.generation_config
     assert generation is not None
@@ -26,9 +27,9 @@ def export_ends(model: PreTrainedModel, ends: EndTokens) -> None:
 
 
 def export(model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write config, safetensors and tokenizer to `folder`; on rank 0 alone.
+    """Write config, weights (safetensors) and tokenizer to `folder`. Call it on rank 0 only.
 
-    state: the full weights under the names of the wrapper that held the model, each with the prefix `model.`.
+    state: the full weights, named as in the wrapper of the model, with the prefix `model.`.
     """
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     empty = [name for name, tensor in weights.items() if tensor.numel() == 0]

@@ -1,4 +1,4 @@
-"""What a user names for transformers to read: a Hub id, a folder or a GGUF file, and what can be wrong with it."""
+"""Arguments and errors of transformers' `from_pretrained` for Hub ids, folders and GGUF files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rlhf_cli.system.text import one_line
 
 
 @contextmanager
-def outside_input(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a user's files and settings into one line.
+def input_errors(what: str) -> Iterator[None]:
+    """Turn any error of transformers about the user's files and settings into a one-line InputError.
 
-    Its errors come from a dozen libraries (json, safetensors, tokenizers, hub, dataclasses): no list of them is
-    complete.
+    The errors come from many libraries (json, safetensors, tokenizers, huggingface_hub, ...), so
+    they cannot be listed.
     """
     try:
         yield
@@ -27,14 +27,11 @@ def outside_input(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {type(error).__name__}: {one_line(error, 300)}") from error
 
 
-def location(path: str) -> tuple[str]:
-    return (str(Path(path).parent) if path.endswith(".gguf") else path,)
-
-
-def gguf_file(path: str) -> dict[str, str]:
-    return {"gguf_file": Path(path).name} if path.endswith(".gguf") else {}
-
-
-def hub_options(config: ModelConfig) -> dict[str, Any]:
+def pretrained_options(path: str, config: ModelConfig) -> dict[str, Any]:
+    """Return the keyword arguments of `from_pretrained` for a resolved path."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    return options if config.revision is None else {**options, "revision": config.revision}
+    if config.revision is not None:
+        options["revision"] = config.revision
+    if path.endswith(".gguf"):
+        return {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name, **options}
+    return {"pretrained_model_name_or_path": path, **options}

@@ -1,4 +1,4 @@
-"""Hugging Face models from a ModelConfig: Hub id, local folder, GGUF file, or random weights."""
+"""Load Hugging Face models from a Hub id, a folder, a GGUF file, or with random weights."""
 
 from __future__ import annotations
 
@@ -18,19 +18,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.liger import apply_liger_kernel
-from transformers.utils import is_liger_kernel_available
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
-from rlhf_cli.data.chat_template import end_of_turn
-from rlhf_cli.models.compile_layers import compile_layers
-from rlhf_cli.models.cpu.attention import use_on_cpu
 from rlhf_cli.models.heads import Float32Head
-from rlhf_cli.models.hub import gguf_file, hub_options, location, outside_input
-from rlhf_cli.models.load_tokenizer import load_tokenizer
-from rlhf_cli.models.packed_forward import use_packing
+from rlhf_cli.models.hub import input_errors, pretrained_options
+from rlhf_cli.models.kernels import select_kernels
+from rlhf_cli.models.load_tokenizer import load_tokenizer, response_ends
 from rlhf_cli.models.validate import (
     HEAD,
     check_config_json,
@@ -41,28 +36,28 @@ from rlhf_cli.models.validate import (
     check_tokenizer,
 )
 
-_PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")  # their positions start behind the pad id
+_PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")  # positions start after the pad id
 
 
 def load_config(config: ModelConfig, key: str) -> PreTrainedConfig:
-    """Return the transformers config of a model, without its weights; raise InputError where there is none."""
+    """Return the transformers config of a model without its weights; raise InputError if there is none."""
     if config.from_config is not None:
-        with outside_input(f"{key}.from_config"):
+        with input_errors(f"{key}.from_config"):
             return _random_config(config, key, load_tokenizer(config, key))
     assert config.path is not None  # ModelConfig.check
     path = resolve_path(config.path, f"{key}.path")
     check_config_json(Path(path), f"{key}.path={config.path}")
-    with outside_input(f"{key}.path={config.path}: cannot read its config"):
-        return AutoConfig.from_pretrained(*location(path), **hub_options(config), **gguf_file(path))
+    with input_errors(f"{key}.path={config.path}: cannot read its config"):
+        return AutoConfig.from_pretrained(**pretrained_options(path, config))
 
 
 def load_causal_lm(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Return a causal language model on the CPU, dropout off.
+    """Return a causal language model on the CPU, without dropout.
 
-    `seed` fixes the weights of a `from_config` model. Raises InputError for files that are not such a model.
+    seed: of the random weights of `from_config`. Raises InputError for files of another kind.
     """
     if config.from_config is not None:
-        with torch.random.fork_rng(devices=[]), outside_input(f"{key}.from_config"):
+        with torch.random.fork_rng(devices=[]), input_errors(f"{key}.from_config"):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(
                 _random_config(config, key, tokenizer), dtype=torch_dtype(config), **_attention(config)
@@ -79,16 +74,16 @@ def load_causal_lm(config: ModelConfig, key: str, tokenizer: PreTrainedTokenizer
 def load_sequence_classifier(
     config: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase, seed: int, new_head: bool
 ) -> PreTrainedModel:
-    """Return a one-label sequence classifier on the CPU, dropout off; its head is `model.score`.
+    """Return a one-label sequence classifier on the CPU, without dropout; its head is `model.score`.
 
-    new_head: where the weights hold no head, start one from N(0, 1/(d+1)) with the given seed (arXiv:2009.01325).
-    Otherwise they must be a trained reward model, and one without a head is refused: transformers would fill it with
-    noise in silence.
+    new_head: if the weights have no head, initialise one from N(0, 1/(d+1)) (arXiv:2009.01325) with
+    `seed`. Otherwise the weights must be a trained reward model: transformers would silently
+    initialise a missing head at random, so it is an InputError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.from_config is not None:
-            with outside_input(f"{key}.from_config"):
+            with input_errors(f"{key}.from_config"):
                 model = AutoModelForSequenceClassification.from_config(
                     _random_config(config, key, tokenizer, num_labels=1),
                     dtype=torch_dtype(config),
@@ -100,7 +95,7 @@ def load_sequence_classifier(
             model, missing = _classifier_around(causal), [HEAD, *missing]
         else:
             if not new_head:
-                check_one_label(_given_config(config, key), f"{key}.path={config.path}")
+                check_one_label(_read_config_json(config, key), f"{key}.path={config.path}")
             model, missing = _from_pretrained(AutoModelForSequenceClassification, config, key, num_labels=1)
         _refuse_missing([name for name in missing if not (new_head and name == HEAD)], config, key)
         _check_head(model, key)
@@ -108,23 +103,23 @@ def load_sequence_classifier(
             torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
     model.score = Float32Head(model.score)
     pad = tokenizer.pad_token_id
-    model.config.pad_token_id = None if pad in (tokenizer.eos_token_id, end_of_turn(tokenizer)) else pad
+    model.config.pad_token_id = None if pad in response_ends(tokenizer) else pad
     return _prepared(model, config, key, tokenizer)
 
 
 def is_encoder(config: ModelConfig, key: str) -> bool:
-    """Say whether a classifier reads a pair of texts with an encoder, rather than one text up to its last token."""
+    """Return whether a classifier has an encoder, which reads a pair of texts, instead of a decoder."""
     if config.path is None or config.path.endswith(".gguf"):
         return False
     options = copy.deepcopy(load_config(config, key))
-    with outside_input(f"{key}.path={config.path}: no sequence classifier"), torch.device("meta"):
+    with input_errors(f"{key}.path={config.path}: not a sequence classifier"), torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(options)
     return not isinstance(getattr(model, "score", None), torch.nn.Linear)
 
 
 def load_pair_classifier(config: ModelConfig, key: str) -> PreTrainedModel:
-    """Return a one-label classifier with an encoder on the CPU, dropout off; raise InputError for another one."""
-    check_one_label(_given_config(config, key), f"{key}.path={config.path}")
+    """Return a one-label classifier with an encoder, on the CPU, without dropout."""
+    check_one_label(_read_config_json(config, key), f"{key}.path={config.path}")
     model, missing = _from_pretrained(AutoModelForSequenceClassification, config, key, num_labels=1)
     _refuse_missing(missing, config, key)
     switch_dropout_off(model)
@@ -133,16 +128,16 @@ def load_pair_classifier(config: ModelConfig, key: str) -> PreTrainedModel:
 
 
 def check_length(model: PreTrainedModel, longest: int, key: str, option: str) -> None:
-    """Raise InputError where `longest` tokens are more than the model has positions; `option` is what to lower."""
+    """Raise InputError if the model has fewer than `longest` positions; option: what the user can lower."""
     most = positions(model)
     if most is not None and longest > most:
-        raise InputError(f"{key} has {most} positions, the longest sequence may have {longest}; lower {option}")
+        raise InputError(f"{key} has {most} positions, but the longest sequence may have {longest}; lower {option}")
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """Return the tokens of the longest text that a model reads, None without a limit."""
+    """Return the maximum number of tokens of a sequence, None if unlimited."""
     config: Any = model.config
-    found = getattr(config, "max_position_embeddings", None)  # absent where positions have no limit
+    found = getattr(config, "max_position_embeddings", None)
     if found is None:
         return None
     offset = (config.pad_token_id or 0) + 1 if config.model_type in _PADDED_POSITIONS else 0
@@ -158,40 +153,37 @@ def torch_dtype(config: ModelConfig) -> torch.dtype:
 def _from_pretrained(
     auto_class: Any, config: ModelConfig, key: str, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load weights; return the model and the names of the tensors that the files lack."""
+    """Load weights; return the model and the names of missing tensors."""
     assert config.path is not None
     where, path = f"{key}.path={config.path}", resolve_path(config.path, f"{key}.path")
-    gguf = gguf_file(path)
-    if gguf:
+    if path.endswith(".gguf"):
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
-        given = _given_config(config, key)
+        given = _read_config_json(config, key)
         check_token_ids(given, given.get("vocab_size"), f"{where}: config.json")
         if Path(path).is_dir():
             check_folder(Path(path), where)
-        options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # check_loaded names them
-    options |= {"dtype": torch_dtype(config), "output_loading_info": True, **gguf}
-    with outside_input(f"{where}: cannot load the weights"), warnings.catch_warnings():
+        options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # check_loaded reports them
+    options |= {"dtype": torch_dtype(config), "output_loading_info": True}
+    with input_errors(f"{where}: cannot load the weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, info = auto_class.from_pretrained(
-            *location(path), **options, **_attention(config), **hub_options(config)
-        )
+        model, info = auto_class.from_pretrained(**options, **_attention(config), **pretrained_options(path, config))
     check_loaded(model, info, where)
     return model, sorted(info["missing_keys"])
 
 
-def _given_config(config: ModelConfig, key: str) -> dict[str, Any]:
-    """Return config.json as it stands, without the defaults that transformers adds."""
+def _read_config_json(config: ModelConfig, key: str) -> dict[str, Any]:
+    """Return config.json without the defaults of transformers."""
     assert config.path is not None
     path = resolve_path(config.path, f"{key}.path")
     check_config_json(Path(path), f"{key}.path={config.path}")
-    with outside_input(f"{key}.path={config.path}: cannot read config.json"):
-        given: dict[str, Any] = PreTrainedConfig.get_config_dict(path, **hub_options(config))[0]
+    with input_errors(f"{key}.path={config.path}: cannot read config.json"):
+        given: dict[str, Any] = PreTrainedConfig.get_config_dict(**pretrained_options(path, config))[0]
     return given
 
 
 def _refuse_missing(missing: list[str], config: ModelConfig, key: str) -> None:
-    """Raise InputError for tensors that transformers would fill with noise in silence."""
+    """Raise InputError for missing tensors, which transformers silently initialises at random."""
     if missing:
         names = ", ".join(missing[:4])
         raise InputError(f"{key}.path={config.path}: {len(missing)} tensors missing: {names}")
@@ -201,12 +193,13 @@ def _check_head(model: PreTrainedModel, key: str) -> None:
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
         got = "no `score` layer" if head is None else f"{getattr(head, 'out_features', '?')} labels"
-        name = type(model).__name__
-        raise InputError(f"{key}: {name} has {got}, wanted a decoder-only classifier with one label")
+        raise InputError(
+            f"{key} must be a decoder-only classifier with one label, got {type(model).__name__} with {got}"
+        )
 
 
 def _classifier_around(causal: PreTrainedModel) -> PreTrainedModel:
-    """Put a sequence classifier's head on the backbone of a causal model."""
+    """Return a sequence classifier with the backbone of a causal model."""
     causal.config.num_labels = 1
     model = AutoModelForSequenceClassification.from_config(causal.config, dtype=causal.dtype)
     model.base_model.load_state_dict(causal.base_model.state_dict())
@@ -233,32 +226,16 @@ def _prepared(
     rows = model.get_input_embeddings().weight.shape[0]
     check_tokenizer(tokenizer, rows, key)
     check_token_ids(model.config.to_dict(), rows, key)
-    model.exported_config = copy.deepcopy(model.config)  # with the dropout rates it came with
+    model.exported_config = copy.deepcopy(model.config)  # with its dropout rates
     switch_dropout_off(model)
-    if config.attn_implementation is None:
-        use_on_cpu(model)
-    if config.packing:
-        use_packing(model)
-    if config.liger_kernel:
-        _use_liger(model, key)
-    if config.compile:
-        compile_layers(model)
+    select_kernels(model, config, key)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
-def _use_liger(model: PreTrainedModel, key: str) -> None:
-    """Patch a model with Liger's kernels; raise InputError where they cannot run."""
-    if not torch.cuda.is_available():
-        raise InputError(f"{key}.liger_kernel is true, and there is no NVIDIA GPU for its kernels; set it to false")
-    if not is_liger_kernel_available():
-        raise InputError(f"{key}.liger_kernel is true, and liger-kernel is missing: pip install 'rlhf[liger]'")
-    apply_liger_kernel(model, None)
-
-
 def _make_savable(generation: GenerationConfig) -> None:
-    """Mend a config that transformers loads but refuses to save: sampling settings without do_sample (5.19)."""
+    """Fix a config that transformers (5.19) loads but cannot save: sampling settings without do_sample."""
     try:
         generation.validate(strict=True)
     except ValueError:
@@ -266,7 +243,7 @@ def _make_savable(generation: GenerationConfig) -> None:
 
 
 def switch_dropout_off(model: PreTrainedModel) -> None:
-    """Set every dropout rate to 0: ratio and KL must compare weights, not noise (train mode stays usable)."""
+    """Set every dropout rate to 0: ratios and KL must not depend on noise. Train mode stays usable."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

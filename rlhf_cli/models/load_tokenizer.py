@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers from a ModelConfig, with what training asks of them."""
+"""Load Hugging Face tokenizers and give them a chat template and a pad token."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from rlhf_cli.config.paths import resolve_path
 from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.data.chat_template import end_of_turn, set_template
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.models.hub import gguf_file, hub_options, location, outside_input
+from rlhf_cli.models.hub import input_errors, pretrained_options
 from rlhf_cli.models.validate import check_config_json
 
 
 def load_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, with a pad token that is not its EOS where it has one to spare.
+    """Return the tokenizer of a model, with its chat template and, if possible, a separate pad token.
 
-    Its chat template is what `chat_template` asks for. Raises InputError when there is none, when it has no EOS token
-    to end a response with, or a template that renders nothing.
+    Raises InputError for a missing tokenizer or EOS token, and for a template that cannot render.
     """
     tokenizer = load_pair_tokenizer(config, key)
     if tokenizer.eos_token_id is None:
         source = config.tokenizer or config.path
-        raise InputError(f"{key}: the tokenizer of {source} has no EOS token, wanted one that ends a response")
+        raise InputError(f"{key}: the tokenizer of {source} has no EOS token; set one in its tokenizer_config.json")
     set_template(tokenizer, config.chat_template, f"{key}.chat_template")
     set_pad_token(tokenizer)
     return tokenizer
 
 
 def load_pair_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model as it is; raise InputError when there is none."""
+    """Return the tokenizer of a model unchanged; raise InputError if there is none."""
     if config.tokenizer == "bytes":
         return byte_tokenizer()
     source = config.tokenizer or config.path
@@ -39,31 +38,35 @@ def load_pair_tokenizer(config: ModelConfig, key: str) -> PreTrainedTokenizerBas
     option = f"{key}.tokenizer" if config.tokenizer else f"{key}.path"
     path = resolve_path(source, option)
     check_config_json(Path(path), f"{option}={source}")
-    with outside_input(f"{key}: no tokenizer in {source}"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            *location(path), **hub_options(config), **gguf_file(path)
-        )
+    with input_errors(f"{key}: no tokenizer in {source}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**pretrained_options(path, config))
     return tokenizer
 
 
-def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Where pad ends a response or is missing, take <unk>, or a token named after padding or <|endoftext|>.
+def response_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return EOS and the token that the chat template writes after a turn."""
+    return {tokenizer.eos_token_id, end_of_turn(tokenizer)}
 
-    Training does not need it (masks come from lengths), but an exported reward model does: transformers finds the
-    last token as the last that is not the pad token, and would step over an end token that is also the pad token.
+
+def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Replace a pad token that is missing or ends a response, if there is another candidate.
+
+    Candidates are <unk> and tokens named after padding or <|endoftext|>. Training does not need a
+    pad token, because masks come from lengths. An exported reward model does: transformers scores
+    the last token that is not the pad token, and would skip an end token that is also the pad token.
     """
-    taken = (None, tokenizer.eos_token_id, end_of_turn(tokenizer))
-    if tokenizer.pad_token_id not in taken:
+    unusable = {None, *response_ends(tokenizer)}
+    if tokenizer.pad_token_id not in unusable:
         return
     names = sorted(token.content for token in tokenizer.added_tokens_decoder.values())
     spare = [name for name in names if "pad" in name.lower() or "endoftext" in name]
     for name in (tokenizer.unk_token, *spare):
-        if name is not None and tokenizer.convert_tokens_to_ids(name) not in taken:
+        if name is not None and tokenizer.convert_tokens_to_ids(name) not in unusable:
             tokenizer.pad_token = name
             return
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to fill batches with; masks hide it, so EOS serves where there is no pad token."""
+    """Return the id that fills batches: the pad token, or else EOS, since masks hide it."""
     token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return token

@@ -1,4 +1,4 @@
-"""How much arithmetic a model's forward pass takes."""
+"""Count the arithmetic of a model's forward pass."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a transformer multiplies with. Counted in weights, each of which is one multiplication and one addition."""
+    """Sizes of the matrix products of a transformer; a weight takes one multiply and one add per token."""
 
-    body: int  # weights in matrix products, without those of the head over the vocabulary
-    head: int  # V * d; 0 for a model that scores
+    body: int  # weights in matrix products, except for the head over the vocabulary
+    head: int  # V * d; 0 for a model without such a head
     layers: int
     width: int  # of all attention heads of a layer together
 
     @staticmethod
     def of(model: PreTrainedModel) -> ModelSize:
-        """Measure a model that nobody has sharded yet."""
+        """Measure a model before it is sharded."""
         head = model.get_output_embeddings()
         matrices = [
             part.weight.numel()
@@ -34,11 +34,11 @@ class ModelSize:
         return ModelSize(sum(matrices), 0 if head is None else head.weight.numel(), config.num_hidden_layers, width)
 
     def forward_flops(self, num_passes: float, lengths: Collection[int], num_outputs: int, num_read: float) -> float:
-        """Return the floating-point operations that so many passes over texts of such lengths cannot do without.
+        """Return the floating-point operations of forward passes over sequences.
 
-        num_outputs: places at which the head over the vocabulary is asked; num_read: tokens that are read in all passes
-        together, fewer than the texts have where those that texts begin with alike are read once. Attention: two
-        products of L * L / 2 * width a layer and text. A backward pass takes twice as many.
+        lengths: tokens of each sequence. num_outputs: logits [V] computed per pass. num_read: tokens
+        processed in all passes together; packing processes a shared prefix once. Attention takes two
+        products of L * L / 2 * width per layer and sequence. A backward pass takes twice as much.
         """
         attention = 2 * self.layers * self.width * sum(length**2 for length in lengths)
         return 2 * self.body * num_read + num_passes * (2 * self.head * num_outputs + attention)

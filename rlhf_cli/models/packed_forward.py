@@ -1,4 +1,4 @@
-"""Models that read packed texts: every layer sees each token once, attention alone sees whole texts."""
+"""Run models on packed sequences: layers process each token once, attention sees full sequences."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhf_cli.algo.packing import Packing
-from rlhf_cli.models.cpu import attention as cpu_attention
 
 _PREFIX = "packed_"
-_BASES = ("sdpa", cpu_attention.NAME)  # those that need no mask where all padding is on the right
+_BASES = ("sdpa", "sdpa_cpu")  # need no mask if all padding is on the right; the latter: cpu/attention.py
 
 Attention = Callable[..., tuple[Tensor, None]]
 
 
 @dataclass
-class Pass:
-    """One forward pass of packed texts. A model that did not hand it to its attention layers would mix the texts."""
+class _PackedPass:
+    """One forward pass. It counts layers: a model that does not hand it to one would mix sequences."""
 
     packing: Packing
-    num_attended: int = 0  # layers whose attention has taken the texts apart
+    num_unpacked: int = 0  # layers whose attention has unpacked the sequences
 
 
 def _attention(
@@ -37,13 +36,13 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packed: Pass | None = None,
+    packed: _PackedPass | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Serve transformers' attention interface; with `packed`, query, key and value are [1, heads, N, d]."""
+    """Implement transformers' attention interface; if packed, query, key and value: [1, heads, N, d]."""
     if packed is None:
         return base(module, query, key, value, attention_mask, **options)
-    packed.num_attended += 1
+    packed.num_unpacked += 1
     options.pop("position_ids", None)  # of the N tokens
     packing = packed.packing
     spread = (packing.spread(one.squeeze(0).transpose(0, 1)).transpose(1, 2) for one in (query, key, value))
@@ -52,17 +51,17 @@ def _attention(
 
 
 def use_packing(model: PreTrainedModel) -> None:
-    """Let a model read packed texts, if tokens meet in its attention layers alone and these can be told of texts."""
+    """Let a model read packed sequences, if its tokens interact only in attention layers that allow it."""
     base = model.config._attn_implementation
-    if base in _BASES and _meets_in_attention(model):
+    if base in _BASES and _has_full_attention(model):
         name = _PREFIX + base
         AttentionInterface.register(name, partial(_attention, ALL_ATTENTION_FUNCTIONS[base]))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
         model.set_attn_implementation(name)
 
 
-def _meets_in_attention(model: PreTrainedModel) -> bool:
-    """Say whether every layer is full attention through transformers' interface: no window, recurrence or chunk."""
+def _has_full_attention(model: PreTrainedModel) -> bool:
+    """Return whether every layer is full attention, without windows, recurrence or chunks."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -76,27 +75,27 @@ def _meets_in_attention(model: PreTrainedModel) -> bool:
 
 
 def reads_packed(model: PreTrainedModel) -> bool:
-    """Say whether `use_packing` took effect."""
+    """Return whether `use_packing` took effect."""
     return bool(model.config._attn_implementation.startswith(_PREFIX))
 
 
 def packed_pass(model: PreTrainedModel, packing: Packing) -> Any:
-    """Run a model, or its backbone, over the N tokens as one row; return its output.
+    """Run a model, or its backbone, on the N tokens as one row; return its output.
 
-    Raises RuntimeError where not every layer took the texts apart.
+    Raises RuntimeError if a layer did not unpack the sequences.
     """
-    packed = Pass(packing)
+    packed = _PackedPass(packing)
     output = model(
         input_ids=packing.ids[None],
         position_ids=packing.positions[None],
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device),  # 4-D: taken as it is
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device),  # 4-D: used as is
         use_cache=False,
         packed=packed,
     )
     wanted = model.config.get_text_config().num_hidden_layers
-    if packed.num_attended != wanted:
+    if packed.num_unpacked != wanted:
         raise RuntimeError(
-            f"{type(model).__name__} took packed texts apart in {packed.num_attended} of {wanted} layers; "
+            f"{type(model).__name__} unpacked the sequences in {packed.num_unpacked} of {wanted} layers; "
             "set model.packing=false"
         )
     return output

@@ -1,7 +1,7 @@
-"""Whether a model's files are what its config says: checks before and after transformers reads them.
+"""Check model files against their config, before and after transformers reads them.
 
-transformers (5.19) fills missing tensors with noise, leaves out those it has no place for, loads NaN, and takes
-one label where config.json gives two, all without an error.
+Without an error, transformers (5.19) fills missing tensors with random numbers, ignores tensors it
+has no place for, loads NaN, and uses one label where config.json has two.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _BUFFERS = re.compile(r"(inv_freq|masked_bias|causal_mask|position_ids|version|\
 
 
 def check_folder(folder: Path, where: str) -> None:
-    """Raise InputError where a local model folder lacks a file, or one of them is damaged; reads headers alone."""
+    """Raise InputError for missing or damaged files of a local model; reads only headers of weights."""
     check_config_json(folder, where)
     names = ["model.safetensors"]
     if not (folder / names[0]).exists():
         names = _shards(folder, where)
     for name in names:
         if not (folder / name).exists():
-            raise InputError(f"{where}: {_INDEX} names {name}, which is not there")
+            raise InputError(f"{where}: {_INDEX} lists {name}, which is missing; copy or download it again")
         try:
             with safe_open(folder / name, framework="pt"):
                 pass
@@ -43,26 +43,26 @@ def check_folder(folder: Path, where: str) -> None:
 
 
 def check_config_json(folder: Path, where: str) -> None:
-    """Raise InputError where a folder's config.json is no JSON object; a folder without one passes."""
+    """Raise InputError if a folder has a config.json that is not a JSON object."""
     if (folder / "config.json").exists():
         _read_object(folder / "config.json", where)
 
 
 def _shards(folder: Path, where: str) -> list[str]:
-    """Return the names of the files that hold the weights, by the index."""
+    """Return the files with the weights that the index lists."""
     if (folder / _INDEX).exists():
         weights = _read_object(folder / _INDEX, where).get("weight_map")
         if not isinstance(weights, dict) or not weights:
-            raise InputError(f"{where}: {_INDEX} has no weight_map")
+            raise InputError(f"{where}: {_INDEX} has no weight_map; copy or download it again")
         return sorted({printable(str(file)) for file in weights.values()})
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickles:
         raise InputError(
-            f"{where}: the weights are in {pickles[0]}, a pickle file, which may run code when read; wanted "
-            "safetensors: convert it with AutoModelForCausalLM (a reward model: AutoModelForSequenceClassification)"
+            f"{where}: weights must be in safetensors, got {pickles[0]}, a pickle file, which may run code when read; "
+            "convert it with AutoModelForCausalLM (a reward model: AutoModelForSequenceClassification)"
             f".from_pretrained('{folder}').save_pretrained('{folder}')"
         )
-    raise InputError(f"{where}: no model.safetensors in that folder")
+    raise InputError(f"{where}: the folder has no model.safetensors")
 
 
 def _read_object(file: Path, where: str) -> dict[str, Any]:
@@ -71,55 +71,55 @@ def _read_object(file: Path, where: str) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise InputError(f"{where}: {file.name} is damaged: {error}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{where}: {file.name} is damaged: wanted an object, got {type(found).__name__}")
+        raise InputError(f"{where}: {file.name} is damaged: wanted a JSON object, got {type(found).__name__}")
     return found
 
 
 def check_one_label(config: Mapping[str, Any], where: str) -> None:
-    """Raise InputError where config.json gives a reward model more than one label."""
+    """Raise InputError if config.json gives a reward model more than one label."""
     names = config.get("id2label")
     num = config.get("num_labels") or (len(names) if isinstance(names, dict) and names else 1)
     if num != 1:
-        raise InputError(f"{where}: config.json gives it {num} labels, wanted a reward model with one")
+        raise InputError(f"{where}: a reward model must have one label, got {num} in config.json")
 
 
 def check_token_ids(config: Mapping[str, Any], vocab_size: object, where: str) -> None:
-    """Raise InputError where a special token is outside the vocabulary; -1 stands for none in old configs."""
+    """Raise InputError for a special token outside the vocabulary; old configs use -1 for none."""
     for name in _TOKEN_IDS:
         value = config.get(name)
         for token in value if isinstance(value, list) else [value]:
             if isinstance(token, int) and isinstance(vocab_size, int) and not -1 <= token < vocab_size:
-                raise InputError(f"{where}: {name} is {token}, outside the vocabulary of {vocab_size} tokens")
+                raise InputError(f"{where}: {name} must be below the vocabulary size {vocab_size}, got {token}")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_rows: int, where: str) -> None:
-    """Raise InputError where the tokenizer makes ids that have no row in the embedding."""
+    """Raise InputError if the tokenizer has ids without a row in the embedding."""
     highest = max(tokenizer.get_vocab().values())
     if highest >= num_rows:
         raise InputError(
-            f"{where}: the tokenizer has {len(tokenizer)} tokens with ids up to {highest}, "
-            f"the model's embedding {num_rows} rows"
+            f"{where}: the tokenizer has {len(tokenizer)} tokens with ids up to {highest}, but the embedding has "
+            f"{num_rows} rows; use the tokenizer of this model"
         )
 
 
 def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str) -> None:
-    """Raise InputError for tensors of another shape than the config's, tensors left out, and NaN or infinity.
+    """Raise InputError for tensors with a wrong shape or without a place, and for NaN or infinity.
 
-    Left out with reason are buffers of old, and what belongs to no module of this model: the head of another task.
+    Buffers of old versions, and heads of other tasks, may be without a place.
     """
     for name, found, wanted in sorted(info["mismatched_keys"]):
         if name == HEAD:
-            raise InputError(f"{where}: its head gives {found[0]} scores, wanted a reward model with {wanted[0]}")
-        shapes = f"{name} is {list(found)} in the files, {list(wanted)} by config.json"
-        raise InputError(f"{where}: {len(info['mismatched_keys'])} misshapen tensors: {shapes}")
+            raise InputError(f"{where}: the head of a reward model must give {wanted[0]} score, got {found[0]}")
+        shapes = f"{name} is {list(found)} in the files, {list(wanted)} in config.json"
+        raise InputError(f"{where}: {len(info['mismatched_keys'])} tensors have a wrong shape: {shapes}")
     ours = {name for part in (model, model.base_model) for name, _ in part.named_children()}
     left_out = [
         name for name in sorted(info["unexpected_keys"]) if name.split(".")[0] in ours and not _BUFFERS.search(name)
     ]
     if left_out:
         listed = printable(", ".join(left_out[:4]))
-        raise InputError(f"{where}: {len(left_out)} tensors that the config has no place for: {listed}")
+        raise InputError(f"{where}: {len(left_out)} tensors do not belong to the model of config.json: {listed}")
     for name, weight in model.named_parameters():
         low, high = weight.detach().aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise InputError(f"{where}: {name} holds NaN or infinity")
+            raise InputError(f"{where}: {name} contains NaN or infinity")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -15,8 +14,8 @@ from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.config.zero_settings import ZeroSettings
 from rlhf_cli.engine.roofline import CPU_SIDE, GPU_SIDE
 from rlhf_cli.engine.shards import FILE_BYTES
-from rlhf_cli.models.cpu.linear import lays_out
 from rlhf_cli.models.heads import ResponseLM
+from rlhf_cli.models.kernels import decoding_copies_weights
 from rlhf_cli.models.load_models import load_config, torch_dtype
 from rlhf_cli.plan.architecture import Architecture, meta_model
 from rlhf_cli.plan.engine_memory import Engine, Sharding
@@ -168,7 +167,7 @@ def largest_parameter(engines: tuple[Engine, ...]) -> list[Item]:
 
 def laid_out(policy: Engine) -> list[Item]:
     """On a CPU that multiplies in bfloat16, decoding has a copy of its weights: models/cpu/linear.py."""
-    if policy.architecture.dtype is not torch.bfloat16 or not lays_out():
+    if not decoding_copies_weights(policy.architecture.dtype):
         return []
     module = meta_model(policy.architecture, policy.architecture.num_layers)
     linear = {one.weight for one in module.modules() if type(one) is nn.Linear}

@@ -25,7 +25,7 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
 from rlhf_cli.plan.architecture import Architecture, meta_model
 from rlhf_cli.plan.live_tensors import LiveTensors
-from rlhf_cli.rollout.kv_cache import growing_cache
+from rlhf_cli.rollout.kv_cache import preallocated_cache
 from rlhf_cli.system.text import one_line
 
 LOGITS, ACTIVATIONS, CACHE = "logits", "activations", "KV cache"
@@ -137,7 +137,7 @@ def decoding(architecture: Architecture, texts: Texts, top_p: float) -> Held:
         assert isinstance(module, ResponseLM)
         module.eval()
         with torch.no_grad(), live:
-            cache = growing_cache(module.model, room)
+            cache = preallocated_cache(module.model, room)
             ids = torch.zeros((texts.rows, texts.prompt), dtype=torch.long, device=_META)
             position = torch.zeros_like(ids)
             for _ in range(2):  # the prompts, then one token

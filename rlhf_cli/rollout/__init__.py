@@ -1,4 +1,4 @@
-"""Prompts in, responses out: what the trainer asks of a rollout engine."""
+"""Generate responses: the interface of a rollout engine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rlhf_cli.data.token_batches import TokenSequence
 
 
 class RolloutEngine(Protocol):
-    """Anything that answers prompts with the policy's current weights."""
+    """Generates responses with the policy's current weights."""
 
     def sample(self, prompts: list[tuple[int, ...]], keys: list[str], greedy: bool = False) -> list[TokenSequence]:
-        """Return one response per prompt, in their order, its end token included where it came in time.
+        """Return one response per prompt, in order, including its end token if one was sampled.
 
-        keys: one text per prompt that seeds its draws; greedy takes the likeliest token instead. All ranks together;
-        how many prompts each has, and how long it decodes, may differ.
+        keys: one text per prompt that seeds its random draws. greedy: always take the likeliest token.
+        All ranks must call it together; their numbers of prompts and lengths may differ.
         """

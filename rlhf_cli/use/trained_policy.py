@@ -16,13 +16,13 @@ from rlhf_cli.data.chat_template import Message
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate, micro_batches, sized_rows
 from rlhf_cli.engine.plain import PlainFrozen
-from rlhf_cli.models.cpu.decoding import decoding
 from rlhf_cli.models.heads import ResponseLM
+from rlhf_cli.models.kernels import decoding_kernels
 from rlhf_cli.models.load_models import load_causal_lm, positions
 from rlhf_cli.models.load_tokenizer import load_tokenizer, pad_id
 from rlhf_cli.models.packed_forward import reads_packed
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids, uniforms
-from rlhf_cli.rollout.kv_cache import growing_cache
+from rlhf_cli.rollout.kv_cache import preallocated_cache
 from rlhf_cli.use.trained_runs import Trained
 
 
@@ -83,10 +83,10 @@ class Policy:
         numbers = uniforms(key, config.max_new_tokens).to(device)
         model = self._engine.module
         assert isinstance(model, ResponseLM)
-        cache = growing_cache(model.model, len(prompt) + config.max_new_tokens)
+        cache = preallocated_cache(model.model, len(prompt) + config.max_new_tokens)
         ids = torch.tensor([prompt], device=device)
         places = torch.arange(len(prompt), device=device)[None]
-        with decoding(model.model, 1):
+        with decoding_kernels(model.model, 1):
             for step in range(config.max_new_tokens):
                 logits = model.next_logits(ids, None, places, cache)
                 drawn = (

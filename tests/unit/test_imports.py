@@ -2,13 +2,24 @@
 
 import ast
 import re
+import typing
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlhf_cli"
+CPU = "rlhf_cli.models.cpu."
+# a class of ours with the name of a public class of these would mislead
+STANDARD_MODULES = (
+    *("argparse", "array", "ast", "asyncio", "builtins", "collections", "collections.abc", "concurrent.futures"),
+    *("configparser", "contextlib", "csv", "dataclasses", "datetime", "decimal", "email.message", "enum", "fractions"),
+    *("functools", "graphlib", "http.client", "http.server", "importlib.resources", "inspect", "io", "json", "logging"),
+    *("multiprocessing", "numbers", "pathlib", "queue", "random", "selectors", "signal", "socket", "sqlite3"),
+    *("statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "types", "typing", "uuid"),
+)
 STANDARD = {"math", "typing", "collections", "dataclasses", "__future__"}
 # package -> the packages it may import, besides itself; what is not listed here may import nothing
 GRAPH = {
@@ -87,3 +98,28 @@ def test_contributing_shows_the_graph():
     page = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Packages")[2]
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([\w -]+) \|$", page, flags=re.MULTILINE)
     assert {package: below.strip("-") for package, below in rows} | {"conf": ""} == GRAPH
+
+
+def test_only_one_module_selects_the_kernels_for_cpus():
+    """It selects them only on a CPU; every other module would put them on the path of a GPU, too."""
+    users = {
+        str(file.relative_to(PACKAGE))
+        for file in FILES
+        if file.parent != PACKAGE / "models/cpu" and any(f"{name}.".startswith(CPU) for name in imported(file))
+    }
+    assert users == {"models/kernels.py"}
+
+
+def public_classes(name):
+    return {key for key, value in vars(import_module(name)).items() if isinstance(value, type) and key[0] != "_"}
+
+
+def test_no_class_has_the_name_of_a_standard_class():
+    taken = set().union(*map(public_classes, STANDARD_MODULES), typing.__all__)
+    classes = {
+        node.name: file.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert not {name: file for name, file in classes.items() if name in taken}

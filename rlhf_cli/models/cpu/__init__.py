@@ -1,1 +1,1 @@
-"""Kernels for CPUs, where they are faster than torch's own; not used on GPUs."""
+"""Kernels that are faster than PyTorch's own on a CPU (docs/performance.md). models/kernels.py selects them."""

@@ -1,7 +1,7 @@
-"""bfloat16 linear layers on a CPU whose weights are laid out once, not again for each product.
+"""bfloat16 linear layers on a CPU whose weights are reordered once instead of in every product.
 
-oneDNN multiplies with weights in an order of its own. torch (2.13) has it put them in that order in every product,
-which for the few rows of a decoding step takes longer than the product itself.
+oneDNN needs weights in its own memory order. PyTorch (2.13) reorders them in every product, which
+for the few rows of a decoding step takes longer than the product itself.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ Product = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def laid_out(model: nn.Module, num_rows: int, but: Collection[nn.Module] = ()) -> Iterator[None]:
-    """Run a model's bfloat16 linear layers, but some, with such weights; num_rows: what most products have.
+def reordered_weights(model: nn.Module, num_rows: int, excluded: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Run a model's bfloat16 linear layers with reordered copies of their weights.
 
-    The body must not change weights, nor need gradients. Elsewhere than on a CPU that has such products, nothing
-    changes.
+    num_rows: rows of most products. Inside, weights must not change and gradients are not available.
     """
-    changed, left = [], set(but)
+    changed, skipped = [], set(excluded)
     try:
         for layer in model.modules():
-            if type(layer) is nn.Linear and layer not in left and _can_be_laid_out(layer.weight):
+            if type(layer) is nn.Linear and layer not in skipped and _can_reorder(layer.weight):
                 layer.forward = product([layer], num_rows)  # type: ignore[method-assign, assignment]
                 changed.append(layer)
         yield
@@ -35,22 +34,21 @@ def laid_out(model: nn.Module, num_rows: int, but: Collection[nn.Module] = ()) -
             del layer.forward
 
 
-def lays_out() -> bool:
-    """Say whether this CPU has such products."""
-    return torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+def supports_reordering(dtype: torch.dtype) -> bool:
+    """Return whether this CPU multiplies with reordered weights of this type."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return dtype is torch.bfloat16 and available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _can_be_laid_out(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and lays_out()
+def _can_reorder(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and supports_reordering(weight.dtype)
 
 
 def product(layers: Sequence[nn.Linear], num_rows: int) -> Product:
-    """Return what multiplies rows [..., in] with all of some layers, side by side: [..., out of all of them]."""
-    if not _can_be_laid_out(layers[0].weight):
+    """Return a function from rows [..., in] to the concatenated outputs of all layers, [..., out]."""
+    if not _can_reorder(layers[0].weight):
         return layers[0] if len(layers) == 1 else lambda rows: torch.cat([layer(rows) for layer in layers], dim=-1)
-    # the functions that torch's own compiler calls; torch is pinned, and a test says where they are gone
+    # PyTorch's own compiler uses these private functions; PyTorch is pinned, and a test fails if they go
     weights = [layer.weight.detach() for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None

@@ -105,5 +105,5 @@ def test_a_model_whose_layers_are_not_told_of_texts_is_refused():
     layer = model.model.model.layers[1].self_attn
     forward = layer.forward
     layer.forward = lambda *args, packed=None, **options: forward(*args, **options)
-    with pytest.raises(RuntimeError, match=r"LlamaForCausalLM took packed texts apart in 1 of 2 layers"):
+    with pytest.raises(RuntimeError, match=r"LlamaForCausalLM unpacked the sequences in 1 of 2 layers"):
         model(batch.input_ids, **batch.before_response_tokens(), packing=batch.packing)

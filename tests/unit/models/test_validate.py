@@ -85,15 +85,16 @@ def test_a_misshapen_tensor_is_refused_with_both_shapes(architecture, folder):
     made = folder(architecture)
     name = next(name for name in sorted(load_file(made / WEIGHTS)) if load_file(made / WEIGHTS)[name].shape == (32,))
     edit(made, lambda tensors: tensors | {name: torch.ones(31)})
-    assert refusal(causal) == (f"model.path=./m: 1 misshapen tensors: {name} is [31] in the files, [32] by config.json")
+    shapes = f"{name} is [31] in the files, [32] in config.json"
+    assert refusal(causal) == f"model.path=./m: 1 tensors have a wrong shape: {shapes}"
 
 
 @pytest.mark.parametrize("vocab_size", [300, 200])
 def test_a_resized_vocabulary_is_refused(vocab_size, folder):
     configure(folder(), vocab_size=vocab_size, pad_token_id=0, bos_token_id=0, eos_token_id=0)
-    shapes = f"[259, 32] in the files, [{vocab_size}, 32] by config.json"
-    assert refusal(causal) == f"model.path=./m: 2 misshapen tensors: lm_head.weight is {shapes}"
-    assert "misshapen tensors: model.embed_tokens.weight is [259, 32]" in refusal(scorer, True)
+    shapes = f"[259, 32] in the files, [{vocab_size}, 32] in config.json"
+    assert refusal(causal) == f"model.path=./m: 2 tensors have a wrong shape: lm_head.weight is {shapes}"
+    assert "tensors have a wrong shape: model.embed_tokens.weight is [259, 32]" in refusal(scorer, True)
 
 
 def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(folder):
@@ -102,7 +103,8 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(folder):
     larger.add_tokens(["<one>"])
     config = ModelConfig(path="./m", dtype=DType.float32)
     assert refusal(load_causal_lm, config, "model", larger, 0) == (
-        "model: the tokenizer has 260 tokens with ids up to 259, the model's embedding 259 rows"
+        "model: the tokenizer has 260 tokens with ids up to 259, but the embedding has 259 rows; "
+        "use the tokenizer of this model"
     )
 
 
@@ -118,17 +120,17 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(folder):
 )
 def test_a_special_token_outside_the_vocabulary_is_refused(name, value, shown, folder):
     configure(folder(), **{name: value}, vocab_size=259)
-    assert refusal(causal) == f"model.path=./m: config.json: {name} is {shown}, outside the vocabulary of 259 tokens"
+    assert refusal(causal) == f"model.path=./m: config.json: {name} must be below the vocabulary size 259, got {shown}"
     assert "reward_model.path=./m: config.json: " in refusal(scorer, True)
 
 
 def test_a_special_token_outside_the_vocabulary_of_a_generation_config_or_of_random_weights_is_refused(folder):
     configure(folder(), "generation_config.json", eos_token_id=[3, 999])
-    wanted = "model: generation_config.json: eos_token_id is 999, outside the vocabulary of 259 tokens"
+    wanted = "model: generation_config.json: eos_token_id must be below the vocabulary size 259, got 999"
     assert refusal(causal) == wanted
     bad = tiny_config("gpt2", pad_token_id=259)
     assert refusal(load_causal_lm, bad, "model", TOKENIZER, 0) == (
-        "model.from_config: pad_token_id is 259, outside the vocabulary of 259 tokens"
+        "model.from_config: pad_token_id must be below the vocabulary size 259, got 259"
     )
 
 
@@ -140,7 +142,7 @@ def test_a_special_token_is_also_compared_with_a_vocabulary_of_the_default_size(
     given = json.loads((tmp_path / "m/config.json").read_text()) | {"bos_token_id": 50257}
     del given["vocab_size"]
     (tmp_path / "m/config.json").write_text(json.dumps(given))
-    assert refusal(causal) == "model: bos_token_id is 50257, outside the vocabulary of 50257 tokens"
+    assert refusal(causal) == "model: bos_token_id must be below the vocabulary size 50257, got 50257"
 
 
 def test_a_pad_token_of_minus_1_stands_for_none(folder):
@@ -154,7 +156,7 @@ def test_a_reward_model_whose_config_has_two_labels_is_refused(options, folder):
     given = json.loads((made / "config.json").read_text())
     plain = {name: value for name, value in given.items() if "label" not in name}
     (made / "config.json").write_text(json.dumps(plain | options))
-    assert refusal(scorer) == "reward_model.path=./m: config.json gives it 2 labels, wanted a reward model with one"
+    assert refusal(scorer) == "reward_model.path=./m: a reward model must have one label, got 2 in config.json"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -162,7 +164,7 @@ def test_a_reward_model_whose_config_has_two_labels_is_refused(options, folder):
 def test_a_reward_model_whose_head_gives_two_scores_is_refused(architecture, new_head, folder):
     made = folder(architecture, "scorer")
     edit(made, lambda tensors: tensors | {"score.weight": torch.ones(2, 32)})
-    assert refusal(scorer, new_head) == "reward_model.path=./m: its head gives 2 scores, wanted a reward model with 1"
+    assert refusal(scorer, new_head) == "reward_model.path=./m: the head of a reward model must give 1 score, got 2"
 
 
 @pytest.mark.parametrize("size", [0, 4, 50, 20_000, -1])
@@ -205,16 +207,16 @@ def test_weights_in_several_files_are_loaded_and_a_lacking_or_cut_file_is_refuse
     (made / second).write_bytes(data[:-1])
     assert refusal(causal).startswith(f"model.path=./m: {second} is damaged (")
     (made / second).unlink()
-    assert refusal(causal) == f"model.path=./m: {INDEX} names {second}, which is not there"
+    assert refusal(causal) == f"model.path=./m: {INDEX} lists {second}, which is missing; copy or download it again"
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("", "is damaged: Expecting value: line 1 column 1 (char 0)"),
-        ("[]", "is damaged: wanted an object, got list"),
-        ("{}", "has no weight_map"),
-        ('{"weight_map": {}}', "has no weight_map"),
+        ("[]", "is damaged: wanted a JSON object, got list"),
+        ("{}", "has no weight_map; copy or download it again"),
+        ('{"weight_map": {}}', "has no weight_map; copy or download it again"),
     ],
 )
 def test_a_broken_index_is_refused(text, reason, folder):
@@ -228,7 +230,7 @@ def test_a_broken_index_is_refused(text, reason, folder):
     ("data", "reason"),
     [
         (b"", "Expecting value: line 1 column 1 (char 0)"),
-        (b"[]", "wanted an object, got list"),
+        (b"[]", "wanted a JSON object, got list"),
         (b"\x80", "'utf-8' codec can't decode byte 0x80 in position 0: invalid start byte"),
     ],
 )
@@ -249,8 +251,8 @@ def test_weights_in_a_pickle_file_are_refused_and_the_advice_works(folder):
     torch.save(load_file(made / WEIGHTS), made / "pytorch_model.bin")
     (made / WEIGHTS).unlink()
     assert refusal(causal) == (
-        "model.path=./m: the weights are in pytorch_model.bin, a pickle file, which may run code when read; wanted "
-        "safetensors: convert it with AutoModelForCausalLM (a reward model: AutoModelForSequenceClassification)"
+        "model.path=./m: weights must be in safetensors, got pytorch_model.bin, a pickle file, which may run code when "
+        "read; convert it with AutoModelForCausalLM (a reward model: AutoModelForSequenceClassification)"
         ".from_pretrained('m').save_pretrained('m')"
     )
     AutoModelForCausalLM.from_pretrained("m").save_pretrained("m")
@@ -259,7 +261,7 @@ def test_weights_in_a_pickle_file_are_refused_and_the_advice_works(folder):
 
 def test_a_folder_without_weights_is_refused(folder):
     (folder() / WEIGHTS).unlink()
-    assert refusal(causal) == "model.path=./m: no model.safetensors in that folder"
+    assert refusal(causal) == "model.path=./m: the folder has no model.safetensors"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -273,9 +275,9 @@ def test_weights_that_are_not_finite_are_refused(value, dtype, folder):
 
     edit(made, spoil)
     config = ModelConfig(path="./m", dtype=dtype)
-    assert refusal(load_causal_lm, config, "model", TOKENIZER, 0) == f"model.path=./m: {name} holds NaN or infinity"
+    assert refusal(load_causal_lm, config, "model", TOKENIZER, 0) == f"model.path=./m: {name} contains NaN or infinity"
     assert refusal(load_sequence_classifier, config, "model", TOKENIZER, 0, True).endswith(
-        f"{name} holds NaN or infinity"
+        f"{name} contains NaN or infinity"
     )
 
 
@@ -284,14 +286,16 @@ def test_layers_that_the_config_has_no_place_for_are_refused(architecture, num, 
     """Of gpt2's 12 tensors a layer transformers itself passes over one, `c_attn.bias`."""
     configure(folder(architecture), **{"n_layer" if architecture == "gpt2" else "num_hidden_layers": 1})
     for call in (causal, lambda: scorer(new_head=True)):
-        assert f"path=./m: {num} tensors that the config has no place for: " in refusal(call)
+        assert f"path=./m: {num} tensors do not belong to the model of config.json: " in refusal(call)
 
 
 def test_weights_of_another_architecture_are_refused(folder):
     """qwen2 is llama with biases, which transformers would leave out."""
     configure(folder("qwen2"), model_type="llama", architectures=["LlamaForCausalLM"])
     biases = [f"model.layers.{layer}.self_attn.{name}_proj.bias" for layer in (0, 1) for name in "kqv"]
-    assert refusal(causal) == (f"model.path=./m: 6 tensors that the config has no place for: {', '.join(biases[:4])}")
+    assert refusal(causal) == (
+        f"model.path=./m: 6 tensors do not belong to the model of config.json: {', '.join(biases[:4])}"
+    )
 
 
 @pytest.mark.parametrize(("kind", "name"), [("causal", "lm_head.bias"), ("scorer", "score.bias")])
@@ -301,7 +305,7 @@ def test_a_bias_of_the_head_that_would_be_left_out_is_refused(kind, name, folder
         lambda tensors: tensors | {name: torch.ones(1), f"{name.split('.')[0]}.\x1b[2J": torch.ones(1)},
     )
     assert refusal(causal if kind == "causal" else scorer).endswith(
-        f"path=./m: 2 tensors that the config has no place for: {name.split('.')[0]}.\ufffd[2J, {name}"
+        f"path=./m: 2 tensors do not belong to the model of config.json: {name.split('.')[0]}.\ufffd[2J, {name}"
     )
 
 
@@ -310,7 +314,7 @@ def test_layers_left_out_of_weights_saved_without_a_prefix_are_refused(folder):
     edit(made, lambda tensors: {name.removeprefix("model."): tensors[name] for name in tensors})
     causal()
     configure(made, num_hidden_layers=1)
-    assert "9 tensors that the config has no place for: layers.1.input_layernorm.weight" in refusal(causal)
+    assert "9 tensors do not belong to the model of config.json: layers.1.input_layernorm.weight" in refusal(causal)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -17,7 +17,7 @@ from rlhf_cli.models.cpu import attention as cpu_attention
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load_models import load_causal_lm
 from rlhf_cli.rollout import embedded
-from rlhf_cli.rollout.embedded import EmbeddedSampler, _Rows, end_token_ids, uniforms
+from rlhf_cli.rollout.embedded import EmbeddedSampler, _DecodingRows, end_token_ids, uniforms
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
 
 CPU = torch.device("cpu")
@@ -105,14 +105,14 @@ def test_a_model_with_a_sliding_window_is_sampled_as_well():
     assert sampler(model=model, end_ids=MANY).sample(PROMPTS, KEYS) == slowly(model, MANY, PROMPTS, KEYS)
 
 
-@pytest.mark.parametrize("look_every", [1, 16])
+@pytest.mark.parametrize("check_every", [1, 16])
 @pytest.mark.parametrize("gather", [True, False])
 @pytest.mark.parametrize(
     "shape",
     [{"micro_batch_size": 1}, {"micro_batch_size": 2}, {"micro_batch_size": 6}, {"micro_batch_tokens": 80}],
 )
-def test_a_response_does_not_depend_on_its_batch(shape, gather, look_every, one_rank, monkeypatch):
-    monkeypatch.setattr(embedded, "_LOOK_EVERY", {"cpu": look_every})
+def test_a_response_does_not_depend_on_its_batch(shape, gather, check_every, one_rank, monkeypatch):
+    monkeypatch.setattr(embedded, "_CHECK_EVERY", {"cpu": check_every})
     model = policy()
     made = sampler(model=model, end_ids=MANY, gather=gather, **shape)
     assert made.sample(PROMPTS, KEYS) == slowly(model, MANY, PROMPTS, KEYS)
@@ -136,8 +136,8 @@ def test_each_prompt_is_read_once_and_then_token_by_token():
 @pytest.mark.parametrize("prompts", [[(5, 6), (7, 8)], [(5, 6), (7,)]])
 def test_a_cpu_reads_new_tokens_by_matrix_products(prompts, monkeypatch):
     """Two layers and two steps after the prompts, padded or not."""
-    calls, one_token = [], cpu_attention.one_token
-    monkeypatch.setattr(cpu_attention, "one_token", lambda *args: (calls.append(1), one_token(*args))[1])
+    calls, attend_one_token = [], cpu_attention.attend_one_token
+    monkeypatch.setattr(cpu_attention, "attend_one_token", lambda *args: (calls.append(1), attend_one_token(*args))[1])
     sampler(end_ids=NEVER, max_new_tokens=3).sample(prompts, ["a", "b"])
     assert len(calls) == 4
 
@@ -171,12 +171,12 @@ class Scripted:
         return torch.where((numbers % 1000).long() + 1 == self.lengths[places], 9, 1)
 
 
-def scripted(monkeypatch, lengths, look_every=1, **options):
+def scripted(monkeypatch, lengths, check_every=1, **options):
     """Sample with responses of given lengths; return the sampler and the rows that were drawn for, step by step."""
     script = Scripted(lengths)
     monkeypatch.setattr(embedded, "draw", script)
     monkeypatch.setattr(embedded, "uniforms", lambda key, size: 1000.0 * int(key) + torch.arange(size).double())
-    monkeypatch.setattr(embedded, "_LOOK_EVERY", {"cpu": look_every})
+    monkeypatch.setattr(embedded, "_CHECK_EVERY", {"cpu": check_every})
     made = sampler(end_ids=frozenset({9}), **options)
     keys = [str(n) for n in range(len(lengths))]
     found = made.sample([(5 + n, 6) for n in range(len(lengths))], keys)
@@ -193,14 +193,14 @@ def test_the_cache_is_copied_only_for_a_quarter_of_the_rows(monkeypatch):
 
 
 def test_where_looking_is_dear_rows_leave_and_decoding_ends_at_every_sixteenth_token(monkeypatch):
-    _, seen = scripted(monkeypatch, [1, 16, 17, 18, 40], look_every=16, max_new_tokens=40)
+    _, seen = scripted(monkeypatch, [1, 16, 17, 18, 40], check_every=16, max_new_tokens=40)
     assert seen == [[0, 1, 2, 3, 4]] * 16 + [[2, 3, 4]] * 16 + [[4]] * 8
-    _, seen = scripted(monkeypatch, [1, 3, 2], look_every=16, max_new_tokens=40)
+    _, seen = scripted(monkeypatch, [1, 3, 2], check_every=16, max_new_tokens=40)
     assert seen == [[0, 1, 2]] * 16
 
 
 def test_a_gpu_is_asked_every_sixteenth_token():
-    assert (embedded._LOOK_EVERY, embedded._LOOK_SELDOM) == ({"cpu": 1}, 16)
+    assert (embedded._CHECK_EVERY, embedded._CHECK_EVERY_ON_GPU) == ({"cpu": 1}, 16)
 
 
 def test_nobody_looks_after_the_last_token(monkeypatch, one_rank):
@@ -233,20 +233,20 @@ def test_a_rank_with_fewer_batches_keeps_others_company_too(monkeypatch, one_ran
 
 def test_positions_count_real_tokens_and_the_mask_hides_the_padding():
     """Prompts of 3 and 1 tokens, two tokens to come."""
-    rows = _Rows.of([(5, 6, 7), (8,)], 2, 0, CPU)
+    rows = _DecodingRows.of([(5, 6, 7), (8,)], 2, 0, CPU)
     assert rows.next_ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert rows.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
     assert rows.mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
     assert rows.is_padded
-    rows.read_next(torch.tensor([40, 50]))
+    rows.append(torch.tensor([40, 50]))
     assert rows.next_ids.tolist() == [[40], [50]]
     assert rows.positions.tolist() == [[3], [1]]
     rows.keep(torch.tensor([1]))
-    assert (rows.next_ids.tolist(), rows.positions.tolist(), rows.alive.tolist()) == ([[50]], [[1]], [1])
+    assert (rows.next_ids.tolist(), rows.positions.tolist(), rows.active.tolist()) == ([[50]], [[1]], [1])
     assert rows.mask.tolist() == [[0, 0, 1, 1, 1]]
-    rows.read_next(torch.tensor([60]))
+    rows.append(torch.tensor([60]))
     assert rows.positions.tolist() == [[2]]
-    assert not _Rows.of([(5, 6), (7, 8)], 2, 0, CPU).is_padded
+    assert not _DecodingRows.of([(5, 6), (7, 8)], 2, 0, CPU).is_padded
 
 
 def test_the_model_samples_in_eval_mode_and_goes_back_to_training_though_it_fails(monkeypatch):

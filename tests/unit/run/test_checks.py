@@ -148,14 +148,14 @@ def test_a_value_model_that_should_start_from_the_policy_is_compared_with_it(one
 
 def changed_rows(monkeypatch, change):
     """Let the sampler's batches be changed as they are made."""
-    of = embedded._Rows.of
+    of = embedded._DecodingRows.of
 
     def changed(*args):
         rows = of(*args)
         change(rows)
         return rows
 
-    monkeypatch.setattr(embedded._Rows, "of", staticmethod(changed))
+    monkeypatch.setattr(embedded._DecodingRows, "of", staticmethod(changed))
 
 
 def test_positions_that_count_padding_are_caught(one_rank, monkeypatch):

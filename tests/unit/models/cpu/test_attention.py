@@ -10,7 +10,7 @@ from transformers.integrations import sdpa_attention
 
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.cpu import attention as cpu_attention
-from rlhf_cli.models.cpu.attention import NAME, CausalAttention, attention, one_token, use_on_cpu
+from rlhf_cli.models.cpu.attention import NAME, CausalAttention, attend_one_token, attention, use_cpu_attention
 from rlhf_cli.models.export import export
 from rlhf_cli.models.load_models import load_causal_lm, load_sequence_classifier
 from tests.unit.models.tiny import ARCHITECTURES, tiny_config
@@ -123,12 +123,12 @@ def test_the_newest_token_looks_at_all_before_it_but_what_is_masked(heads, dtype
     whole = by_hand(query.double(), key.double(), value.double(), SCALE)[:, :, -1:]
     cut = by_hand(*(one[1:, :, 2:].double() for one in (query, key, value)), SCALE)[:, :, -1:]
     newest = query[:, :, -1:]
-    plain = one_token(newest, key, value, None, SCALE)
+    plain = attend_one_token(newest, key, value, None, SCALE)
     assert plain.dtype is dtype
     assert_close(plain.double(), whole, atol=tolerance, rtol=tolerance)
     mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
     mask[1, :, :, :2] = False
-    masked = one_token(newest, key, value, mask, SCALE)
+    masked = attend_one_token(newest, key, value, mask, SCALE)
     assert_close(masked.double(), torch.cat([whole[:1], cut]), atol=tolerance, rtol=tolerance)
 
 
@@ -141,7 +141,7 @@ def asked(monkeypatch):
         return lambda *args, **more: (calls.append(name), function(*args, **more))[1]
 
     monkeypatch.setattr(CausalAttention, "apply", noted("whole", CausalAttention.apply))
-    monkeypatch.setattr(cpu_attention, "one_token", noted("one token", one_token))
+    monkeypatch.setattr(cpu_attention, "attend_one_token", noted("one token", attend_one_token))
     monkeypatch.setattr(cpu_attention, "sdpa_attention_forward", noted("torch", sdpa_attention.sdpa_attention_forward))
     return calls
 
@@ -237,7 +237,7 @@ def test_what_is_saved_does_not_name_it(architecture, tmp_path):
 def test_who_chose_another_attention_keeps_it_and_a_gpu_has_its_own(monkeypatch):
     eager = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
     eager.set_attn_implementation("eager")
-    use_on_cpu(eager)
+    use_cpu_attention(eager)
     assert eager.config._attn_implementation == "eager"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     on_gpu = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)

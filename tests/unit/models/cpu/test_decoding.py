@@ -6,12 +6,12 @@ from torch.testing import assert_close
 
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.models.cpu import attention as cpu_attention
-from rlhf_cli.models.cpu import decoding as cpu_decoding
-from rlhf_cli.models.cpu.decoding import decoding
+from rlhf_cli.models.cpu import decoding
+from rlhf_cli.models.cpu.decoding import cpu_decoding
 from rlhf_cli.models.heads import ResponseLM
 from rlhf_cli.models.load_models import load_causal_lm
 from rlhf_cli.rollout import kv_cache as cache
-from rlhf_cli.rollout.kv_cache import growing_cache
+from rlhf_cli.rollout.kv_cache import preallocated_cache
 from tests.unit.models.tiny import tiny_config
 
 BATCH, PROMPT, STEPS = 3, 5, 4
@@ -43,7 +43,7 @@ def decoded(model, padding=0):
     mask = torch.ones_like(tokens)
     mask[0, :padding] = 0
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    held = growing_cache(model.model, PROMPT + STEPS + 1)
+    held = preallocated_cache(model.model, PROMPT + STEPS + 1)
     found, start = [], 0
     for end in range(PROMPT, PROMPT + STEPS):
         seen = mask[:, :end] if padding else None
@@ -53,7 +53,7 @@ def decoded(model, padding=0):
 
 
 def replaced(model):
-    return [layer for layer in model.modules() if isinstance(layer.__dict__.get("forward"), cpu_decoding._Layer)]
+    return [layer for layer in model.modules() if isinstance(layer.__dict__.get("forward"), decoding._DecodingLayer)]
 
 
 @pytest.mark.parametrize("padding", [0, 2])
@@ -63,7 +63,7 @@ def test_logits_are_those_of_transformers_own_layers(kind, dtype, tolerance, pad
     architecture, extra = KINDS[kind]
     model = model_of(architecture, dtype, **extra)
     expected = decoded(model, padding)
-    with decoding(model.model, BATCH):
+    with cpu_decoding(model.model, BATCH):
         assert len(replaced(model)) == 2
         found = decoded(model, padding)
     assert found.dtype is dtype
@@ -85,7 +85,7 @@ def test_every_step_is_read_by_the_short_way_and_the_prompt_by_the_layers_own():
     for layer in layers:
         layer.forward = counted(layer.forward)
     given = [layer.forward for layer in layers]
-    with decoding(model.model, BATCH):
+    with cpu_decoding(model.model, BATCH):
         decoded(model)
     assert lengths == [PROMPT, PROMPT]
     assert [layer.forward for layer in layers] == given
@@ -97,16 +97,16 @@ def test_keys_are_taken_by_blocks_and_those_to_come_are_not_seen(monkeypatch, pa
     model, seen = model_of("llama"), []
     expected = decoded(model, padding)
     monkeypatch.setattr(cache, "_CPU_BLOCK", 3)
-    one_token = cpu_attention.one_token
+    attend_one_token = cpu_attention.attend_one_token
 
     def watched(query, key, value, mask, scale):
         assert key.is_contiguous()
         assert value.is_contiguous()
         seen.append((key.shape[2], mask[-1].sum().item()))
-        return one_token(query, key, value, mask, scale)
+        return attend_one_token(query, key, value, mask, scale)
 
-    monkeypatch.setattr(cpu_attention, "one_token", watched)
-    with decoding(model.model, BATCH):
+    monkeypatch.setattr(cpu_attention, "attend_one_token", watched)
+    with cpu_decoding(model.model, BATCH):
         assert_close(decoded(model, padding), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
     assert seen[::2] == seen[1::2] == [(6, 6), (9, 7), (9, 8)]
 
@@ -119,7 +119,7 @@ def test_other_layers_stay_as_they_are(architecture, extra):
     """Another architecture, or a window."""
     model = model_of(architecture, **extra)
     expected = decoded(model)
-    with decoding(model.model, BATCH):
+    with cpu_decoding(model.model, BATCH):
         assert replaced(model) == []
         assert torch.equal(decoded(model), expected)
 
@@ -127,13 +127,13 @@ def test_other_layers_stay_as_they_are(architecture, extra):
 def test_layers_with_other_attention_than_this_cpus_stay_as_they_are():
     model = model_of("llama")
     model.model.set_attn_implementation("eager")
-    with decoding(model.model, BATCH):
+    with cpu_decoding(model.model, BATCH):
         assert replaced(model) == []
 
 
 def test_layers_are_their_own_again_after_a_failure():
     model = model_of("llama")
-    with pytest.raises(KeyError), decoding(model.model, BATCH):
+    with pytest.raises(KeyError), cpu_decoding(model.model, BATCH):
         raise KeyError
     assert not any("forward" in layer.__dict__ for layer in model.modules())
 
@@ -141,11 +141,11 @@ def test_layers_are_their_own_again_after_a_failure():
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 def test_weights_may_change_between_two_bodies(dtype, tolerance):
     model = model_of("llama", dtype)
-    with decoding(model.model, BATCH):
+    with cpu_decoding(model.model, BATCH):
         before = decoded(model)
     with torch.no_grad():
         model.model.model.layers[0].self_attn.k_proj.weight.mul_(-1)
-    with decoding(model.model, BATCH):
+    with cpu_decoding(model.model, BATCH):
         after = decoded(model)
     assert not torch.equal(before, after)
     assert_close(after, decoded(model), atol=tolerance * float(after.abs().max()), rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_cli.models.cpu.linear import laid_out
+from rlhf_cli.models.cpu.linear import reordered_weights
 
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products"
@@ -30,19 +30,19 @@ def test_products_are_those_of_float32_rounded(num_rows):
     model = layers()
     rows = torch.randn(num_rows, 3, 48).bfloat16()
     expected = model(rows).float()
-    with laid_out(model, 5):
+    with reordered_weights(model, 5):
         assert all(forward is not None for forward in forwards(model)[::2])
         found = model(rows)
     assert found.dtype is torch.bfloat16
     assert (found.float() - expected).abs().max() <= 2**-7 * expected.abs().max()
     exact = nn.functional.linear(rows.float(), model[0].weight.float(), model[0].bias.float())
-    with laid_out(model, 5):
+    with reordered_weights(model, 5):
         assert ((model[0](rows).float() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
 def test_everything_is_as_it_was_after_a_failure():
     model = layers()
-    with pytest.raises(KeyError), laid_out(model, 4):
+    with pytest.raises(KeyError), reordered_weights(model, 4):
         raise KeyError
     assert forwards(model) == [None] * 3
 
@@ -50,10 +50,10 @@ def test_everything_is_as_it_was_after_a_failure():
 @torch.no_grad()
 def test_weights_may_change_between_two_bodies():
     model, rows = layers(), torch.ones(2, 48, dtype=torch.bfloat16)
-    with laid_out(model, 2):
+    with reordered_weights(model, 2):
         before = model(rows)
     model[2].weight.mul_(2)
-    with laid_out(model, 2):
+    with reordered_weights(model, 2):
         assert torch.equal(model(rows), 2 * before)
 
 
@@ -63,5 +63,5 @@ def test_other_types_and_kinds_of_layers_are_left_alone():
         pass
 
     model = nn.Sequential(nn.Linear(4, 4), Own(4, 4).bfloat16())
-    with laid_out(model, 4):
+    with reordered_weights(model, 4):
         assert forwards(model) == [None] * 2

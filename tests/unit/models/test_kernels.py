@@ -12,8 +12,8 @@ from rlhf_cli.config.compose import load
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.data.token_batches import EndTokens, TokenSequence, collate
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.models.compile_layers import as_written
 from rlhf_cli.models.heads import ResponseLM
+from rlhf_cli.models.kernels import uncompiled
 from rlhf_cli.models.load_models import load_causal_lm
 from rlhf_cli.rollout.embedded import EmbeddedSampler
 from tests.oracle.engines import SimpleTrain
@@ -77,7 +77,7 @@ def test_decoding_goes_without_them(one_rank):
 
 def test_a_model_that_is_not_compiled_is_left_alone(monkeypatch):
     monkeypatch.setattr(torch.compiler, "set_stance", lambda _: pytest.fail("asked"))
-    with as_written(nn.Linear(2, 2)):
+    with uncompiled(nn.Linear(2, 2)):
         pass
 
 
