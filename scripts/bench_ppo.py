@@ -1,34 +1,14 @@
-"""PPO of this project beside TRL's on the same work, on a CPU: speed, peak memory, and how near to the roofline.
+"""Compare PPO steps of this project and of TRL on a CPU: speed, peak memory, and distance from the roofline.
 
-usage: python scripts/bench_ppo.py --model DIR [--peer-python PY] [--peer-scripts DIR] [--ranks 1] [--batch 16]
-           [--resp 48] [--shape 32x128 ...] [--iters 3] [--rounds 2] [--natural] [--dtype bfloat16]
-           [--prompts FILE.jsonl] [--prompt-tokens LOW HIGH] [--micro-tokens 2560] [--peer-micro 4] [--seed 0]
-           [--float32-states] [--out FILE] [-- key=value ...]
+Both sides get the same model for all four roles, the same prompts (at most 96 tokens, or HIGH of --prompt-tokens), one
+PPO epoch, one update per step, learning rate 1e-6, and the same dtype of weights and AdamW states (TRL keeps float32
+weights and states only under ZeRO-3). They run in turn; the first step of each run is left out. A step of this project
+is the sum of its phases; a step of TRL is the time from one step to the next. Memory is that of the largest process.
 
-  --model DIR            a causal language model with its tokenizer and chat template; policy and reference, and with
-                         a fresh head reward and value model
-  --peer-python PY       the interpreter of an environment with TRL; without it only this project's side is run
-  --peer-scripts DIR     holds trl_ppo.py and zero3_cpu.yaml; default: ../shared/bench beside the repository
-  --ranks N              1: one process with all cores; more: ZeRO-3 with the cores divided among the ranks
-  --batch, --resp        prompts a step, tokens of a response at most
-  --shape ROWSxTOKENS    instead of --batch and --resp; again for more shapes, with a summary at the end
-  --iters, --rounds      steps of a run, of which the first is left out; runs of each side, in turn
-  --natural              responses end at the model's own EOS (TRL decodes all tokens even then); else every response
-                         has full length, so that both sides have the same tokens: the EOS is one that is never drawn
-  --prompts FILE         lines with a `prompt`; default: prompts.jsonl of the peer's scripts, or the embedded ones
-  --prompt-tokens L H    instead: prompts of L to H tokens (or what the chat template takes), random words of those
-  --micro-tokens         ppo.micro_batch_tokens; the peer has --peer-micro rows instead
-  --float32-states       in bfloat16 on one process, keep float32 master weights and moments, this project's default
-  --out FILE             append the JSON line to a file
-  -- key=value ...       more options of `rlhf train-ppo`
-
-The same on both sides: the model four times, prompts of at most 96 tokens (or H), one PPO epoch and one update a step,
-learning rate 1e-6, type, type of AdamW's state: TRL keeps float32 weights and moments under ZeRO-3 only. This project's
-step is the sum of its phases, TRL's the time from one to the next. FLOPs are those of the tokens that count,
-without padding: 2 a weight and token, attention besides; scoring is four forward passes, the update three times that
-of policy and value model. What texts begin with alike counts in each of them; this project reads it once, so its share
-of the product rate can pass 1 here: the lines `perf/` count what is read. Memory is that of the largest process. The
-last line is everything as one JSON object.
+FLOPs count the tokens of whole sequences, without padding: 2 per weight and token, plus attention. Scoring is four
+forward passes; the update is three times a forward pass of policy and value model. Shared prefixes count in every
+sequence, but this project computes them once, so its share of the product rate can exceed 1. The perf/ lines count
+what is really computed. The last line of the output is a JSON object with all figures.
 """
 
 from __future__ import annotations
@@ -41,18 +21,18 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bench_common as common
 
-MAX_PROMPT = 96  # tokens to which the peer's script cuts a prompt
-NUM_MADE_UP = 128  # prompts, or four batches
-NEVER_DRAWN = "<jupyter_script>"  # SmolLM2's: it opens a document and follows nothing
+MAX_PROMPT = 96  # tokens to which the peer's script truncates a prompt
+NEVER_DRAWN = "<jupyter_script>"  # of SmolLM2: it only ever begins a document
 PHASES = ("rollout", "score", "update", "step")
 FIXED = (
     *("model.path", "reward_model.path", "model.dtype", "reward_model.dtype", "data.train", "data.max_prompt_tokens"),
@@ -63,14 +43,14 @@ FIXED = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The work of one step."""
+    """The work of one step: the number of prompts and the response tokens of each."""
 
     rows: int
-    tokens: int  # of a response, at most
+    tokens: int
 
     @staticmethod
     def of(text: str) -> Shape:
-        """Read ROWSxTOKENS."""
+        """Parse ROWSxTOKENS."""
         rows, _, tokens = text.partition("x")
         shape = Shape(int(rows), int(tokens))
         if shape.rows < 1 or shape.tokens < 1:
@@ -83,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What both sides read, in one temporary folder."""
+    """A temporary folder with the models and prompts that both sides read."""
 
     folder: Path
     prompt_tokens: list[int]  # of each prompt
@@ -95,14 +75,14 @@ class Prepared:
         return statistics.mean(self.prompt_tokens)
 
 
-# --- a child process: the copies of the model, and the prompts
+# --- in a child process: copies of the model, and prompts
 
 
 def end_stand_in(added: Sequence[tuple[int, str, bool]], used: Iterable[int], template: str, num_tokens: int) -> int:
-    """Return the id of a token that is never drawn, to stand for EOS.
+    """Return the id of a token that is never sampled, to be used as EOS.
 
-    The last special token that the model does not use (added: id, text, is special; used: EOS, BOS, pad; template: the
-    chat template), or the last id of the vocabulary.
+    This is the last special token that the model does not use, or else the last id of the vocabulary.
+    added: id, text and whether special; used: ids of EOS, BOS and pad; template: the chat template.
     """
     taken = set(used)
     free = [(token, text) for token, text, special in added if special and token not in taken and text not in template]
@@ -111,7 +91,7 @@ def end_stand_in(added: Sequence[tuple[int, str, bool]], used: Iterable[int], te
 
 
 def ended_otherwise(template: str, eos: str, end: str) -> str:
-    """Return a chat template of ChatML's kind in which an answer ends in another token than EOS; prompts stay."""
+    """Return a ChatML-style chat template in which responses, but not prompts, end with another token than EOS."""
     for quote in "'\"":
         wanted, other = f"{quote}{eos}{quote}", f"{quote}{end}{quote}"
         template = template.replace(wanted, f"({other} if message['role'] == 'assistant' else {wanted})")
@@ -119,7 +99,7 @@ def ended_otherwise(template: str, eos: str, end: str) -> str:
 
 
 def made_up(words: Sequence[str], target: int, count: Callable[[str], int], draw: random.Random) -> str:
-    """Return a prompt of random words with at most `target` tokens, nearly as many as that, and at least one word."""
+    """Return a prompt of random words that has nearly, but at most, `target` tokens; it has at least one word."""
     drawn = draw.choices(words, k=target)
     low, high = 1, target
     while low < high:
@@ -132,7 +112,7 @@ def made_up(words: Sequence[str], target: int, count: Callable[[str], int], draw
 
 
 def prepare(work: dict[str, Any]) -> dict[str, Any]:
-    """Write policy, reward model and prompts; work: the fields that `prepared` hands over."""
+    """Write policy, reward model and prompts; work: the fields from `prepared`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -153,7 +133,7 @@ def prepare(work: dict[str, Any]) -> dict[str, Any]:
         rows = policy.get_input_embeddings().weight.shape[0]
         end = end_stand_in(sorted(added), used, tokenizer.chat_template or "", min(len(tokenizer), rows))
         eos, tokenizer.eos_token = tokenizer.eos_token, tokenizer.convert_ids_to_tokens(end)
-        if tokenizer.chat_template is not None:  # what it ends an answer with ends a response, too
+        if tokenizer.chat_template is not None:  # the end of a response in the template ends generation too
             tokenizer.chat_template = ended_otherwise(tokenizer.chat_template, eos, tokenizer.eos_token)
         for config in (policy.generation_config, policy.config, scorer.config):
             config.eos_token_id = end
@@ -164,7 +144,7 @@ def prepare(work: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_prompts(work: dict[str, Any], tokenizer: Any, file: Path) -> tuple[list[int], int]:
-    """Write the prompts that fit, as both sides read them; return the tokens of each, and how many did not fit."""
+    """Write the prompts that fit; return the number of tokens of each, and how many did not fit."""
 
     def count(prompt: str) -> int:
         if tokenizer.chat_template is None:
@@ -179,22 +159,22 @@ def write_prompts(work: dict[str, Any], tokenizer: Any, file: Path) -> tuple[lis
     if work["prompt_tokens"]:
         lowest, highest = work["prompt_tokens"]
         words = sorted({word for prompt in prompts for word in prompt.split()})
-        draw = random.Random(work["seed"])
-        targets = [draw.randint(lowest, highest) for _ in range(max(NUM_MADE_UP, 4 * work["rows"]))]
+        draw = random.Random(0)
+        targets = [draw.randint(lowest, highest) for _ in range(max(128, 4 * work["rows"]))]
         prompts = [made_up(words, target, count, draw) for target in targets]
     kept = [(prompt, length) for prompt, length in ((prompt, count(prompt)) for prompt in prompts) if length <= highest]
     if len(kept) < work["rows"]:
-        raise SystemExit(f"{len(kept)} prompts of at most {highest} tokens; a step has {work['rows']}")
+        raise SystemExit(f"{len(kept)} prompts have at most {highest} tokens, but a step needs {work['rows']}")
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt, _ in kept), "utf-8")
     return [length for _, length in kept], len(prompts) - len(kept)
 
 
-# --- the runs
+# --- runs
 
 
 def prepared(options: argparse.Namespace, shapes: Sequence[Shape], folder: Path) -> Prepared:
-    """Have a child process write models and prompts."""
-    prompts = options.prompts or default_prompts(None if options.prompt_tokens else options.peer_scripts)
+    """Write models and prompts in a child process."""
+    prompts = default_prompts(None if options.prompt_tokens else options.peer_scripts)
     work = {
         "folder": str(folder),
         "model": str(options.model.resolve()),
@@ -203,13 +183,12 @@ def prepared(options: argparse.Namespace, shapes: Sequence[Shape], folder: Path)
         "prompts": str(prompts.resolve()),
         "prompt_tokens": options.prompt_tokens,
         "rows": max(shape.rows for shape in shapes),
-        "seed": options.seed,
     }
     return Prepared(folder, **common.task(__file__, work, folder / "prepare.log"))
 
 
 def default_prompts(peer_scripts: Path | None) -> Path:
-    """Return the peer's prompts, or those that come with the package."""
+    """Return the peer's prompts, or the embedded ones."""
     if peer_scripts is not None and (peer_scripts / "prompts.jsonl").is_file():
         return peer_scripts / "prompts.jsonl"
     from rlhf_cli.config.paths import resolve_path
@@ -218,7 +197,7 @@ def default_prompts(peer_scripts: Path | None) -> Path:
 
 
 def our_words(options: argparse.Namespace, given: Prepared, shape: Shape) -> list[str]:
-    """Return the options of `rlhf train-ppo`, without its run's name."""
+    """Return the options of `rlhf train-ppo`, except the run's name."""
     highest = options.prompt_tokens[1] if options.prompt_tokens else MAX_PROMPT
     words = [
         f"model.path={given.folder / 'policy'}",
@@ -247,14 +226,23 @@ def our_words(options: argparse.Namespace, given: Prepared, shape: Shape) -> lis
     return common.overridden(words, options.overrides)
 
 
-def run_ours(options: argparse.Namespace, given: Prepared, shape: Shape, name: str) -> dict[str, Any]:
-    """Run this project's command once; return the records of its steps but the first, and what it took."""
+def run_ours(
+    options: argparse.Namespace,
+    given: Prepared,
+    shape: Shape,
+    name: str,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Run this project once; return the metrics of all steps but the first, peak memory and duration.
+
+    variables: more environment variables of the run.
+    """
     words = [sys.executable, "-m", "rlhf_cli", "train-ppo", *our_words(options, given, shape), f"run.name={name}"]
     log = given.folder / f"{name}.log"
-    done = common.run_child(words, log, common.environment(sys.executable, options.ranks))
+    done = common.run_child(words, log, common.environment(sys.executable, options.ranks) | dict(variables))
     run = given.folder / "outputs" / name
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    shutil.rmtree(run)  # with the trained weights in it
+    shutil.rmtree(run)  # it contains the trained weights
     steps = [record for record in records if "time/step" in record][1:]
     return {"records": steps, "peak_gib": done.peak_gib, "run_s": done.seconds}
 
@@ -277,31 +265,31 @@ def peer_words(options: argparse.Namespace, given: Prepared, shape: Shape, peer:
 
 
 def longer_prompts(script: str, num_tokens: int) -> str:
-    """Return the peer's script with another length to which prompts are cut."""
+    """Return the peer's script with another length to which it truncates prompts."""
     if script.count(f"[:{MAX_PROMPT}]") != 1:
-        raise SystemExit(f"the peer's script does not cut prompts with [:{MAX_PROMPT}], as --prompt-tokens takes it to")
+        raise SystemExit(f"--prompt-tokens needs a peer script that truncates prompts with [:{MAX_PROMPT}]")
     return script.replace(f"[:{MAX_PROMPT}]", f"[:{num_tokens}]")
 
 
 def run_theirs(
     options: argparse.Namespace, given: Prepared, shape: Shape, peer: common.Peer, name: str
 ) -> dict[str, Any]:
-    """Run the peer once; return the seconds of its steps but the first, and what it took."""
+    """Run the peer once; return the seconds of all steps but the first, peak memory and duration."""
     environment = common.environment(str(peer.python), options.ranks)
     words = peer_words(options, given, shape, peer)
     done = common.run_child(words, given.folder / f"{name}.log", environment, folder=given.folder)
     return {"step_s": common.last_json(done.text)["iter_s"][1:], "peak_gib": done.peak_gib, "run_s": done.seconds}
 
 
-# --- the figures
+# --- figures
 
 
 def phase_work(
     size: common.ModelSize, prompts: Sequence[int], response: float, rows: int
 ) -> dict[str, tuple[float, float]]:
-    """Return (FLOPs, tokens) of each phase; prompts: the lengths that prompts have; response: the mean of a step.
+    """Return (FLOPs, tokens) of each phase; prompts: their lengths; response: the mean response length.
 
-    Tokens are those that are read; of rollout and step, those that are drawn.
+    Tokens are the sampled ones for rollout and step, and the processed ones for the other phases.
     """
     share = rows / len(prompts)
     forward = share * size.forward([prompt + response for prompt in prompts])
@@ -316,7 +304,7 @@ def phase_work(
 
 
 def our_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the records of all runs: seconds of each phase, speed, response lengths, and what else is timed."""
+    """Join the records of all runs: seconds of each phase, speed, response lengths and perf/ metrics."""
     records = [record for run in runs for record in run["records"]]
     perf: dict[str, list[float]] = {}
     for record in records:
@@ -335,7 +323,7 @@ def our_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def their_figures(runs: Sequence[dict[str, Any]], shape: Shape) -> dict[str, Any]:
-    """Join all runs of the peer; its tokens are response slots, for it decodes all of them."""
+    """Join all runs of the peer; its tokens are response slots, because it always decodes to the full length."""
     steps = [seconds for run in runs for seconds in run["step_s"]]
     return {
         "step_s": steps,
@@ -346,7 +334,7 @@ def their_figures(runs: Sequence[dict[str, Any]], shape: Shape) -> dict[str, Any
 
 
 def decode_rows(options: argparse.Namespace, given: Prepared, shape: Shape) -> int:
-    """Return how many prompts a rank decodes at a time."""
+    """Return how many prompts a rank decodes at once."""
     share: int = shape.rows // options.ranks
     return min(int(common.settings(our_words(options, given, shape))["rollout.micro_batch_size"]), share)
 
@@ -354,7 +342,7 @@ def decode_rows(options: argparse.Namespace, given: Prepared, shape: Shape) -> i
 def decoding(
     roofline: common.Roofline, rows: int, seconds: float, given: Prepared, shape: Shape, dtype: str
 ) -> dict[str, float]:
-    """Compare the rollouts of all ranks, one after the other, with what memory and matrix products allow."""
+    """Compare the rollouts of all ranks, one after another, with the limits of memory and matrix products."""
     times = math.ceil(shape.rows / rows)
     size, steps = roofline.size, shape.tokens
     weights, cache = (
@@ -382,10 +370,10 @@ def measured(
     mine, theirs = [], []
     for turn in range(options.rounds):
         mine.append(run_ours(options, given, shape, f"{shape}-{turn}"))
-        tell_run("rlhf", shape, turn, our_figures(mine[-1:])["step_s"])
+        print_run("rlhf", shape, turn, our_figures(mine[-1:])["step_s"])
         if peer is not None:
             theirs.append(run_theirs(options, given, shape, peer, f"peer-{shape}-{turn}"))
-            tell_run("TRL", shape, turn, theirs[-1]["step_s"])
+            print_run("TRL", shape, turn, theirs[-1]["step_s"])
     ours = our_figures(mine)
     others = their_figures(theirs, shape) if theirs else None
     response = statistics.median(ours["response_tokens"]) if ours["response_tokens"] else float(shape.tokens)
@@ -405,27 +393,23 @@ def measured(
     }
 
 
-# --- the text
+# --- output
 
 
-def tell_run(side: str, shape: Shape, turn: int, seconds: Sequence[float]) -> None:
-    print(f"run {turn + 1}, {shape}, {side}: {common.shown(seconds)} s a step")
+def print_run(side: str, shape: Shape, turn: int, seconds: Sequence[float]) -> None:
+    print(f"run {turn + 1}, {shape}, {side}: {common.shown(seconds)} s per step")
 
 
 def sides(found: dict[str, Any], natural: bool) -> str:
     """Return the table of both sides; found: the figures of one shape."""
-    ours, peer = found["ours"], found["peer"]
-    rows = [["", "rlhf", "TRL", "TRL / rlhf"]]
-    for name, key, digits in (
-        ("seconds a step", "step_s", 2),
-        ("response tokens/s (TRL: slots)" if natural and peer else "response tokens/s", "tokens_per_s", 1),
+    speed = "response tokens/s (TRL: slots)" if natural and found["peer"] else "response tokens/s"
+    columns = [
+        ("seconds per step", "step_s", 2),
+        (speed, "tokens_per_s", 1),
         ("peak memory, GiB", "peak_gib", 2),
-        ("seconds a run, start included", "run_s", 1),
-    ):
-        others = peer[key] if peer else []
-        cells = [common.shown(values, digits) for values in (ours[key], others)]
-        rows.append([name, *cells, common.shown_ratio(common.ratio(others, ours[key]))])
-    return common.table(rows if peer else [row[:2] for row in rows])
+        ("seconds per run, including start", "run_s", 1),
+    ]
+    return common.compared(found["ours"], found["peer"], columns)
 
 
 def phases(found: dict[str, Any], rate: float, dtype: str) -> str:
@@ -438,34 +422,33 @@ def phases(found: dict[str, Any], rate: float, dtype: str) -> str:
 
 
 def decoding_text(found: dict[str, Any], best: float, natural: bool) -> str:
-    """Return what decoding reaches of memory bandwidth and of bare matrix products; best: FLOP/s of large ones."""
+    """Say how near decoding comes to the limits; best: FLOP/s of large products."""
     at = found["decoding"]
     most, rate = "at most " if natural else "", at["products_flops"]
     weights = at["bytes_weights"] / at["steps"] / 1e9
     return (
-        f"decoding: {most}{at['steps']} steps of {at['rows']} rows, {weights:.3f} GB of weights each. "
-        f"Of the rollout's time:\n"
-        f"  memory: {at['bandwidth_share']:.1%} is what reading the weights takes at the full bandwidth, "
-        f"{at['bandwidth_share_with_cache']:.1%} with keys and values\n"
-        f"  products: {at['products_share']:.1%} is what they take alone, their weights from memory "
-        f"({rate / 1e12:.3f} TFLOP/s, {rate / best:.1%} of the large ones' rate)"
+        f"decoding: {most}{at['steps']} steps of {at['rows']} rows, {weights:.3f} GB of weights per step\n"
+        f"  reading the weights at the full memory bandwidth takes {at['bandwidth_share']:.1%} of the rollout; "
+        f"with keys and values {at['bandwidth_share_with_cache']:.1%}\n"
+        f"  the matrix products alone, with weights from memory, take {at['products_share']:.1%} of the rollout "
+        f"({rate / 1e12:.3f} TFLOP/s, {rate / best:.1%} of the rate of large products)"
     )
 
 
-def tell(found: dict[str, Any], options: argparse.Namespace, given: Prepared, roofline: common.Roofline) -> None:
+def print_shape(found: dict[str, Any], options: argparse.Namespace, given: Prepared, roofline: common.Roofline) -> None:
     """Print the figures of one shape."""
     rows, _, tokens = found["shape"].partition("x")
     steps = len(found["ours"]["step_s"])
     threads = max(1, common.cores() // options.ranks)
-    print(f"\n== {rows} prompts, {tokens} new tokens, {options.dtype}, ranks: {options.ranks}, threads each: {threads}")
+    print(f"\n== {rows} prompts, {tokens} new tokens, {options.dtype}, {options.ranks} ranks of {threads} threads")
     prompt = f"{min(given.prompt_tokens)} to {max(given.prompt_tokens)}, {given.mean_prompt:.1f} on average"
     print(f"prompt tokens: {prompt}; response tokens: {found['response_tokens']:.1f}; steps measured: {steps}")
     if not options.natural and not found["full_length"]:
-        print(f"warning: {given.end_token} was drawn: some responses are shorter than on the peer's side")
+        print(f"warning: {given.end_token} was sampled, so some responses are shorter than the peer's")
     print(sides(found, options.natural))
-    print(f"\nmedians of a step; tokens are read ones, of rollout and step drawn ones\n{roofline}")
+    print(f"\nmedians per step; tokens are sampled ones for rollout and step, else processed ones\n{roofline}")
     if options.ranks > 1:
-        print(f"the {options.ranks} ranks share that; their figures are sums")
+        print(f"the {options.ranks} ranks share these threads; their figures are sums")
     print(phases(found, roofline.flops[options.dtype], options.dtype))
     print(decoding_text(found, roofline.flops[options.dtype], options.natural))
     for name, value in found["ours"]["perf"].items():
@@ -486,28 +469,29 @@ def summary(shapes: Sequence[dict[str, Any]]) -> str:
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; end with exit code 2 for what cannot be done."""
+    """Parse the command line; exit with code 2 if it is invalid."""
     parser = common.new_parser(__doc__)
-    parser.add_argument("--prompts", type=Path)
-    parser.add_argument("--prompt-tokens", type=int, nargs=2)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--resp", type=int, default=48)
-    parser.add_argument("--shape", type=Shape.of, action="append", default=[])
-    parser.add_argument("--iters", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--natural", action="store_true")
-    parser.add_argument("--micro-tokens", type=int, default=2560)
-    parser.add_argument("--peer-micro", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--float32-states", action="store_true")
+    add = parser.add_argument
+    shape = "prompts and response tokens per step (default: 16x48); may be repeated"
+    add("--shape", type=Shape.of, action="append", default=[], metavar="ROWSxTOKENS", help=shape)
+    prompts = "random prompts of LOW to HIGH tokens (default: the peer's prompts, or the embedded ones)"
+    add("--prompt-tokens", type=int, nargs=2, metavar=("LOW", "HIGH"), help=prompts)
+    add("--iters", type=int, default=3, help="steps per run; the first is left out (default: 3)")
+    add("--rounds", type=int, default=2, help="runs of each side (default: 2)")
+    natural = "let responses end at the model's own EOS (default: EOS is never sampled, so both sides have full length)"
+    add("--natural", action="store_true", help=natural)
+    add("--micro-tokens", type=int, default=2560, help="ppo.micro_batch_tokens (default: 2560)")
+    add("--peer-micro", type=int, default=4, help="rows of the peer's micro-batches (default: 4)")
+    states = "float32 master weights and AdamW states, this project's default, also for bfloat16 on one rank"
+    add("--float32-states", action="store_true", help=states)
     options = parser.parse_args(argv)
-    options.shape = options.shape or [Shape(options.batch, options.resp)]
+    options.shape = options.shape or [Shape(16, 48)]
     common.check_options(parser, options, FIXED)
     if options.iters < 2:
-        parser.error("--iters: wanted 2 or more, the first step is left out")
+        parser.error("--iters must be at least 2, because the first step is left out")
     for shape in options.shape:
         if shape.rows % options.ranks:
-            parser.error(f"--ranks {options.ranks} do not divide the {shape.rows} prompts of a step")
+            parser.error(f"--ranks {options.ranks} does not divide the {shape.rows} prompts of a step")
     return options
 
 
@@ -516,24 +500,23 @@ def main() -> None:
         print(json.dumps(prepare(json.loads(sys.argv[1]))))
         return
     options = parsed()
-    common.begin()
     peer = common.peer_of(options)
-    found = common.heading("bench_ppo", options, peer)
+    found = common.begin("bench_ppo", options, peer)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         given = prepared(options, options.shape, folder)
-        dropped = f"; {given.num_dropped} too long ones left out" if given.num_dropped else ""
+        dropped = f"; {given.num_dropped} were too long" if given.num_dropped else ""
         print(f"{len(given.prompt_tokens)} prompts{dropped}; a response ends at {given.end_token}")
         found |= {"prompt_tokens": given.prompt_tokens, "end_token": given.end_token, "shapes": []}
         for shape in options.shape:
             rows = decode_rows(options, given, shape)
             roofline = common.Roofline.measured(options.model.resolve(), options.dtype, [rows], folder / "roofline.log")
             figures = measured(options, given, shape, roofline, peer)
-            tell(figures, options, given, roofline)
-            found["shapes"].append({**figures, "roofline": roofline.as_json()})
+            print_shape(figures, options, given, roofline)
+            found["shapes"].append({**figures, "roofline": asdict(roofline)})
     if len(options.shape) > 1:
         print(f"\n== all shapes: prompts x new tokens\n{summary(found['shapes'])}")
-    common.finish(found, options.out)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

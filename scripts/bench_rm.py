@@ -1,27 +1,14 @@
-"""Reward-model training of this project beside TRL's on the same pairs, on a CPU: accuracy, speed, peak memory.
+"""Compare reward-model training of this project and of TRL on a CPU: accuracy, speed and peak memory.
 
-usage: python scripts/bench_rm.py --model DIR [--peer-python PY] [--peer-scripts DIR] [--train F.jsonl --test F.jsonl]
-           [--ranks 1] [--rounds 1] [--num-train N] [--num-test N] [--dtype bfloat16] [--micro-tokens 2048]
-           [--peer-micro 8] [--out FILE] [-- key=value ...]
+Both sides get the same pairs of at most 256 tokens (longer ones are left out), 16 per step in complete steps, one
+epoch, AdamW with learning rate 1e-5, and a cosine schedule to 0 after 5 % of warm-up. They differ in bfloat16: TRL
+keeps float32 weights and computes under autocast; this project has bfloat16 weights and float32 master weights. They
+also differ in the initial head: its standard deviation is 0.02 in TRL and 1 / sqrt(d + 1) here.
 
-  --model DIR            a causal language model with its tokenizer and chat template; each side adds a head
-  --peer-python PY       the interpreter of an environment with TRL; without it only this project's side is run
-  --peer-scripts DIR     holds trl_rm.py and zero3_cpu.yaml; default: ../shared/bench beside the repository
-  --train, --test        lines with `prompt`, `chosen` and `rejected`, all texts; default: the embedded pairs
-  --num-train, --num-test  the first so many pairs that fit; default: all
-  --ranks N              1: one process with all cores; more: ZeRO-3 with the cores divided among the ranks
-  --rounds N             runs of each side, in turn; the seed is 0 in the first, 1 in the second, ...
-  --micro-tokens         train.micro_batch_tokens; the peer has --peer-micro pairs instead
-  --out FILE             append the JSON line to a file
-  -- key=value ...       more options of `rlhf train-rm`
-
-The same on both sides: pairs of at most 256 tokens (longer ones are left out before), 16 a step and as many as whole
-steps take, one epoch, AdamW with learning rate 1e-5, cosine to 0 after 5 % of warm-up. Not the same: with bfloat16
-TRL keeps float32 weights and computes under autocast, this project has bfloat16 weights and float32 master weights;
-and TRL's head starts from deviation 0.02, this project's from 1 / sqrt(d + 1). Speed is that of all training steps,
-evaluation left out. FLOPs are those of the tokens that count, without padding: 2 a weight and token, attention
-besides; an update is three forward passes. The prompt of a pair counts twice; this project reads it once. Memory is
-that of the largest process. The last line is everything as one JSON object.
+Speed is that of all training steps, without evaluation. FLOPs count the tokens of whole sequences, without padding: 2
+per weight and token, plus attention; an update is three forward passes. The prompt of a pair counts twice, but this
+project computes it once. Memory is that of the largest process. The last line of the output is a JSON object with all
+figures.
 """
 
 from __future__ import annotations
@@ -33,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +36,15 @@ FIXED = (
 )
 
 
-# --- a child process: the pairs that fit
+# --- in a child process: the pairs that fit
 
 
 def fitting(
     rows: Sequence[dict[str, str]], lengths: Callable[[str, str], tuple[int, int]], wanted: int | None
 ) -> tuple[list[dict[str, str]], list[int]]:
-    """Return the first pairs of two different answers that fit on both sides, and our tokens of each answer.
+    """Return the first pairs of different responses that fit on both sides, and our tokens of each response.
 
-    lengths: the tokens of a prompt with an answer on our side and on the peer's; wanted: how many pairs; None: all.
+    lengths: tokens of a prompt with a response on our side and on the peer's; wanted: number of pairs, None: all.
     """
     kept: list[dict[str, str]] = []
     tokens: list[int] = []
@@ -74,12 +62,12 @@ def fitting(
 
 
 def prepare(work: dict[str, Any]) -> dict[str, Any]:
-    """Write the pairs that both sides read; work: the fields that `main` hands over."""
+    """Write the pairs that both sides read; work: the fields from `measured`."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     if tokenizer.chat_template is None:
-        raise SystemExit("the model has no chat template")
+        raise SystemExit("--model needs a chat template, because TRL formats pairs with it")
 
     def lengths(prompt: str, answer: str) -> tuple[int, int]:
         asked = [{"role": "user", "content": prompt}]
@@ -94,9 +82,9 @@ def prepare(work: dict[str, Any]) -> dict[str, Any]:
         lines = Path(work[side]).read_text("utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
         kept, tokens = fitting(rows, lengths, work[f"num_{side}"])
-        size = len(kept) - len(kept) % BATCH if side == "train" else len(kept)  # whole steps
+        size = len(kept) - len(kept) % BATCH if side == "train" else len(kept)  # complete steps
         if size < least:
-            raise SystemExit(f"--{side}: {len(kept)} pairs of at most {MAX_TOKENS} tokens, wanted {least} or more")
+            raise SystemExit(f"--{side}: {len(kept)} pairs have at most {MAX_TOKENS} tokens, but {least} are needed")
         file = Path(work["folder"], f"{side}.jsonl")
         file.write_text("".join(json.dumps(row) + "\n" for row in kept[:size]), "utf-8")
         found[side] = {"pairs": size, "of": len(rows), "tokens": tokens[: 2 * size]}
@@ -130,20 +118,20 @@ def our_words(options: argparse.Namespace, folder: Path, turn: int) -> list[str]
 
 
 def run_ours(options: argparse.Namespace, folder: Path, turn: int) -> dict[str, float]:
-    """Run this project's command once; return seconds of training, accuracy and memory."""
+    """Run this project once; return seconds of training, accuracy and peak memory."""
     words = [sys.executable, "-m", "rlhf_cli", "train-rm", *our_words(options, folder, turn)]
     environment = common.environment(sys.executable, options.ranks)
     done = common.run_child(words, folder / f"rlhf-{turn}.log", environment)
     run = folder / "outputs" / f"rm-{turn}"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     after = json.loads((run / "summary.json").read_text("utf-8"))["after"]
-    shutil.rmtree(run)  # with the trained weights in it
+    shutil.rmtree(run)  # it contains the trained weights
     seconds = sum(record["time/update"] for record in records if "time/update" in record)
     return {"train_s": seconds, "accuracy": after["eval/accuracy"], "peak_gib": done.peak_gib, "run_s": done.seconds}
 
 
 def peer_words(options: argparse.Namespace, folder: Path, peer: common.Peer, turn: int) -> list[str]:
-    """Return the peer's command line for one run; its --batch is that of one rank."""
+    """Return the peer's command line for one run; its --batch is per rank."""
     share, bf16 = BATCH // options.ranks, options.dtype == "bfloat16"
     micro = common.micro_batch(share, options.peer_micro)
     return [
@@ -158,7 +146,7 @@ def peer_words(options: argparse.Namespace, folder: Path, peer: common.Peer, tur
 def run_theirs(
     options: argparse.Namespace, folder: Path, peer: common.Peer, turn: int, num_pairs: int
 ) -> dict[str, float]:
-    """Run the peer once; return seconds of training, accuracy and memory."""
+    """Run the peer once; return seconds of training, accuracy and peak memory."""
     environment = common.environment(str(peer.python), options.ranks)
     words = peer_words(options, folder, peer, turn)
     done = common.run_child(words, folder / f"peer-{turn}.log", environment, folder=folder)
@@ -167,11 +155,11 @@ def run_theirs(
     return {"train_s": seconds, "accuracy": last["acc_after"], "peak_gib": done.peak_gib, "run_s": done.seconds}
 
 
-# --- the figures and the text
+# --- figures and output
 
 
 def joined(runs: Sequence[dict[str, float]], num_pairs: int) -> dict[str, list[float]]:
-    """Return each figure of all runs, with the pairs a second."""
+    """Return each figure of all runs, and the pairs per second."""
     columns = {name: [run[name] for run in runs] for name in (runs[0] if runs else {})}
     return {**columns, "pairs_per_s": [num_pairs / seconds for seconds in columns.get("train_s", [])]}
 
@@ -182,109 +170,92 @@ def figures(
     roofline: common.Roofline,
     lengths: Sequence[int],
 ) -> dict[str, Any]:
-    """Return the figures of both sides; lengths: tokens of every answer of the training pairs, with its prompt."""
+    """Return the figures of both sides; lengths: tokens of each training response with its prompt."""
     ours, peer = joined(mine, len(lengths) // 2), joined(theirs, len(lengths) // 2) if theirs else None
     return {
         "ours": ours,
         "peer": peer,
         "ratio_train": common.ratio(peer["train_s"], ours["train_s"]) if peer else None,
         "ratio_peak": common.ratio(peer["peak_gib"], ours["peak_gib"]) if peer else None,
-        "accuracy_difference": accuracy_difference(ours, peer),
+        "accuracy_difference": statistics.mean(ours["accuracy"]) - statistics.mean(peer["accuracy"]) if peer else None,
         "work": {"flops": 3 * roofline.size.forward(lengths), "tokens": sum(lengths)},
-        "roofline": roofline.as_json(),
+        "roofline": asdict(roofline),
     }
-
-
-def accuracy_difference(ours: dict[str, list[float]], peer: dict[str, list[float]] | None) -> float | None:
-    """Return our mean accuracy less the peer's."""
-    return statistics.mean(ours["accuracy"]) - statistics.mean(peer["accuracy"]) if peer else None
 
 
 def sides(found: dict[str, Any]) -> str:
     """Return the table of both sides."""
-    ours, peer = found["ours"], found["peer"]
-    rows = [["", "rlhf", "TRL", "TRL / rlhf"]]
-    for name, key, digits in (
+    columns = [
         ("held-out accuracy", "accuracy", 4),
         ("seconds of training", "train_s", 1),
         ("pairs/s", "pairs_per_s", 2),
         ("peak memory, GiB", "peak_gib", 2),
-        ("seconds a run, start included", "run_s", 1),
-    ):
-        others = peer[key] if peer else []
-        cells = [common.shown(values, digits) for values in (ours[key], others)]
-        rows.append([name, *cells, common.shown_ratio(common.ratio(others, ours[key]))])
-    return common.table(rows if peer else [row[:2] for row in rows])
+        ("seconds per run, including start", "run_s", 1),
+    ]
+    return common.compared(found["ours"], found["peer"], columns)
 
 
-def tell(found: dict[str, Any], options: argparse.Namespace, roofline: common.Roofline) -> None:
+def print_figures(found: dict[str, Any], options: argparse.Namespace, roofline: common.Roofline) -> None:
     """Print all figures."""
-    print(f"\n{options.dtype}, ranks: {options.ranks}, threads each: {max(1, common.cores() // options.ranks)}")
+    print(f"\n{options.dtype}, {options.ranks} ranks of {max(1, common.cores() // options.ranks)} threads")
     if options.dtype == "bfloat16":
         print("TRL: float32 weights, bfloat16 autocast; rlhf: bfloat16 weights, float32 master weights")
     print(sides(found))
     if found["accuracy_difference"] is not None:
-        print(f"mean accuracy, rlhf less TRL: {found['accuracy_difference']:+.4f}")
-    print(f"\nall updates of a run; tokens are read ones\n{roofline}")
+        print(f"difference of mean accuracy, rlhf - TRL: {found['accuracy_difference']:+.4f}")
+    print(f"\nall updates of a run\n{roofline}")
     if options.ranks > 1:
-        print(f"the {options.ranks} ranks share that; their figures are sums")
+        print(f"the {options.ranks} ranks share these threads; their figures are sums")
     seconds, work = statistics.median(found["ours"]["train_s"]), found["work"]
     row = common.phase_row("update", work["flops"], work["tokens"], seconds, roofline.flops[options.dtype])
     print(common.table([common.phase_heading(options.dtype), row]))
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; end with exit code 2 for what cannot be done."""
+    """Parse the command line; exit with code 2 if it is invalid."""
     parser = common.new_parser(__doc__)
-    parser.add_argument("--train", type=Path)
-    parser.add_argument("--test", type=Path)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--num-train", type=int)
-    parser.add_argument("--num-test", type=int)
-    parser.add_argument("--micro-tokens", type=int, default=2048)
-    parser.add_argument("--peer-micro", type=int, default=8)
+    add = parser.add_argument
+    add("--rounds", type=int, default=1, help="runs of each side, with seeds 0, 1, ... (default: 1)")
+    add("--num-train", type=int, help="training pairs (default: all embedded pairs that fit)")
+    add("--num-test", type=int, help="held-out pairs (default: all embedded pairs that fit)")
+    add("--micro-tokens", type=int, default=2048, help="train.micro_batch_tokens (default: 2048)")
+    add("--peer-micro", type=int, default=8, help="pairs of the peer's micro-batches (default: 8)")
     options = parser.parse_args(argv)
     common.check_options(parser, options, FIXED)
-    if (options.train is None) != (options.test is None):
-        parser.error("--train and --test go together")
     if BATCH % options.ranks:
-        parser.error(f"--ranks {options.ranks} do not divide the {BATCH} pairs of a step")
+        parser.error(f"--ranks {options.ranks} does not divide the {BATCH} pairs of a step")
     return options
 
 
-def files(options: argparse.Namespace) -> dict[str, str]:
-    """Return the files of the training and the held-out pairs."""
-    if options.train is not None:
-        return {"train": str(options.train.resolve()), "test": str(options.test.resolve())}
+def files() -> dict[str, str]:
+    """Return the files of the embedded training and held-out pairs."""
     from rlhf_cli.config.paths import resolve_path
 
-    embedded = {"train": "train", "test": "eval"}
-    return {
-        side: resolve_path(f"pkg://rlhf_cli.demo/preferences_{name}.jsonl", "data") for side, name in embedded.items()
-    }
+    names = {"train": "preferences_train", "test": "preferences_eval"}
+    return {side: resolve_path(f"pkg://rlhf_cli.demo/{name}.jsonl", "data") for side, name in names.items()}
 
 
 def measured(options: argparse.Namespace, peer: common.Peer | None, folder: Path) -> dict[str, Any]:
-    """Prepare, run both sides in turn, print and return all figures."""
+    """Prepare the pairs and run both sides in turn; print and return all figures."""
     model = options.model.resolve()
     sizes = {"num_train": options.num_train, "num_test": options.num_test}
-    work = {"model": str(model), "folder": str(folder), **files(options), **sizes}
+    work = {"model": str(model), "folder": str(folder), **files(), **sizes}
     data = common.task(__file__, work, folder / "prepare.log")
     print(", ".join(f"{side}: {data[side]['pairs']} of {data[side]['of']} pairs" for side in ("train", "test")))
     roofline = common.Roofline.measured(model, options.dtype, [], folder / "roofline.log")
     mine, theirs = [], []
     for turn in range(options.rounds):
         mine.append(run_ours(options, folder, turn))
-        tell_run("rlhf", turn, mine[-1])
+        print_run("rlhf", turn, mine[-1])
         if peer is not None:
             theirs.append(run_theirs(options, folder, peer, turn, data["train"]["pairs"]))
-            tell_run("TRL", turn, theirs[-1])
+            print_run("TRL", turn, theirs[-1])
     found = figures(mine, theirs, roofline, data["train"]["tokens"])
-    tell(found, options, roofline)
+    print_figures(found, options, roofline)
     return {**found, "pairs": {side: data[side]["pairs"] for side in data}}
 
 
-def tell_run(side: str, turn: int, run: dict[str, float]) -> None:
+def print_run(side: str, turn: int, run: dict[str, float]) -> None:
     print(f"run {turn + 1}, {side}: {run['train_s']:.1f} s of training, accuracy {run['accuracy']:.4f}")
 
 
@@ -293,12 +264,11 @@ def main() -> None:
         print(json.dumps(prepare(json.loads(sys.argv[1]))))
         return
     options = parsed()
-    common.begin()
     peer = common.peer_of(options)
-    found = common.heading("bench_rm", options, peer)
+    found = common.begin("bench_rm", options, peer)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         found |= measured(options, peer, Path(name))
-    common.finish(found, options.out)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

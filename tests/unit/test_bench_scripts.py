@@ -1,4 +1,4 @@
-"""scripts/bench_ppo.py, bench_rm.py and what they share: counting, choosing, joining, tables. Nothing is trained."""
+"""scripts/bench_ppo.py, bench_rm.py and bench_common.py: counts, options, figures and tables. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rm() -> ModuleType:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the options and the child process would name, all of it empty."""
+    """Return a folder with empty stand-ins for the files that the options and the child process name."""
     for name in ("model", "scripts", "policy", "reward_model"):
         (tmp_path / name).mkdir()
     for name in ("prompts", "train", "test"):
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def options(ppo: ModuleType, folder: Path) -> argparse.Namespace:
-    words = ["--model", str(folder / "model"), "--peer-scripts", str(folder / "scripts"), "--resp", "8", "--batch", "8"]
+    words = ["--model", str(folder / "model"), "--peer-scripts", str(folder / "scripts"), "--shape", "8x8"]
     parsed = ppo.parsed([*words, "--peer-python", str(folder / "bin" / "python"), "--peer-micro", "3"])
     assert isinstance(parsed, argparse.Namespace)
     return parsed
@@ -289,10 +289,10 @@ def test_our_reward_model_options_compose(rm: ModuleType, folder: Path) -> None:
     ("words", "reason"),
     [
         (["--iters", "1"], "--iters"),
-        (["--ranks", "3"], "do not divide"),
+        (["--ranks", "3"], "does not divide"),
         (["--shape", "16by4"], "--shape"),
-        (["--", "ppo.batch_size=4"], "both sides share"),
-        (["--", "ppo.kl_coef"], "wanted key=value"),
+        (["--", "ppo.batch_size=4"], "both sides must use"),
+        (["--", "ppo.kl_coef"], "expected key=value"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -302,14 +302,6 @@ def test_what_cannot_be_done_is_refused(
         ppo.parsed(["--model", str(folder / "model"), *words])
     assert ended.value.code == 2
     assert reason in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["bench_ppo", "bench_rm"])
-def test_the_help_is_the_docstring(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = script(name)
-    with pytest.raises(SystemExit):
-        module.parsed(["--help"])
-    assert capsys.readouterr().out.strip() == (module.__doc__ or "").strip()
 
 
 def figures(ppo: ModuleType, with_peer: bool) -> dict[str, object]:
@@ -328,7 +320,7 @@ def test_both_sides_of_ppo_in_one_table(ppo: ModuleType) -> None:
     found = figures(ppo, with_peer=True)
     lines = [line.split("  ") for line in ppo.sides(found, natural=False).splitlines()]
     cells = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
-    assert cells["seconds a step"] == ["4.00 (4.00 - 4.00)", "9.00 (8.00 - 10.00)", "2.25"]
+    assert cells["seconds per step"] == ["4.00 (4.00 - 4.00)", "9.00 (8.00 - 10.00)", "2.25"]
     assert cells["response tokens/s"] == ["10.0 (10.0 - 10.0)", "4.5 (4.0 - 5.0)", "0.45"]  # 5 x 8 slots / 10 and 8 s
     assert cells["peak memory, GiB"] == ["2.00", "3.00", "1.50"]
     assert "slots" in ppo.sides(found, natural=True)
