@@ -499,12 +499,11 @@ def survivors(chosen: Sequence[Mutant], jobs: int) -> list[Mutant]:
     waiting, running, survived = list(reversed(chosen)), {}, []
     with tempfile.TemporaryDirectory() as folder:
         tests = list(dict.fromkeys(test for mutant in chosen for test in TARGETS[mutant.path][1]))
-        begun = time.monotonic()
         first = start(None, tests, folder)
         if wait(folder)[1]:
             output = Path(folder, str(first)).read_text("utf-8")
             raise SystemExit(f"{output}\nthe tests fail on the original code: no mutant was tried")
-        limit_s = 30 + 4 * round(time.monotonic() - begun)
+        limit_s = 30 + round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime)  # of CPU time
         while waiting or running:
             while waiting and len(running) < jobs:
                 mutant = waiting.pop()
