@@ -32,7 +32,7 @@ from pathlib import Path
 
 from rlhf_cli.config.errors import CheckpointError, DiskError, Interrupted, StalledError
 from rlhf_cli.engine.checkpoint_manifest import LATEST, check_hashes, pointed, read_manifest, steps
-from rlhf_cli.report.checkpoint_listing import listed, pointer_faults
+from rlhf_cli.report.checkpoint_listing import list_checkpoints, pointer_faults
 from rlhf_cli.report.run_dir import is_finished
 from rlhf_cli.system.run_status import read_status
 
@@ -217,7 +217,7 @@ class Run:
     def checkpoint_faults(self) -> list[str]:
         """Say what is wrong with its checkpoints; of a run that goes on from a path, with that one."""
         if self.resume in ("", "true"):
-            found = [row.fault for row in listed(self.folder, verify=True) if row.fault]
+            found = [row.fault for row in list_checkpoints(self.folder, verify=True) if row.fault]
             return found + pointer_faults(self.checkpoints)
         try:
             check_hashes(Path(self.resume), read_manifest(Path(self.resume)))
@@ -579,7 +579,7 @@ class Chaos:
 
 def newest_whole(checkpoints: Path) -> Path | None:
     """Return the newest checkpoint of which every byte is as it was written; None: there is none."""
-    for row in reversed(listed(checkpoints.parent, verify=True)):
+    for row in reversed(list_checkpoints(checkpoints.parent, verify=True)):
         if not row.fault:
             return checkpoints / row.name
     return None

@@ -1,6 +1,6 @@
-"""How good a reward model's held-out pairs say it is: accuracy, calibration, and where it fails.
+"""Judge a reward model by its held-out pairs: accuracy, calibration, and where it is wrong.
 
-A pair counts with its weight: the pairs of a ranking count 1 together, as in training and in eval/accuracy.
+Each pair counts with its weight: the pairs of a ranking together count as 1, as in training and in eval/accuracy.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rlhf_cli.report.intervals import Interval, wilson
 from rlhf_cli.report.run_records import Record
 
 _BINS = 10
-_MOST_GROUPS = 12  # categories that are shown one by one
+_MAX_CATEGORIES = 12  # that are shown one by one
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs whose confidence lies together."""
+    """Pairs of similar confidence."""
 
     confidence: float  # mean over the pairs
     accuracy: Interval
@@ -30,10 +30,10 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far the probabilities of a reward model can be believed.
+    """How reliable the probabilities of a reward model are.
 
-    A pair's probability that the chosen answer is the better one is sigmoid(log odds); its confidence is that of the
-    answer that the model prefers, in [0.5, 1].
+    The probability that the chosen response of a pair is better is sigmoid(log odds). The confidence is the
+    probability of the response that the model prefers, in [0.5, 1].
     """
 
     bins: list[Bin]
@@ -51,73 +51,70 @@ class Group:
 
 
 def accuracy(pairs: Sequence[Record]) -> Interval:
-    """Return the share of pairs with the higher score for the chosen answer, ties half."""
+    """Return the share of pairs whose chosen response has the higher score. Ties count a half."""
     return _share(_correct(pairs), _weights(pairs))
 
 
 def longer_wins(pairs: Sequence[Record]) -> Interval:
-    """Return the accuracy of "the longer text wins" on the same pairs, as eval/longer_wins_accuracy counts it."""
+    """Return the accuracy of "the longer text wins" on the same pairs, defined as eval/longer_wins_accuracy."""
     gaps = np.array([len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs])
     return _share((gaps > 0) + 0.5 * (gaps == 0), _weights(pairs))
 
 
 def calibration(pairs: Sequence[Record]) -> Calibration:
     """Compare confidence with accuracy, in ten bins of equal width over [0.5, 1]."""
-    log_odds = np.array([pair["log_odds"] for pair in pairs])
-    probability = np.exp(-np.logaddexp(0, -log_odds))
-    confidence, correct, weights = np.maximum(probability, 1 - probability), _correct(pairs), _weights(pairs)
-    places = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    probabilities = np.array([probability(pair) for pair in pairs])
+    confidence, correct, weights = np.maximum(probabilities, 1 - probabilities), _correct(pairs), _weights(pairs)
+    bin_of_pair = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     bins, ece = [], 0.0
-    for inside in (places == place for place in range(_BINS)):
-        if inside.any():
-            mean = float(np.average(confidence[inside], weights=weights[inside]))
-            bins.append(Bin(mean, _share(correct[inside], weights[inside]), int(inside.sum())))
-            ece += float(weights[inside].sum()) * abs(bins[-1].accuracy.mean - mean)
-    brier = float(np.average((1 - probability) ** 2, weights=weights))
+    for number in np.unique(bin_of_pair):
+        inside = bin_of_pair == number
+        mean = float(np.average(confidence[inside], weights=weights[inside]))
+        bins.append(Bin(mean, _share(correct[inside], weights[inside]), int(inside.sum())))
+        ece += float(weights[inside].sum()) * abs(bins[-1].accuracy.mean - mean)
+    brier = float(np.average((1 - probabilities) ** 2, weights=weights))
     return Calibration(bins, ece / float(weights.sum()), brier)
 
 
 def loss_and_margin(pairs: Sequence[Record]) -> tuple[float, float]:
-    """Return the mean of -log sigmoid(log odds), nats, and of the log odds: both by the head that was trained."""
+    """Return the means of -log sigmoid(log odds), in nats, and of the log odds, both of the head as it was trained."""
     log_odds, weights = np.array([pair["log_odds"] for pair in pairs]), _weights(pairs)
     loss = np.average(np.logaddexp(0, -log_odds), weights=weights)
     return float(loss), float(np.average(log_odds, weights=weights))
 
 
 def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
-    """Return the accuracy by how much longer the chosen answer is, in tokens; groups of like size."""
-    gaps = _gaps(pairs)
+    """Return the accuracy by tokens of chosen minus rejected, in up to five groups of similar size."""
+    gaps = np.array([pair["tokens_chosen"] - pair["tokens_rejected"] for pair in pairs])
     edges = np.unique(np.quantile(gaps, np.linspace(0, 1, 6)).round()).astype(int)
     if len(edges) < 2:
         return []
+    edges[-1] += 1  # the last group includes its upper edge
     groups = []
     for low, high in pairwise(edges):
-        last = high == edges[-1]
-        inside = (gaps >= low) & ((gaps <= high) if last else (gaps < high))
-        name = f"{low:+d} to {high if last else high - 1:+d}"
-        groups += _group(name, [pair for pair, one in zip(pairs, inside, strict=True) if one])
+        inside = [pair for pair, gap in zip(pairs, gaps, strict=True) if low <= gap < high]
+        groups += _group(f"{low:+d} to {high - 1:+d}", inside)
     return groups
 
 
 def by_category(pairs: Sequence[Record]) -> list[Group]:
-    """Return the accuracy of the largest categories, and of all others together; [] where rows have none."""
+    """Return the accuracy of the largest categories, and of all others together; [] if pairs have no category."""
     by_name: dict[str, list[Record]] = {}
     for pair in pairs:
         if pair.get("category") is not None:
             by_name.setdefault(str(pair["category"]), []).append(pair)
-    largest = sorted(by_name, key=lambda name: (-len(by_name[name]), name))
-    groups = [Group(name, accuracy(by_name[name]), len(by_name[name])) for name in largest[:_MOST_GROUPS]]
-    rest = [pair for name in largest[_MOST_GROUPS:] for pair in by_name[name]]
-    return [*groups, *_group("all others", rest)]
+    names = sorted(by_name, key=lambda name: (-len(by_name[name]), name))
+    groups = [group for name in names[:_MAX_CATEGORIES] for group in _group(name, by_name[name])]
+    return groups + _group("all others", [pair for name in names[_MAX_CATEGORIES:] for pair in by_name[name]])
 
 
 def most_wrong(pairs: Sequence[Record], count: int) -> list[Record]:
-    """Return the pairs whose rejected answer is preferred most, the worst first."""
+    """Return the pairs with the clearest preference for the rejected response, the worst first."""
     return sorted((pair for pair in pairs if pair["log_odds"] < 0), key=lambda pair: float(pair["log_odds"]))[:count]
 
 
 def probability(pair: Record) -> float:
-    """Return what the model gives to the answer that people chose."""
+    """Return the model's probability that the chosen response is better."""
     return float(np.exp(-np.logaddexp(0, -pair["log_odds"])))
 
 
@@ -137,7 +134,3 @@ def _correct(pairs: Sequence[Record]) -> NDArray[np.float64]:
     margins = np.array([pair["score_chosen"] - pair["score_rejected"] for pair in pairs])
     correct: NDArray[np.float64] = (margins > 0) + 0.5 * (margins == 0)
     return correct
-
-
-def _gaps(pairs: Sequence[Record]) -> NDArray[np.int64]:
-    return np.array([pair["tokens_chosen"] - pair["tokens_rejected"] for pair in pairs])

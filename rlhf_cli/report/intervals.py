@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-_AT_A_TIME = 2**22  # numbers drawn, which bounds the memory
+_MAX_DRAWS = 2**22  # numbers drawn at once, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Interval:
 
 
 def bootstrap_mean(values: list[float], level: float = 0.95, num_resamples: int = 10_000) -> Interval:
-    """Return the mean with its percentile bootstrap interval (Efron 1979); resampling is seeded."""
+    """Return the mean with its percentile bootstrap interval (Efron 1979). Resampling has a fixed seed."""
     array = np.asarray(values, dtype=np.float64)
     draw, means = np.random.default_rng(0), np.empty(num_resamples)
-    rows = max(1, _AT_A_TIME // len(array))
+    rows = max(1, _MAX_DRAWS // len(array))
     for start in range(0, num_resamples, rows):
         part = means[start : start + rows]
         part[:] = array[draw.integers(0, len(array), size=(len(part), len(array)))].mean(axis=1)
@@ -30,7 +30,7 @@ def bootstrap_mean(values: list[float], level: float = 0.95, num_resamples: int 
 
 
 def wilson(successes: float, count: float, level: float = 0.95) -> Interval:
-    """Return a share with its score interval (Wilson 1927); ties that count a half make it wider than it need be."""
+    """Return a share with its score interval (Wilson 1927). It is too wide if ties count as half successes."""
     share, z = successes / count, NormalDist().inv_cdf((1 + level) / 2)
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

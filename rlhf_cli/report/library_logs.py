@@ -1,4 +1,4 @@
-"""Where library messages go: log.txt on rank 0, nowhere on the others; the terminal is the reporter's."""
+"""Send the messages of libraries to log.txt on rank 0, and nowhere on the other ranks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import transformers
 
 
 def quieten_libraries() -> None:
-    """Take the libraries' own handlers and progress bars away; their warnings go where `write_log` says."""
+    """Remove the libraries' own handlers and progress bars. Their warnings go to the file of `write_log`."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()
-    deepspeed = logging.getLogger("DeepSpeed")  # made when the engines' modules were imported (0.19.8)
+    deepspeed = logging.getLogger("DeepSpeed")  # has handlers since the engine modules were imported (0.19.8)
     deepspeed.handlers.clear()
     deepspeed.propagate = True
     logging.captureWarnings(True)
@@ -21,7 +21,7 @@ def quieten_libraries() -> None:
 
 
 def write_log(file: Path) -> None:
-    """Send our messages, and the libraries' warnings, to a file."""
+    """Write our messages, and the libraries' warnings, to a file."""
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -58,7 +58,7 @@ def holder(tmp_path):
 
 def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, holder):
     owner = f"process {holder.pid} on {os.uname().nodename}"
-    message = f"{tmp_path}/a is being written by {owner}; wait for it, or give another run.name"
+    message = f"{tmp_path}/a is being written by {owner}; wait until it ends, or choose another run.name"
     for attempt in (lambda: opened(tmp_path, resume=True), lambda: require_unlocked(tmp_path / "a")):
         with pytest.raises(InputError) as caught:
             attempt()
@@ -79,7 +79,7 @@ def test_who_is_refused_within_the_owners_first_instant_is_told_too(tmp_path):
     """It has the lock, and has not yet written its name."""
     held = os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="is being written by another process; wait for it"):
+    with pytest.raises(InputError, match="is being written by another process; wait until"):
         lock(tmp_path)
     os.close(held)
     os.close(lock(tmp_path))
@@ -264,7 +264,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_bytes(run_dir, monkeypatch, a
         getattr(run_dir, act)("x.json", {"a": 1})
     number = {"append": 9, "write_json": 8}[act]
     assert str(caught.value).startswith(f"cannot write {run_dir.folder}/x.json ({number} bytes, ")
-    assert "No space left on device; what was saved before is intact" in str(caught.value)
+    assert "No space left on device; earlier checkpoints are intact" in str(caught.value)
     monkeypatch.undo()
     assert (run_dir.folder / "x.json").read_text() == '{"a": 1}\n'
 
