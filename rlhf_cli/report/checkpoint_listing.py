@@ -91,7 +91,7 @@ def pointer_faults(folder: Path) -> list[str]:
 
 def _table(run: Path, rows: list[CheckpointRow], verify: bool) -> Table:
     checked = "every byte checked" if verify else "files and sizes"
-    columns = ["checkpoint", Column("MiB", justify="right"), "ranks", "written", "", checked]
+    columns: list[str | Column] = ["checkpoint", Column("MiB", justify="right"), "ranks", "written", "", checked]
     table = Table(*columns, title=Text(f"{run}/checkpoints"), title_justify="left")
     for row in rows:
         state = "FAULT, see below" if row.fault else "valid"
