@@ -202,17 +202,17 @@ def child(work: dict[str, Any]) -> int:
 def planned(case: Case, folder: Path) -> dict[str, int]:
     """Return the planned bytes of tensors of rank 0 in each phase, in host memory and on the device."""
     from rlhf_cli.config.compose import load
-    from rlhf_cli.plan.build_map import memory_map
-    from rlhf_cli.plan.memory_map import Place, total
+    from rlhf_cli.plan.fit import memory_map
+    from rlhf_cli.plan.memory_map import Topology, total
     from rlhf_cli.plan.phases import Lengths
 
     config = load(case.command, words_of(case, folder))
     longest = case.prompt + case.response
     lengths = Lengths(case.prompt, case.prompt, longest if case.command == "train-rm" else 0)
-    found = memory_map(config, Place(case.ranks, case.ranks, on_gpu=False), lengths)
+    found = memory_map(config, Topology(case.ranks, case.ranks, on_gpu=False), lengths)
     peaks: dict[str, int] = {}
     for moment in found.moments:
-        host = [item for item in (*moment.host, *moment.first) if item.what != "a file being written"]
+        host = [item for item in (*moment.host, *moment.host_of_rank_0) if item.what != "a checkpoint file"]
         # the last evaluation of train-rm is part of the save phase
         phase = "save" if case.command == "train-rm" and moment.phase == "score" else moment.phase
         peaks[phase] = max(peaks.get(phase, 0), moment.device_bytes + total(host))

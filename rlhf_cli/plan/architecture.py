@@ -1,9 +1,9 @@
-"""A model as the plan sees it, built without weights from its transformers config."""
+"""The models of a run, built on the meta device from their transformers configs: shapes without weights."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,56 +12,53 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.config.sections import ModelConfig
 from rlhf_cli.models.heads import Float32Head, PairScorer, ResponseLM, TokenScorer
-from rlhf_cli.models.load_models import switch_dropout_off
+from rlhf_cli.models.load_models import load_config, switch_dropout_off, torch_dtype
 from rlhf_cli.models.packed_forward import use_packing
 from rlhf_cli.system.text import one_line
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model as the plan sees it: its config, its type and how it is run. Hashable: traces are kept by it."""
+    """The shape of a model and how it runs. Hashable: it is the key of all cached traces."""
 
-    config_json: str  # of transformers, as `to_json_string` gives it
-    scores: bool  # a classifier with one label; else a causal language model
+    config: PreTrainedConfig = field(compare=False)  # shared: do not change it
+    scores: bool  # a classifier with one label; otherwise a causal language model
     dtype: torch.dtype
     packing: bool
     checkpointing: bool
     eager: bool = False  # attention that holds [L, L]
+    config_json: str = field(init=False, repr=False)  # what tells configs apart
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config_json", self.config.to_json_string(use_diff=False))
 
     @staticmethod
-    def of(
-        config: PreTrainedConfig,
-        scores: bool,
-        dtype: torch.dtype,
-        packing: bool,
-        checkpointing: bool,
-        eager: bool = False,
-    ) -> Architecture:
-        """Keep a config under the text that tells it from others."""
-        text = config.to_json_string(use_diff=False)
-        _CONFIGS.setdefault(text, config)
-        return Architecture(text, scores, dtype, packing, checkpointing, eager)
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        """The model's config; not to be changed."""
-        return _CONFIGS[self.config_json]
+    def of(model: ModelConfig, key: str, scores: bool) -> Architecture:
+        """Return the architecture of a model; key: its config section. Attention counts as fused unless it is eager."""
+        source = repr((model.path, model.from_config, model.tokenizer, model.revision, model.trust_remote_code))
+        if source not in _CONFIGS:
+            _CONFIGS[source] = load_config(model, key)
+        attention = model.attn_implementation
+        packing = model.packing and attention in (None, "sdpa")
+        dtype, eager = torch_dtype(model), attention == "eager"
+        return Architecture(_CONFIGS[source], scores, dtype, packing, model.gradient_checkpointing, eager)
 
     @property
     def num_layers(self) -> int:
-        """Layers of the whole model."""
+        """Number of layers of the full model."""
         return int(self.config.get_text_config().num_hidden_layers)
 
 
-_CONFIGS: dict[str, PreTrainedConfig] = {}
+_CONFIGS: dict[str, PreTrainedConfig] = {}  # by source: reading the config from a GGUF file takes seconds
 
 
 @lru_cache(maxsize=64)
 def meta_model(architecture: Architecture, num_layers: int) -> nn.Module:
-    """Return the model with so many layers, wrapped as the engines have it, without weights.
+    """Return the model with this number of layers, wrapped as the engines wrap it, without weights.
 
-    Raises InputError where transformers cannot build it so.
+    Raises InputError if transformers cannot build it.
     """
     config = copy.deepcopy(architecture.config)
     text = config.get_text_config()
@@ -81,8 +78,8 @@ def meta_model(architecture: Architecture, num_layers: int) -> nn.Module:
                 model.score = Float32Head(model.score)
             else:
                 model = AutoModelForCausalLM.from_config(config, **options)
-    except Exception as error:  # from a dozen places of transformers
-        raise InputError(f"cannot build {config.model_type} for a plan: {one_line(error, 300)}") from error
+    except Exception as error:  # transformers raises many types
+        raise InputError(f"cannot build a {config.model_type} model for the plan: {one_line(error, 300)}") from error
     switch_dropout_off(model)
     if architecture.packing:
         use_packing(model)
@@ -93,12 +90,13 @@ def meta_model(architecture: Architecture, num_layers: int) -> nn.Module:
 
 @lru_cache(maxsize=64)
 def parameter_sizes(architecture: Architecture) -> tuple[int, ...]:
-    """Return the elements of each parameter of the whole model; what is tied counts once."""
-    return tuple(one.numel() for one in meta_model(architecture, architecture.num_layers).parameters())
+    """Return the number of elements of each parameter of the full model; tied parameters count once."""
+    model = meta_model(architecture, architecture.num_layers)
+    return tuple(parameter.numel() for parameter in model.parameters())
 
 
 @lru_cache(maxsize=64)
 def layer_size(architecture: Architecture) -> int:
-    """Return the elements of one layer's parameters."""
+    """Return the number of elements in one layer's parameters."""
     one, two = (sum(part.numel() for part in meta_model(architecture, depth).parameters()) for depth in (1, 2))
     return two - one

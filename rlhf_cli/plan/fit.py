@@ -1,57 +1,93 @@
-"""A run's map beside a machine: what fits, and what a run says of it before its models are loaded."""
+"""Plan a run: build its memory map and compare it with a machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.plan_options import Misfit
-from rlhf_cli.plan.batch_counts import Batches, batches
-from rlhf_cli.plan.build_map import memory_map
-from rlhf_cli.plan.machine import Machine, gib, misfits, named, ranks
-from rlhf_cli.plan.memory_map import MemoryMap, Place
+from rlhf_cli.config.schema import TrainPPOConfig
+from rlhf_cli.plan.batch_counts import BatchCounts, batch_counts
+from rlhf_cli.plan.machine import Machine
+from rlhf_cli.plan.memory_map import MemoryMap, Peak, Topology, gib
 from rlhf_cli.plan.phases import Config, Lengths
+from rlhf_cli.plan.ppo_memory import PPOMemory
+from rlhf_cli.plan.reward_memory import RewardMemory
 from rlhf_cli.system.durable_files import folder_bytes
 from rlhf_cli.system.text import one_line
+
+_SHARED_MEMORY = 2**30  # what NVIDIA's guide to NCCL recommends for containers (--shm-size=1g)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A map, the machine it is for, and what of it does not fit."""
+    """The memory plan of a run, and whether it fits a machine."""
 
-    found: MemoryMap
+    memory: MemoryMap
     machine: Machine
-    batches: Batches
-    misfits: tuple[str, ...]
+    batches: BatchCounts
+    reserve: float = 0.0  # share of each GPU to leave free
+
+    @cached_property
+    def peak(self) -> Peak:
+        """The peak that decides: on a GPU, with its context, or in host memory if there is no GPU."""
+        if not self.memory.topology.on_gpu:
+            return self.memory.host_peak()
+        return replace(self.memory.device_peak(), bytes=self.memory.gpu_bytes())
+
+    @property
+    def limit(self) -> int | None:
+        """The memory that this peak must fit in; None if unknown."""
+        return self.machine.gpu if self.memory.topology.on_gpu else self.machine.host
 
     @property
     def spare(self) -> float | None:
-        """Share of the GPU (of the host's memory, where there is none) that is left at the peak; below 0: missing."""
-        limit = self.machine.gpu if self.found.place.on_gpu else self.machine.host
-        if limit is None:
-            return None
-        used = self.found.gpu_bytes() if self.found.place.on_gpu else self.found.host_peak().bytes
-        return 1 - used / limit
+        """The share of this memory that is left at the peak; negative if it does not fit."""
+        return None if self.limit is None else 1 - self.peak.bytes / self.limit
+
+    @cached_property
+    def misfits(self) -> tuple[str, ...]:
+        """What does not fit the machine, a line each."""
+        return tuple(self._misfits())
+
+    def _misfits(self) -> Iterator[str]:
+        memory, machine, topology = self.memory, self.machine, self.memory.topology
+        if topology.on_gpu and machine.gpu is not None:
+            usable = round(machine.gpu * (1 - self.reserve))
+            if self.peak.bytes > usable:
+                limit = f"{gib(usable)} usable ({gib(machine.gpu)} less {self.reserve:.0%})"
+                yield f"GPU: needs {gib(self.peak.bytes)}, {limit}; peak in {self.peak}"
+        host = memory.host_peak()
+        if machine.host is not None and host.bytes > machine.host:
+            ranks = f" for {ranks_text(topology.ranks_per_node)}"
+            yield f"host memory: needs {gib(host.bytes)}{ranks}, {gib(machine.host)} available; peak in {host} per rank"
+        if machine.disk is not None and memory.disk_bytes > machine.disk:
+            files = (
+                f"{memory.num_checkpoints} x {gib(memory.checkpoint)} of checkpoints + {gib(memory.exports)} of exports"
+            )
+            yield f"disk: needs {gib(memory.disk_bytes)} ({files}), {gib(machine.disk)} free"
+        has_several_gpus = topology.on_gpu and topology.ranks_per_node > 1
+        if has_several_gpus and machine.shared is not None and machine.shared < _SHARED_MEMORY:
+            yield (
+                f"/dev/shm: NCCL needs {gib(_SHARED_MEMORY)}, {gib(machine.shared)} free; start the container with "
+                "--shm-size=1g"
+            )
 
     @property
     def verdict(self) -> str:
-        """Say in one line whether it fits, where it is fullest and what fills it."""
+        """One line: whether the run fits, when memory is fullest, and what fills it."""
         if self.misfits:
             return f"does not fit: {self.misfits[0]}"
-        peak = self.found.device_peak() if self.found.place.on_gpu else self.found.host_peak()
-        used = peak.bytes + self.found.context if self.found.place.on_gpu else peak.bytes
-        several = f", {ranks(self.found.place.node_ranks)} together" if self.found.place.node_ranks > 1 else ""
-        where = "a GPU" if self.found.place.on_gpu else f"host memory{several}"
-        limit = self.machine.gpu if self.found.place.on_gpu else self.machine.host
-        of = "" if limit is None else f" of {gib(limit)}"
-        spare = "" if self.spare is None else f", {self.spare:.0%} to spare"
-        word = "fits" if limit is not None else "peak"
-        return (
-            f"{word}: {gib(used)}{of} ({where}){spare}; fullest in {peak.moment.phase} ({peak.moment.name}), most of "
-            f"it {named(peak.largest)}"
-        )
+        topology = self.memory.topology
+        where = "per GPU" if topology.on_gpu else f"of host memory for {ranks_text(topology.ranks_per_node)}"
+        if self.limit is None:
+            return f"needs {gib(self.peak.bytes)} {where}; peak in {self.peak}"
+        used = f"{gib(self.peak.bytes)} of {gib(self.limit)} {where}"
+        return f"fits: {used}, {self.spare:.0%} to spare; peak in {self.peak}"
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures, in bytes."""
@@ -61,47 +97,65 @@ class Fit:
             "spare": self.spare,
             "machine": {"gpu": self.machine.gpu, "host": self.machine.host, "disk": self.machine.disk},
             "batches": self.batches.numbers,
-            "memory": self.found.as_json(),
+            "memory": self.memory.as_json(),
         }
 
 
+def ranks_text(count: int) -> str:
+    """Format a number of ranks."""
+    return f"{count} rank" if count == 1 else f"{count} ranks"
+
+
+def memory_map(
+    config: Config, topology: Topology, lengths: Lengths | None = None, num_steps: int | None = None
+) -> MemoryMap:
+    """Return the memory map of a run.
+
+    lengths: of the data, by default what the options allow; num_steps: of a reward-model run, once its
+    data are known. Raises InputError if the shape of a model cannot be found.
+    """
+    lengths = lengths or Lengths.allowed(config)
+    if isinstance(config, TrainPPOConfig):
+        return PPOMemory(config, topology, lengths).memory_map()
+    return RewardMemory(config, topology, lengths).memory_map(num_steps)
+
+
 def fit(
-    config: Config, place: Place, machine: Machine, lengths: Lengths | None = None, num_steps: int | None = None
+    config: Config, topology: Topology, machine: Machine, lengths: Lengths | None = None, num_steps: int | None = None
 ) -> Fit:
-    """Plan a run on a machine; num_steps: of a reward-model run whose data are known. Raises InputError."""
-    arithmetic = batches(config, place.num_ranks, num_steps)
-    found = memory_map(config, place, lengths, num_steps)
-    return Fit(found, machine, arithmetic, tuple(misfits(found, machine, config.plan.reserve)))
-
-
-def _with_what_is_there(machine: Machine, folder: Path) -> Machine:
-    """Count the disk that the checkpoints of a run take, which goes on, as free: new ones take their place."""
-    kept = folder / "checkpoints"
-    if machine.disk is None or not kept.is_dir():
-        return machine
-    return replace(machine, disk=machine.disk + folder_bytes(kept))
+    """Plan a run on a machine; lengths and num_steps: see `memory_map`. Raises InputError."""
+    batches = batch_counts(config, topology.num_ranks, num_steps)
+    return Fit(memory_map(config, topology, lengths, num_steps), machine, batches, config.plan.reserve)
 
 
 def check_launch(
-    config: Config, place: Place, folder: Path, lengths: Lengths, num_steps: int | None = None
+    config: Config, topology: Topology, folder: Path, lengths: Lengths, num_steps: int | None = None
 ) -> tuple[list[str], list[str], Fit | None]:
-    """Plan a run that is about to load its models on this machine; return what to say, what to warn of, and the plan.
+    """Plan a run on this machine before its models are loaded; return lines to show, warnings, and the plan.
 
-    Raises InputError where it does not fit and plan.on_misfit is error. A model that cannot be planned is said to be
-    so, and no more.
+    Raises InputError if the run does not fit and plan.on_misfit is error. A model that cannot be planned
+    does not stop the run.
     """
-    lines = list(batches(config, place.num_ranks, num_steps).lines)
+    lines = list(batch_counts(config, topology.num_ranks, num_steps).lines)
     if config.plan.on_misfit is Misfit.ignore:
         return lines, [], None
     try:
-        planned = fit(config, place, _with_what_is_there(Machine.here(folder), folder), lengths, num_steps)
-    except Exception as error:  # a model of a kind that was not thought of must not keep a run from starting
+        planned = fit(config, topology, _this_machine(folder), lengths, num_steps)
+    except Exception as error:  # an unforeseen kind of model must not keep a run from starting
         return [*lines, f"no memory plan: {type(error).__name__}: {one_line(error, 300)}"], [], None
     if not planned.misfits:
         return [*lines, f"memory plan: {planned.verdict}"], [], planned
-    advice = "; `rlhf plan` with the same options says what to change, plan.on_misfit=ignore says nothing"
+    advice = "run `rlhf plan` with the same options for advice, or set plan.on_misfit=ignore"
     if config.plan.on_misfit is Misfit.error:
-        raise InputError("by plan this run does not fit: " + "; ".join(planned.misfits) + advice)
-    warnings = [f"by plan this run does not fit: {line}" for line in planned.misfits]
-    warnings[-1] += advice
+        raise InputError(f"the memory plan does not fit this machine: {'; '.join(planned.misfits)}; {advice}")
+    warnings = [f"the memory plan does not fit this machine: {line}" for line in planned.misfits]
+    warnings[-1] += f"; {advice}"
     return lines, warnings, planned
+
+
+def _this_machine(folder: Path) -> Machine:
+    """Measure this machine; disk space of a resumed run's checkpoints counts as free, because new ones replace them."""
+    machine, checkpoints = Machine.here(folder), folder / "checkpoints"
+    if machine.disk is None or not checkpoints.is_dir():
+        return machine
+    return replace(machine, disk=machine.disk + folder_bytes(checkpoints))

@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors that are alive, whatever device they are on, meta among them."""
+"""Count the bytes of live tensors on any device, including meta."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ Kind = Callable[[Tensor], str | None]
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own is
-    """While it is entered, every storage that an operation makes counts from then on until nobody holds it.
+    """While this mode is active, count every storage that an operation creates until it is freed.
 
-    Storages that were there before do not count, but by `add`. Views count once, with what they are views of. What a
-    kernel needs for itself within one operation is not seen. kind: names the kind of a new tensor, by which the bytes
-    at the peak are told apart; None: it does not count.
+    Older storages count only after `add`. A view counts as its base, once. Memory that a kernel uses within one
+    operation is not seen. kind: returns the kind of a new tensor, under which it is counted, or None to ignore it.
     """
 
     def __init__(self, kind: Kind = lambda _: "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._kind = kind
-        self._held: dict[int, tuple[str, int]] = {}  # storage -> kind, bytes
-        self._older: set[int] = set()  # storages that are not ours to count
+        self._counted: dict[int, tuple[str, int]] = {}  # storage -> kind, bytes
+        self._older: set[int] = set()  # storages that existed before
         self.bytes: Counter[str] = Counter()  # alive, by kind
         self.total = 0
         self.peak = 0
-        self.at_peak: dict[str, int] = {}
+        self.at_peak: Counter[str] = Counter()  # `bytes` at the peak
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it makes."""
+        """Run an operation and count the tensors that it creates."""
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self._leave_out(leaf)
+            if isinstance(leaf, Tensor) and (key := _key(leaf)) not in self._older:
+                self._older.add(key)
+                weakref.finalize(_owner(leaf), self._older.discard, key)
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and _key(leaf) not in self._older:
@@ -44,39 +44,33 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         return result
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, unless it is counted already; also one that was there before."""
+        """Count a tensor's storage unless it is counted already, even if it is older."""
         key, size = _key(tensor), _size(tensor)
-        if key in self._held or not size:
+        if key in self._counted or not size:
             return
         kind = self._kind(tensor)
         if kind is None:
             return
         self._older.discard(key)
-        self._held[key] = kind, size
+        self._counted[key] = kind, size
         self.bytes[kind] += size
         self.total += size
         if self.total > self.peak:
             self.reset_peak()
-        weakref.finalize(_owner(tensor), self._gone, key)
+        weakref.finalize(_owner(tensor), self._remove, key)
 
     def reset_peak(self) -> None:
-        """Let the peak be what is alive now."""
-        self.peak, self.at_peak = self.total, {kind: size for kind, size in self.bytes.items() if size}
+        """Set the peak to what is alive now."""
+        self.peak, self.at_peak = self.total, Counter({kind: size for kind, size in self.bytes.items() if size})
 
-    def _leave_out(self, tensor: Tensor) -> None:
-        key = _key(tensor)
-        if key not in self._older:
-            self._older.add(key)
-            weakref.finalize(_owner(tensor), self._older.discard, key)
-
-    def _gone(self, key: int) -> None:
-        kind, size = self._held.pop(key)
+    def _remove(self, key: int) -> None:
+        kind, size = self._counted.pop(key)
         self.bytes[kind] -= size
         self.total -= size
 
 
 def _owner(tensor: Tensor) -> Any:
-    """What lives as long as a tensor's bytes: its storage; one in a layout of oneDNN's has none that can be seen."""
+    """Return the object that lives as long as a tensor's bytes; an oneDNN tensor hides its storage."""
     return tensor if tensor.is_mkldnn else tensor.untyped_storage()
 
 

@@ -1,34 +1,34 @@
-"""The map of a run's memory: what each moment of each phase holds, on a GPU and in the host's memory."""
+"""The memory map of a run: what each rank holds at each moment, on its GPU and in host memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 GIB = 2**30
 PHASES = ("load", "rollout", "score", "update", "save")
-LIBRARIES = 550 * 2**20  # that a rank's process takes without any tensor: measured, docs/memory.md
+LIBRARIES = 550 * 2**20  # host memory of a rank's process without any tensor: measured, docs/memory.md
 
 
 @dataclass(frozen=True)
 class Item:
     """Bytes of one kind that one rank holds."""
 
-    model: str  # policy, reference, reward_model, value_model, model; "" for what is no model's
+    model: str  # policy, reference, reward_model, value_model, model; "" if it belongs to no model
     what: str
     bytes: int
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A time within a phase at which memory may be highest."""
+    """A point within a phase at which memory use may be highest."""
 
     phase: str
     name: str
-    device: tuple[Item, ...]  # on a rank's GPU; in the host's memory where there is none
-    host: tuple[Item, ...] = ()  # of each rank, in the host's memory
-    first: tuple[Item, ...] = ()  # in the host's memory, of rank 0 alone
+    device: tuple[Item, ...]  # on a rank's GPU, or in host memory if there is no GPU
+    host: tuple[Item, ...] = ()  # of each rank, in host memory
+    host_of_rank_0: tuple[Item, ...] = ()  # in host memory, of rank 0 only
 
     @property
     def device_bytes(self) -> int:
@@ -38,115 +38,112 @@ class Moment:
 
 @dataclass(frozen=True)
 class Peak:
-    """Where memory is highest, and what causes it."""
+    """The moment of highest memory use, and the largest item in it."""
 
     moment: Moment
     bytes: int
     largest: Item
 
+    def __str__(self) -> str:
+        owner = f" of {self.largest.model.replace('_', ' ')}" if self.largest.model else ""
+        return (
+            f"{self.moment.phase} ({self.moment.name}), mostly {self.largest.what}{owner} ({gib(self.largest.bytes)})"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all figures, in bytes."""
+        moment = {"phase": self.moment.phase, "moment": self.moment.name}
+        return {**moment, "bytes": self.bytes, "largest": asdict(self.largest)}
+
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run is planned for."""
+class Topology:
+    """The ranks of a run."""
 
     num_ranks: int
-    node_ranks: int  # of them on one machine
+    ranks_per_node: int
     on_gpu: bool
 
 
 @dataclass(frozen=True)
 class MemoryMap:
-    """The moments of a run in a place."""
+    """The moments of a run on some ranks, and its files."""
 
     moments: tuple[Moment, ...]
-    place: Place
-    context: int  # bytes that a rank's GPU holds beside tensors
+    topology: Topology
+    context: int  # bytes that a rank's GPU holds besides tensors
     checkpoint: int  # bytes of one checkpoint
-    num_checkpoints: int  # that are on the disk at a time at most
+    num_checkpoints: int  # most that are on disk at once
     exports: int  # bytes of the exported models
 
     def device_peak(self, phase: str | None = None) -> Peak:
-        """Where a rank's device holds most tensors, in one phase or in all."""
-        moments = [one for one in self.moments if phase in (None, one.phase)]
-        return _peak((one, one.device_bytes, one.device) for one in moments)
+        """Return when a rank's device holds the most tensors, in one phase or in all."""
+        moments = [moment for moment in self.moments if phase in (None, moment.phase)]
+        return _peak((moment, moment.device_bytes, moment.device) for moment in moments)
 
     @property
     def running_peak(self) -> int:
-        """The most tensors on a rank's device in a step: neither loading nor saving."""
-        return max(one.device_bytes for one in self.moments if one.phase not in ("load", "save"))
+        """Most bytes of tensors on a rank's device during a step, without loading and saving."""
+        return max(moment.device_bytes for moment in self.moments if moment.phase not in ("load", "save"))
 
     def gpu_bytes(self, phase: str | None = None) -> int:
-        """The most that a GPU holds, context included."""
+        """Return the most bytes that a GPU holds, including its context."""
         return self.device_peak(phase).bytes + self.context
 
     def host_peak(self) -> Peak:
-        """Where the host's memory of one machine is fullest: with all its ranks, their libraries among them."""
-        return _peak((one, self._host_bytes(one), (*self._on_host(one), *one.first)) for one in self.moments)
+        """Return when the host memory of one machine is fullest; this counts all its ranks and their libraries."""
+        ranks = self.topology.ranks_per_node
+        moments = ((moment, self._host_items(moment)) for moment in self.moments)
+        return _peak(
+            (
+                moment,
+                ranks * (total(items) + LIBRARIES) + total(moment.host_of_rank_0),
+                (*items, *moment.host_of_rank_0),
+            )
+            for moment, items in moments
+        )
 
     def rank_peak(self) -> int:
-        """The most that the process of rank 0 holds where there is no GPU, its libraries among it."""
-        return LIBRARIES + max(total(self._on_host(one)) + total(one.first) for one in self.moments)
+        """Return the most bytes that the process of rank 0 holds in host memory, including its libraries."""
+        return LIBRARIES + max(total((*self._host_items(moment), *moment.host_of_rank_0)) for moment in self.moments)
 
-    def _on_host(self, moment: Moment) -> tuple[Item, ...]:
-        return moment.host if self.place.on_gpu else (*moment.device, *moment.host)
-
-    def _host_bytes(self, moment: Moment) -> int:
-        return self.place.node_ranks * (total(self._on_host(moment)) + LIBRARIES) + total(moment.first)
+    def _host_items(self, moment: Moment) -> tuple[Item, ...]:
+        return moment.host if self.topology.on_gpu else (*moment.device, *moment.host)
 
     @property
     def disk_bytes(self) -> int:
-        """What the run folder takes at most."""
+        """Most bytes that the run folder takes."""
         return self.num_checkpoints * self.checkpoint + self.exports
 
     @property
     def phases(self) -> list[str]:
-        """The phases that the run has, in order."""
-        return [phase for phase in PHASES if any(one.phase == phase for one in self.moments)]
+        """The phases of the run, in order."""
+        return [phase for phase in PHASES if any(moment.phase == phase for moment in self.moments)]
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures, in bytes."""
-        device, host = self.device_peak(), self.host_peak()
         return {
-            "ranks": self.place.num_ranks,
-            "ranks_a_node": self.place.node_ranks,
-            "device": "gpu" if self.place.on_gpu else "cpu",
+            "ranks": self.topology.num_ranks,
+            "ranks_per_node": self.topology.ranks_per_node,
+            "device": "gpu" if self.topology.on_gpu else "cpu",
             "context": self.context,
-            "peak": {**_peak_json(device), "with_context": device.bytes + self.context},
-            "host_peak": {**_peak_json(host), "libraries_a_rank": LIBRARIES},
+            "peak": {**self.device_peak().as_json(), "with_context": self.gpu_bytes()},
+            "host_peak": {**self.host_peak().as_json(), "libraries_per_rank": LIBRARIES},
             "disk": {"checkpoint": self.checkpoint, "checkpoints": self.num_checkpoints, "exports": self.exports},
-            "moments": [
-                {
-                    "phase": one.phase,
-                    "moment": one.name,
-                    "device": _items_json(one.device),
-                    "device_total": one.device_bytes,
-                    "host": _items_json(one.host),
-                    "host_of_rank_0": _items_json(one.first),
-                }
-                for one in self.moments
-            ],
+            "moments": [{**asdict(moment), "device_total": moment.device_bytes} for moment in self.moments],
         }
 
 
 def total(items: Iterable[Item]) -> int:
-    """Add up bytes."""
+    """Return the sum of the bytes of all items."""
     return sum(item.bytes for item in items)
 
 
-def _peak(moments: Iterator[tuple[Moment, int, tuple[Item, ...]]] | Iterable[Any]) -> Peak:
-    moment, size, items = max(moments, key=lambda one: one[1])
+def gib(size: float) -> str:
+    """Format a number of bytes as GiB, or as MiB if it is small."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
+
+
+def _peak(moments: Iterable[tuple[Moment, int, tuple[Item, ...]]]) -> Peak:
+    moment, size, items = max(moments, key=lambda candidate: candidate[1])
     return Peak(moment, size, max(items, key=lambda item: item.bytes, default=Item("", "nothing", 0)))
-
-
-def _peak_json(peak: Peak) -> dict[str, Any]:
-    largest = peak.largest
-    return {
-        "phase": peak.moment.phase,
-        "moment": peak.moment.name,
-        "bytes": peak.bytes,
-        "largest": {"model": largest.model, "what": largest.what, "bytes": largest.bytes},
-    }
-
-
-def _items_json(items: Iterable[Item]) -> list[dict[str, Any]]:
-    return [{"model": item.model, "what": item.what, "bytes": item.bytes} for item in items]

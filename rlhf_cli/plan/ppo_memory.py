@@ -1,4 +1,4 @@
-"""The moments of a PPO run."""
+"""The memory map of a PPO run."""
 
 from __future__ import annotations
 
@@ -6,192 +6,138 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rlhf_cli.config.objectives import ValueInit
-from rlhf_cli.config.reward_options import RewardSourceConfig
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.config.zero_settings import ZeroSettings, with_weights_on_host
-from rlhf_cli.plan.engine_memory import Engine, Sharding
-from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place
-from rlhf_cli.plan.phases import (
-    Lengths,
-    Run,
-    items_of,
-    laid_out,
-    largest_of,
-    largest_parameter,
-    shape_of,
-    training_moments,
-)
-from rlhf_cli.plan.trace_memory import Texts, decoding, scoring, training
+from rlhf_cli.config.sections import ModelConfig
+from rlhf_cli.config.zero_settings import with_weights_on_host
+from rlhf_cli.plan.architecture import Architecture
+from rlhf_cli.plan.engine_memory import EngineMemory
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Topology
+from rlhf_cli.plan.phases import Lengths, RunMemory, items_of, reordered_weights
+from rlhf_cli.plan.trace_memory import Held, Texts, decoding, scoring, training
 
 
-class PPORun(Run):
-    """The four models in load, rollout, score, update and save."""
+class PPOMemory(RunMemory):
+    """All models of a PPO run in load, rollout, score, update and save."""
 
-    def __init__(self, config: TrainPPOConfig, place: Place, lengths: Lengths) -> None:
-        super().__init__(config, place, lengths)
+    def __init__(self, config: TrainPPOConfig, topology: Topology, lengths: Lengths) -> None:
+        super().__init__(config, topology, lengths)
         self.config = config
-        model, reward = config.model, config.reward_model
-        shape = shape_of(model, "model")
-        from_reward = config.value_model.init is ValueInit.reward_model
-        policy = self.engine("policy", model, shape, scores=False)
-        checkpointing = model.gradient_checkpointing
-        frozen = replace(self.sharding, zero=ZeroSettings.of(config.deepspeed_of_frozen))
-        self.reference = replace(policy, role="reference", sharding=frozen)
-        self.policy = replace(
-            policy,
-            architecture=replace(policy.architecture, checkpointing=checkpointing),
-            optim=config.optim,
-            ema=config.ppo.ema_decay is not None,
-        )
-        self.reward_model: list[Engine] = []  # one at most
-        value = self.engine("value_model", model, shape, scores=True)
-        if config.has_reward_model:
-            scorer = self.engine("reward_model", reward, shape_of(reward, "reward_model"), scores=True)
-            self.reward_model = [replace(scorer, sharding=frozen)]
-            value = scorer if from_reward else value
-        recomputes = checkpointing or (from_reward and reward.gradient_checkpointing)
-        self.value_model = replace(
-            value,
-            role="value_model",
-            architecture=replace(value.architecture, checkpointing=recomputes),
-            optim=config.value_optim,
-        )
-        self.own = {engine.role: (engine, source.batch_size) for engine, source in self._own(frozen)}
-        self.gold: list[Engine] = []  # one at most
-        if config.has_gold:
-            gold = config.gold_reward_model
-            judge = self.engine("gold_reward_model", gold, shape_of(gold, "gold_reward_model"), scores=True)
-            self.gold = [replace(judge, sharding=frozen)]
-        own = [engine for engine, _ in self.own.values()]
-        engines = (self.policy, self.reference, *self.reward_model, self.value_model, *own, *self.gold)
-        self.base = [item for engine in engines for item in engine.resident()]
-        self.host = [item for engine in engines for item in engine.on_host()]
+        trained, frozen = self.sharding(config.deepspeed), self.sharding(config.deepspeed_of_frozen)
+        policy = Architecture.of(config.model, "model", scores=False)
+        self.policy = EngineMemory("policy", policy, trained, config.optim, ema=config.ppo.ema_decay is not None)
+        self.reference = EngineMemory("reference", policy, frozen)
 
-    def _own(self, frozen: Sharding) -> Iterator[tuple[Engine, RewardSourceConfig]]:
-        """Engines of models with tokenizers of their own; encoders read no packed texts."""
-        for place, source in enumerate(self.config.reward):
-            key = f"reward[{place}]"
-            model = source.own_model(key)
+        def scorer(role: str, model: ModelConfig, key: str) -> EngineMemory:
+            return EngineMemory(role, Architecture.of(model, key, scores=True), frozen)
+
+        reward, gold = config.reward_model, config.gold_reward_model  # a run may have none
+        self.reward_model = [scorer("reward_model", reward, "reward_model")] if config.has_reward_model else []
+        self.gold = [scorer("gold_reward_model", gold, "gold_reward_model")] if config.has_gold else []
+        from_reward = config.has_reward_model and config.value_model.init is ValueInit.reward_model
+        start, key = (reward, "reward_model") if from_reward else (config.model, "model")
+        recomputes = config.model.gradient_checkpointing or start.gradient_checkpointing
+        value_model = scorer("value_model", replace(start, gradient_checkpointing=recomputes), key)
+        self.value_model = replace(value_model, sharding=trained, optim=config.value_optim)
+        self.sources: list[tuple[EngineMemory, int]] = []  # with models of their own, and their batch sizes
+        for index, source in enumerate(config.reward):
+            model = source.own_model(f"reward[{index}]")
             if model is not None:
-                own = self.engine(f"reward {source.name}", model, shape_of(model, f"{key}.model"), scores=True)
-                offloaded = replace(frozen, zero=ZeroSettings.of(with_weights_on_host(self.config.deepspeed)))
-                yield replace(own, sharding=offloaded if source.offload else frozen), source
+                engine = scorer(f"reward {source.name}", model, f"reward[{index}].model")
+                offloaded = self.sharding(with_weights_on_host(config.deepspeed))
+                engine = replace(engine, sharding=offloaded) if source.offload else engine
+                self.sources.append((engine, source.batch_size))
+        others = (*(engine for engine, _ in self.sources), *self.gold)
+        self.engines = (*self.reward_model, self.policy, self.value_model, self.reference, *others)
 
-    def map(self) -> MemoryMap:
-        """Return all moments."""
-        order = [(one, False) for one in self.reward_model]
-        order += [(self.policy, True), (self.value_model, True), (self.reference, False)]
-        order += [(judge, False) for judge in (*(engine for engine, _ in self.own.values()), *self.gold)]
+    def memory_map(self) -> MemoryMap:
+        """Return the memory map of the run."""
         moments = [
-            *self.loading(order, together=2 + len(self.reward_model)),
+            *self.loading(num_together=2 + len(self.reward_model)),
             *self._rollout(),
             *self._score(),
             *self._update(),
-            *self._save(),
+            *self.saving(),
         ]
-        kept = self.config.checkpoint.most_kept(self.config.ppo.num_steps)
-        return self.mapped(moments, (self.policy, self.value_model), kept)
+        return self.map(moments, self.config.checkpoint.most_kept(self.config.ppo.num_steps))
 
-    def _moment(self, phase: str, name: str, *items: Item, host: list[Item] | None = None) -> Moment:
-        return Moment(phase, name, (*self.base, *items), (*self.host, *(host or ())))
+    def _micro_batches(self, rows: int, size: int, tokens: int | None) -> list[Texts]:
+        """Return the micro-batches that may hold the most: the longest texts or, with a token budget, the shortest."""
+        new, longest = self.config.rollout.max_new_tokens, self.lengths.longest_prompt
+        if tokens is None:
+            return [Texts(min(size, rows), longest, new)]
+        prompts = dict.fromkeys((longest, self.lengths.shortest_prompt))
+        return [Texts(min(rows, max(1, tokens // (prompt + new))), prompt, new) for prompt in prompts]
 
     def _rollout(self) -> Iterator[Moment]:
-        rollout, lengths = self.config.rollout, self.lengths
-        own = self.config.ppo.batch_size // self.place.num_ranks
-        asked = -(-self.config.eval.num_prompts // self.place.num_ranks)
-        prompts = {lengths.longest_prompt: rollout.micro_batch_size}
-        if rollout.micro_batch_tokens is not None:
-            both = (lengths.longest_prompt, lengths.shortest_prompt)
-            prompts = {one: max(1, rollout.micro_batch_tokens // (one + rollout.max_new_tokens)) for one in both}
-        groups = [Texts(min(most, max(own, asked)), one, rollout.max_new_tokens) for one, most in prompts.items()]
-        texts = max(groups, key=lambda one: decoding(self.policy.architecture, one, rollout.top_p).total)
-        held = self.policy.gathered(rollout.gather)
-        copied = [] if self.place.on_gpu or not rollout.gather else laid_out(self.policy)
-        drawn = items_of("policy", decoding(self.policy.architecture, texts, rollout.top_p))
-        yield self._moment("rollout", f"{texts.rows} prompts answered", *held, *copied, *drawn)
-        if asked:
-            texts = Texts(min(rollout.micro_batch_size, asked), lengths.longest_prompt, rollout.max_new_tokens)
-            for judge in (*self.reward_model, *self.gold):
-                read = items_of(judge.role, scoring(judge.architecture, texts))
-                held = judge.gathered(rollout.gather)
-                yield self._moment("rollout", f"held-out answers scored by {judge.role}", *held, *read)
-            for judge, size in self.own.values():
-                yield self._asked(judge, min(size, asked), "rollout", [])
-
-    def _texts(self, rows_a_rank: int) -> list[Texts]:
-        """The micro-batches that may hold most: of the longest texts and, by a budget of tokens, of the shortest."""
-        ppo, new = self.config.ppo, self.config.rollout.max_new_tokens
-        longest, shortest = self.lengths.longest_prompt, self.lengths.shortest_prompt
-        if ppo.micro_batch_tokens is None:
-            return [Texts(min(ppo.micro_batch_size, rows_a_rank), longest, new)]
-        rows = {prompt: max(1, ppo.micro_batch_tokens // (prompt + new)) for prompt in (longest, shortest)}
-        return [Texts(min(rows_a_rank, most), prompt, new) for prompt, most in rows.items()]
-
-    @property
-    def reuses(self) -> bool:
-        """Whether the update goes on from scoring's pass of the policy."""
-        ppo, own = self.config.ppo, self.config.ppo.batch_size // self.place.num_ranks
-        if not ppo.may_reuse_forward(weights_are_whole=not self.sharding.uses_zero):
-            return False
-        if ppo.micro_batch_tokens is None:
-            return own <= ppo.micro_batch_size
-        return own * (self.lengths.shortest_prompt + self.config.rollout.max_new_tokens) <= ppo.micro_batch_tokens
+        rollout, policy = self.config.rollout, self.policy
+        rows, held_out = (
+            self.rows_per_rank(size) for size in (self.config.ppo.batch_size, self.config.eval.num_prompts)
+        )
+        candidates = self._micro_batches(max(rows, held_out), rollout.micro_batch_size, rollout.micro_batch_tokens)
+        held = {texts: decoding(policy.architecture, texts, rollout.top_p) for texts in candidates}
+        texts = max(held, key=lambda texts: held[texts].total())
+        copied = [] if self.topology.on_gpu or not rollout.gather else reordered_weights(policy)
+        items = (*policy.gathered(rollout.gather), *copied, *items_of(policy, held[texts]))
+        yield self.moment("rollout", f"generating {texts.rows} responses", *items)
+        if held_out:
+            texts = Texts(min(rollout.micro_batch_size, held_out), self.lengths.longest_prompt, rollout.max_new_tokens)
+            for engine in (*self.reward_model, *self.gold):
+                yield self._scoring("rollout", engine, [texts], name=f"{engine.role} on held-out prompts")
+            for engine, size in self.sources:
+                yield self._scoring("rollout", engine, [self._source_texts(engine, min(size, held_out))])
 
     def _score(self) -> Iterator[Moment]:
-        gather = self.config.rollout.gather
-        texts = self._texts(self.config.ppo.batch_size // self.place.num_ranks)
+        ppo, policy = self.config.ppo, self.policy
+        rows = self.rows_per_rank(ppo.batch_size)
+        texts = self._micro_batches(rows, ppo.micro_batch_size, ppo.micro_batch_tokens)
         kept: list[Item] = []
-        if self.reuses:
-            passes = max((training(self.policy.architecture, one) for one in texts), key=lambda one: one.kept.total)
-            held = self.policy.gathered(True)
-            yield self._moment("score", "policy, with its graph", *held, *items_of("policy", passes.kept))
-            kept = [*held, *items_of("policy", passes.kept, " kept for the update")]
+        if self._reuses_forward(rows):
+            held = max((training(policy.architecture, one).kept for one in texts), key=Held.total)
+            gathered = policy.gathered(True)
+            yield self.moment("score", "policy, graph kept", *gathered, *items_of(policy, held))
+            kept = [*gathered, *items_of(policy, held, " kept for the update")]
         else:
-            yield self._scored(self.policy, texts, gather, [])
+            yield self._scoring("score", policy, texts)
         for engine in (self.reference, self.value_model, *self.reward_model):
-            yield self._scored(engine, texts, gather, kept)
-        for engine, size in self.own.values():
-            yield self._asked(engine, min(size, self.config.ppo.batch_size // self.place.num_ranks), "score", kept)
+            yield self._scoring("score", engine, texts, kept)
+        for engine, size in self.sources:
+            yield self._scoring("score", engine, [self._source_texts(engine, min(size, rows))], kept)
 
-    def _asked(self, engine: Engine, rows: int, phase: str, kept: list[Item]) -> Moment:
-        """A model with a tokenizer of its own; its texts are taken to have as many tokens as the policy's.
+    def _reuses_forward(self, rows: int) -> bool:
+        """Whether the update starts from scoring's forward pass of the policy."""
+        ppo = self.config.ppo
+        if ppo.micro_batch_tokens is None:
+            is_one_pass = rows <= ppo.micro_batch_size
+        else:
+            shortest = self.lengths.shortest_prompt + self.config.rollout.max_new_tokens
+            is_one_pass = rows * shortest <= ppo.micro_batch_tokens
+        return is_one_pass and ppo.may_reuse_forward(weights_are_whole=not self.policy.sharding.uses_zero)
 
-        They are cut to the model's positions.
-        """
-        new = self.config.rollout.max_new_tokens
-        most = getattr(engine.architecture.config, "max_position_embeddings", None) or self.lengths.longest_prompt + new
-        texts = Texts(rows, max(1, min(self.lengths.longest_prompt, most - new)), min(new, most - 1))
-        read = items_of(engine.role, scoring(engine.architecture, texts))
-        return self._moment(phase, engine.role, *kept, *engine.gathered(self.config.rollout.gather), *read)
+    def _source_texts(self, engine: EngineMemory, rows: int) -> Texts:
+        """Return a micro-batch of a model with its own tokenizer: the same lengths, cut to its positions."""
+        prompt, new = self.lengths.longest_prompt, self.config.rollout.max_new_tokens
+        most = getattr(engine.architecture.config, "max_position_embeddings", None) or prompt + new
+        return Texts(rows, max(1, min(prompt, most - new)), min(new, most - 1))
 
-    def _scored(self, engine: Engine, texts: list[Texts], gather: bool, kept: list[Item]) -> Moment:
-        read = largest_of([scoring(engine.architecture, one) for one in texts])
-        return self._moment("score", engine.role, *kept, *engine.gathered(gather), *items_of(engine.role, read))
+    def _scoring(
+        self, phase: str, engine: EngineMemory, candidates: list[Texts], kept: list[Item] | None = None, name: str = ""
+    ) -> Moment:
+        held = max((scoring(engine.architecture, texts) for texts in candidates), key=Held.total)
+        gathered = engine.gathered(self.config.rollout.gather)
+        return self.moment(phase, name or engine.role, *(kept or ()), *gathered, *items_of(engine, held))
 
     def _update(self) -> Iterator[Moment]:
         ppo, pretrain = self.config.ppo, self.config.pretrain
-        own = ppo.minibatch_size // self.place.num_ranks
-        texts = self._texts(own)
+        rows = self.rows_per_rank(ppo.minibatch_size)
+        texts = self._micro_batches(rows, ppo.micro_batch_size, ppo.micro_batch_tokens)
+        num_passes = max(-(-rows // one.rows) for one in texts)
         policy = [training(self.policy.architecture, one) for one in texts]
         num_blocks = 0
         if pretrain.path is not None:
-            rows = min(pretrain.micro_batch_size, pretrain.batch_size // self.place.num_ranks)
-            block = Texts(rows, 1, self.lengths.longest_text - 1)
+            size = self.rows_per_rank(pretrain.batch_size)
+            block = Texts(min(pretrain.micro_batch_size, size), 1, self.lengths.longest_text - 1)
             policy.append(training(replace(self.policy.architecture, packing=False), block))
-            num_blocks = -(-pretrain.batch_size // (rows * self.place.num_ranks))
+            num_blocks = -(-size // block.rows)
+        yield from self.updating(self.policy, policy, ppo.gather, num_passes + num_blocks)
         value = [training(self.value_model.architecture, one) for one in texts]
-        num_passes = max(-(-own // one.rows) for one in texts)
-        for engine, passes, num in (
-            (self.policy, policy, num_passes + num_blocks),
-            (self.value_model, value, num_passes),
-        ):
-            held = engine.gathered(ppo.gather)
-            yield from training_moments(engine, passes, held, self._moment, num)
-            yield self._moment("update", f"{engine.role}, optimizer", *engine.gradients(num), *engine.step(num))
-
-    def _save(self) -> Iterator[Moment]:
-        trained = (self.policy, self.value_model)
-        written = self.written(sum(one.saved for one in trained))
-        yield self._moment("save", "checkpoint", host=[Item("", "a file being written", written)])
-        states = tuple(Item(one.role, "exported weights", one.exported) for one in trained)
-        yield Moment("save", "export", (*self.base, *largest_parameter(trained)), tuple(self.host), states)
+        yield from self.updating(self.value_model, value, ppo.gather, num_passes)

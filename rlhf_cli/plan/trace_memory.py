@@ -1,13 +1,14 @@
-"""What a forward or a backward pass holds, found by running the model's own code on meta tensors.
+"""What a forward or backward pass holds, found by running the model's own code on meta tensors.
 
-Nothing is computed and no weight exists: only shapes go through the layers, and every storage that would be alive is
-counted. A model of few layers is run at two depths, and the rest follows: what is alive grows by the same amount a
-layer. So the figures follow the code that trains (packing, chunked log-probabilities, recomputation) and hold for any
-architecture of transformers that runs on meta tensors.
+Nothing is computed and no weights exist: only shapes pass through the layers, and every live storage is
+counted. Two models of few layers are run and the rest is extrapolated, because memory grows by the same
+amount with each layer. So the figures follow the code that trains (packing, chunked log-probabilities,
+recomputation), for any transformers architecture that runs on meta tensors.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,41 +30,28 @@ from rlhf_cli.rollout.kv_cache import preallocated_cache
 from rlhf_cli.system.text import one_line
 
 LOGITS, ACTIVATIONS, CACHE = "logits", "activations", "KV cache"
-_DEPTHS = (2, 3)  # layers of the models that are run
+_DEPTHS = (2, 3)  # layers of the traced models
 _META = torch.device("meta")
 
-
-@dataclass(frozen=True)
-class Held:
-    """Bytes that a pass holds, beside weights and what was there before; by kind."""
-
-    kinds: tuple[tuple[str, int], ...]
-
-    @property
-    def total(self) -> int:
-        """Bytes of all kinds."""
-        return sum(size for _, size in self.kinds)
-
-    def towards(self, other: Held, share: float) -> Held:
-        """Return what is held when a share of the way to another time is gone."""
-        theirs = dict(other.kinds)
-        return Held(tuple((kind, round(size + share * (theirs.get(kind, 0) - size))) for kind, size in self.kinds))
+Held = Counter[str]  # bytes that a pass holds besides weights and what existed before, by kind
+Traces = dict[str, Held]  # by part of the pass
+Run = Callable[[nn.Module, LiveTensors], Traces]
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The most that is alive in the parts of a pass with gradients, but for the gradients of weights that are done."""
+    """The most that is alive in each part of a pass with gradients, without finished gradients of weights."""
 
-    head: Held  # forward, and backward through the head, as far as the last hidden states
-    layers: Held  # backward through the layers
-    one_layer: Held  # there, when the activations of one layer are left
-    embedding: Held  # backward through the embedding
-    kept: Held  # between forward and backward
+    head: Held  # the forward pass, and the backward pass through the head to the last hidden states
+    layers: Held  # the backward pass through the layers
+    one_layer: Held  # the same, once the activations of only one layer are left
+    embedding: Held  # the backward pass through the embedding
+    kept: Held  # between the forward and the backward pass
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A micro-batch: rows of a prompt and a response each, all of one length; nothing of them is alike."""
+    """A micro-batch: rows of a prompt and a response, all of the same lengths, without common beginnings."""
 
     rows: int
     prompt: int
@@ -71,7 +59,7 @@ class Texts:
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens in a row."""
         return self.prompt + self.response
 
 
@@ -79,65 +67,61 @@ class Texts:
 def scoring(architecture: Architecture, texts: Texts) -> Held:
     """Return the most that a pass without gradients holds."""
 
-    def run(module: nn.Module, live: LiveTensors) -> dict[str, dict[str, int]]:
+    def run(module: nn.Module, live: LiveTensors) -> Traces:
         with torch.no_grad(), live:
             _output(architecture, module.eval(), texts)
         return {"peak": live.at_peak}
 
-    return _extrapolated(architecture, run, None, architecture.num_layers)[0]["peak"]
+    return _extrapolated(architecture, run)(architecture.num_layers)["peak"]
 
 
 @lru_cache(maxsize=1024)
 def training(architecture: Architecture, texts: Texts) -> Passes:
     """Return what a pass with gradients holds."""
 
-    def run(module: nn.Module, live: LiveTensors) -> dict[str, dict[str, int]]:
+    def run(module: nn.Module, live: LiveTensors) -> Traces:
         assert isinstance(module, ResponseLM | TokenScorer)
-        found: dict[str, dict[str, int]] = {}
+        found: Traces = {}
 
-        def done(part: str) -> None:
+        def finish(part: str) -> None:
             found[part] = live.at_peak
             live.reset_peak()
 
-        embeddings, head = module.model.get_input_embeddings(), _head(module)
-        hooks = [one.register_post_accumulate_grad_hook(_drop) for one in module.parameters()]  # type: ignore[no-untyped-call]
-        hooks.append(embeddings.register_forward_hook(lambda _, __, output: _when_known(output, done, "layers")))
-        hooks.append(head.register_forward_pre_hook(lambda _, inputs: _when_known(inputs[0], done, "head")))
+        def finish_at_gradient(tensor: Tensor, part: str) -> None:
+            """Finish a part once the backward pass knows the gradient of a tensor: what follows the tensor is done."""
+            if tensor.requires_grad:
+                tensor.register_hook(lambda _: finish(part))  # type: ignore[no-untyped-call]
+
+        is_policy = isinstance(module, ResponseLM)
+        embeddings = module.model.get_input_embeddings()
+        head: nn.Module = module.model.get_output_embeddings() if is_policy else module.model.score
+        hooks = [one.register_post_accumulate_grad_hook(_drop_gradient) for one in module.parameters()]  # type: ignore[no-untyped-call]
+        hooks.append(embeddings.register_forward_hook(lambda _, __, output: finish_at_gradient(output, "layers")))
+        hooks.append(head.register_forward_pre_hook(lambda _, inputs: finish_at_gradient(inputs[0], "head")))
         module.train()
         with live:
             output = _output(architecture, module, texts)
-            found["kept"] = {kind: size for kind, size in live.bytes.items() if size}
+            found["kept"] = +live.bytes
             output.sum().backward()  # type: ignore[no-untyped-call]
-        done("embedding")
+        finish("embedding")
         for hook in hooks:
             hook.remove()
         return found
 
-    at, at_one = _extrapolated(architecture, run, None, architecture.num_layers, 1)
-    return Passes(at["head"], at["layers"], at_one["layers"], at["embedding"], at["kept"])
-
-
-def _head(module: ResponseLM | TokenScorer) -> nn.Module:
-    head: nn.Module = module.model.get_output_embeddings() if isinstance(module, ResponseLM) else module.model.score
-    return head
-
-
-def _when_known(tensor: Tensor, done: Callable[[str], None], part: str) -> None:
-    """Call done(part) once the backward pass knows the gradient of a tensor: what follows from it is behind."""
-    if tensor.requires_grad:
-        tensor.register_hook(lambda _: done(part))  # type: ignore[no-untyped-call]
+    held = _extrapolated(architecture, run)
+    full = held(architecture.num_layers)
+    return Passes(full["head"], full["layers"], held(1)["layers"], full["embedding"], full["kept"])
 
 
 @lru_cache(maxsize=1024)
 def decoding(architecture: Architecture, texts: Texts, top_p: float) -> Held:
-    """Return the most that generating responses holds: the cache, the prompts' pass, a step's logits and draw."""
-    room = texts.length
+    """Return the most that sampling holds: the KV cache, and the pass over the prompts or a decoding step."""
 
-    def run(module: nn.Module, live: LiveTensors) -> dict[str, dict[str, int]]:
+    def run(module: nn.Module, live: LiveTensors) -> Traces:
         assert isinstance(module, ResponseLM)
         module.eval()
         with torch.no_grad(), live:
-            cache = preallocated_cache(module.model, room)
+            cache = preallocated_cache(module.model, texts.length)
             ids = torch.zeros((texts.rows, texts.prompt), dtype=torch.long, device=_META)
             position = torch.zeros_like(ids)
             for _ in range(2):  # the prompts, then one token
@@ -148,72 +132,67 @@ def decoding(architecture: Architecture, texts: Texts, top_p: float) -> Held:
                 del logits
         return {"peak": live.at_peak}
 
-    return _extrapolated(architecture, run, room, architecture.num_layers)[0]["peak"]
+    return _extrapolated(architecture, run, cache_length=texts.length)(architecture.num_layers)["peak"]
 
 
 def _output(architecture: Architecture, module: nn.Module, texts: Texts) -> Tensor:
-    """Run the forward pass; return log-probabilities [N] of the response tokens, or scores [B, L]."""
+    """Run the forward pass; return the response tokens' log-probabilities plus entropies [N], or scores [B, L]."""
     ids = torch.zeros((texts.rows, texts.length), dtype=torch.long, device=_META)
     packing = _packing(texts)
     if architecture.scores:
         scores: Tensor = module(ids, packing=packing)[0]
         return scores
-    places = torch.zeros(texts.rows * texts.response, dtype=torch.long, device=_META)
-    logits = module(ids, rows=places, columns=places, packing=packing)
-    of_tokens, entropy = logprobs.token_logprobs_and_entropy(logits, places, 1.0)
-    return of_tokens + entropy
+    indices = torch.zeros(texts.rows * texts.response, dtype=torch.long, device=_META)
+    logits = module(ids, rows=indices, columns=indices, packing=packing)
+    token_logprobs, entropy = logprobs.token_logprobs_and_entropy(logits, indices, 1.0)
+    return token_logprobs + entropy
 
 
 def _packing(texts: Texts) -> Packing:
-    """The packing of rows that have nothing in common, on meta tensors."""
-    count = texts.rows * texts.length
-    ids, nothing = torch.empty(count, dtype=torch.long, device=_META), torch.empty(0, dtype=torch.long, device=_META)
+    """Return the packing of rows without common beginnings, on meta tensors."""
+    ids, empty = (torch.empty(count, dtype=torch.long, device=_META) for count in (texts.rows * texts.length, 0))
     places = torch.empty((texts.rows, texts.length), dtype=torch.long, device=_META)
-    return Packing(ids=ids, positions=ids, places=places, first=ids, shared=nothing, copies=())
+    return Packing(ids=ids, positions=ids, places=places, first=ids, shared=empty, copies=())
 
 
-def _drop(parameter: Tensor) -> None:
+def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-Run = Callable[[nn.Module, LiveTensors], dict[str, dict[str, int]]]
-
-
-def _extrapolated(architecture: Architecture, run: Run, room: int | None, *wanted: int) -> list[dict[str, Held]]:
-    """Run a model at two depths; return what it holds at each of the depths that are wanted."""
+def _extrapolated(architecture: Architecture, run: Run, cache_length: int | None = None) -> Callable[[int], Traces]:
+    """Run the model at two depths; return a function of the number of layers that extrapolates what it holds."""
     depths = _DEPTHS if architecture.num_layers >= max(_DEPTHS) else (1, 2)
-    low, high = (_traced(architecture, run, num_layers, room) for num_layers in depths)
+    low, high = (_traced(architecture, run, num_layers, cache_length) for num_layers in depths)
 
-    def at(depth: int, name: str) -> Held:
-        sizes = []
-        for kind in sorted(low[name].keys() | high[name].keys()):
-            first, second = low[name].get(kind, 0), high[name].get(kind, 0)
-            sizes.append((kind, max(0, first + (second - first) * (depth - depths[0]))))
-        return Held(tuple(sizes))
+    def held(num_layers: int) -> Traces:
+        def size(part: str, kind: str) -> int:
+            per_layer = high[part][kind] - low[part][kind]
+            return max(0, low[part][kind] + per_layer * (num_layers - depths[0]))
 
-    return [{name: at(depth, name) for name in low} for depth in wanted]
+        return {part: Held({kind: size(part, kind) for kind in sorted({*low[part], *high[part]})}) for part in low}
+
+    return held
 
 
-def _traced(architecture: Architecture, run: Run, num_layers: int, room: int | None) -> dict[str, dict[str, int]]:
+def _traced(architecture: Architecture, run: Run, num_layers: int, cache_length: int | None) -> Traces:
     module = meta_model(architecture, num_layers)
     vocabulary = architecture.config.get_text_config().vocab_size
 
     def kind(tensor: Tensor) -> str:
-        if room is not None and tensor.dim() == 4 and tensor.shape[-2] == room:
+        if cache_length is not None and tensor.dim() == 4 and tensor.shape[-2] == cache_length:
             return CACHE
         return LOGITS if tensor.dim() >= 2 and tensor.shape[-1] == vocabulary else ACTIVATIONS
 
-    live = _Traced(kind)
     try:
-        with _shortened():
-            return run(module, live)
+        with _stand_ins():
+            return run(module, _MetaTensors(kind))
     except Exception as error:  # from the model's own code
         name = type(module.model).__name__
         raise InputError(f"cannot plan {name}: it does not run on meta tensors: {one_line(error, 300)}") from error
 
 
-class _Traced(LiveTensors):  # type: ignore[no-untyped-call]
-    """Says yes where the model asks a tensor: whether texts are whole, or nothing is padded."""
+class _MetaTensors(LiveTensors):  # type: ignore[no-untyped-call]
+    """Answer True if the model asks for a tensor's content, for example whether nothing is padded."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default:
@@ -221,10 +200,10 @@ class _Traced(LiveTensors):  # type: ignore[no-untyped-call]
         return super().__torch_dispatch__(function, types, args, kwargs)
 
 
-class _Attention(torch.autograd.Function):
-    """Attention that keeps what fused kernels keep: queries, keys, values, the output and a number a query and head.
+class _FusedAttention(torch.autograd.Function):
+    """Attention that keeps what fused kernels keep: queries, keys, values, output, and a number per query and head.
 
-    arXiv:2205.14135, sec. 3.1; nothing of [L, L] is ever held.
+    Nothing of [L, L] is held. Source: arXiv:2205.14135, section 3.1.
     """
 
     @staticmethod
@@ -239,22 +218,21 @@ class _Attention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
-    output: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+    output: Tensor = _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return output
 
 
 @contextmanager
-def _shortened() -> Iterator[None]:
-    """Put stand-ins where the code would hold too much or go on for too long.
+def _stand_ins() -> Iterator[None]:
+    """Replace attention, for which torch has no fused kernel on meta tensors, and skip repeated chunks.
 
-    torch has no fused attention for meta tensors; of the chunks of logits that log-probabilities are computed in, all
-    hold what the second one does.
+    All chunks of logits in which log-probabilities are computed hold the same as the second one.
     """
-    own, chunks = nn.functional.scaled_dot_product_attention, logprobs._chunks
-    nn.functional.scaled_dot_product_attention = _fused
+    attention, chunks = nn.functional.scaled_dot_product_attention, logprobs._chunks
+    nn.functional.scaled_dot_product_attention = _fused_attention
     logprobs._chunks = lambda *sizes: islice(chunks(*sizes), 2)
     try:
         yield
     finally:
-        nn.functional.scaled_dot_product_attention, logprobs._chunks = own, chunks
+        nn.functional.scaled_dot_product_attention, logprobs._chunks = attention, chunks

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.plan.advice import savings
-from rlhf_cli.plan.build_map import memory_map
-from rlhf_cli.plan.fit import Fit, check_launch
-from rlhf_cli.plan.machine import gib
-from rlhf_cli.plan.memory_map import Place
+from rlhf_cli.plan.fit import Fit, check_launch, memory_map
+from rlhf_cli.plan.memory_map import Topology, gib
 from rlhf_cli.plan.phases import Lengths
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.report.run_dir import run_folder
@@ -23,7 +21,7 @@ Config = TrainRMConfig | TrainPPOConfig
 class RunPlan:
     """The memory plan of a run, if one could be made."""
 
-    place: Place
+    topology: Topology
     lengths: Lengths
     fit: Fit | None
 
@@ -35,8 +33,8 @@ class RunPlan:
         if self.fit is None:
             report.say(f"peak memory: {report.memory.highest:.2f} GiB on rank 0")
             return {"measured_gib": report.memory.highest}
-        found = self.fit.found
-        planned = (found.device_peak().bytes if found.place.on_gpu else found.rank_peak()) / 2**30
+        found = self.fit.memory
+        planned = (found.device_peak().bytes if found.topology.on_gpu else found.rank_peak()) / 2**30
         measured = report.memory.highest
         report.say(f"peak memory: {measured:.2f} GiB on rank 0, {planned:.2f} GiB planned")
         return {"planned_gib": planned, "measured_gib": measured}
@@ -47,27 +45,27 @@ def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: i
 
     Raises InputError if it does not fit and plan.on_misfit=error.
     """
-    place = here()
+    topology = here()
     folder = run_folder(config.run)
     lines, warnings, fit = distributed.together(
-        lambda: check_launch(config, place, folder, lengths, num_steps), only_first=True
+        lambda: check_launch(config, topology, folder, lengths, num_steps), only_first=True
     )
     report.planned(lines, warnings)
-    return RunPlan(place, lengths, fit)
+    return RunPlan(topology, lengths, fit)
 
 
-def here() -> Place:
-    """Return the place of this run: its ranks, how many are on this machine, and whether they have GPUs."""
-    return Place(distributed.world_size(), distributed.num_local_ranks(), distributed.device().type != "cpu")
+def here() -> Topology:
+    """Return the topology of this run: its ranks, how many are on this machine, and whether they have GPUs."""
+    return Topology(distributed.world_size(), distributed.num_local_ranks(), distributed.device().type != "cpu")
 
 
-def out_of_memory_advice(config: Config, place: Place, lengths: Lengths) -> str:
+def out_of_memory_advice(config: Config, topology: Topology, lengths: Lengths) -> str:
     """Return the settings that save the most memory, one a line, with what each saves per GPU."""
     try:
-        found = savings(config, place.num_ranks, lambda changed: memory_map(changed, place, lengths))
+        found = savings(config, topology.num_ranks, lambda changed: memory_map(changed, topology, lengths))
     except Exception as error:  # the original error matters more than the advice
         return f"no advice, because the run cannot be planned: {one_line(error, 300)}"
     lines = []
     for change, saved in found:
-        lines.append(f"  {' '.join(change.words):40} saves about {gib(saved)} a GPU ({change.cost})")
+        lines.append(f"  {' '.join(change.arguments):40} saves about {gib(saved)} per GPU ({change.effect})")
     return "\n".join(["any of these settings saves memory; apply one and continue with run.resume=true:", *lines])

@@ -32,7 +32,7 @@ def test_a_preset_runs_on_the_cpu_with_small_models(run_rlhf, tmp_path, gpus):
     assert reward.returncode == 0, reward.stderr
     told = run_rlhf("train-ppo", f"conf=ppo_7b_{gpus}xa100", *SMALL_PPO)
     assert told.returncode == 0, told.stderr
-    assert f"prompts a step: 8 = {gpus} ranks x {8 // gpus}, a response each" in told.stdout
+    assert f"prompts per step: 8 = {gpus} ranks x {8 // gpus}, one response each" in told.stdout
     run = tmp_path / f"outputs/ppo_7b_{gpus}xa100"
     assert len([record for record in metrics(run) if "score" in record]) == 2
     assert (run / "final/policy/model.safetensors").exists()
@@ -50,7 +50,7 @@ def test_a_run_says_what_was_planned_and_what_was_measured(run_rlhf, tmp_path):
     told = run_rlhf("train-ppo", "conf=tiny")
     assert told.returncode == 0, told.stderr
     lines = told.stdout.splitlines()
-    assert "micro-batches: 2 x 2 responses a rank and minibatch; gradients accumulate over 2" in lines
+    assert "micro-batches per rank and minibatch: 2 x 2 responses; gradients are accumulated over 2" in lines
     assert any(line.startswith("memory plan: fits: ") for line in lines)
     assert any(line.startswith("peak memory: ") and line.endswith("GiB planned") for line in lines)
     figures = json.loads((tmp_path / "outputs/tiny/summary.json").read_text())["memory"]
@@ -69,9 +69,9 @@ def test_a_run_that_cannot_fit_is_told_of_or_refused_before_its_models_are_loade
     refused = run_rlhf(command, "conf=tiny", *wide, "plan.on_misfit=error")
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert line.startswith("rlhf: error: by plan this run does not fit: host memory: ")
+    assert line.startswith("rlhf: error: the memory plan does not fit this machine: host memory: ")
     assert "disk: " in line
-    assert "`rlhf plan` with the same options says what to change" in line
+    assert "run `rlhf plan` with the same options for advice" in line
     assert not (tmp_path / "outputs").exists()
 
 
@@ -80,9 +80,9 @@ def test_a_run_that_does_not_fit_warns_and_goes_on(run_rlhf, tmp_path):
     words = ["checkpoint.every_steps=1", "checkpoint.keep_last=100000000", "ppo.num_steps=100000000"]
     told = run_rlhf("check", "train-ppo", "conf=tiny", *words)
     assert told.returncode == 0, told.stderr
-    assert "warning: by plan this run does not fit: disk: " in told.stdout
+    assert "warning: the memory plan does not fit this machine: disk: " in told.stdout
     silent = run_rlhf("check", "train-ppo", "conf=tiny", *words, "plan.on_misfit=ignore")
-    assert "by plan" not in silent.stdout
+    assert "does not fit" not in silent.stdout
 
 
 def test_plan_and_reality_agree(tmp_path):
@@ -131,4 +131,4 @@ def test_the_slurm_script_of_the_docs_runs(tmp_path):
         words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "prompts a step: 8 = 2 ranks x 4, a response each" in done.stdout
+    assert "prompts per step: 8 = 2 ranks x 4, one response each" in done.stdout

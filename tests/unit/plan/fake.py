@@ -1,9 +1,9 @@
 """Memory maps made by hand, and the shape of a small model."""
 
-from rlhf_cli.plan.batch_counts import Batches
+from rlhf_cli.plan.batch_counts import BatchCounts
 from rlhf_cli.plan.fit import Fit
-from rlhf_cli.plan.machine import Machine, misfits
-from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Place
+from rlhf_cli.plan.machine import Machine
+from rlhf_cli.plan.memory_map import Item, MemoryMap, Moment, Topology
 
 GIB = 2**30
 LLAMA = {
@@ -21,12 +21,11 @@ def made_map(device_gib=2, host_gib=0.5, on_gpu=True, **more):
     """A map of one moment, the update, with weights of the policy on the device and states of it on the host."""
     device = (Item("policy", "weights", int(device_gib * GIB)),)
     host = (Item("policy", "optimizer states", int(host_gib * GIB)),)
-    place = Place(more.pop("num_ranks", 1), more.pop("node_ranks", 1), on_gpu)
+    topology = Topology(more.pop("num_ranks", 1), more.pop("ranks_per_node", 1), on_gpu)
     given = {"context": 0, "checkpoint": 0, "num_checkpoints": 1, "exports": 0}
-    return MemoryMap((Moment("update", "policy", device, host),), place, **(given | more))
+    return MemoryMap((Moment("update", "policy", device, host),), topology, **(given | more))
 
 
-def planned_with(machine=None, **given):
+def planned_with(machine=None, reserve=0.0, **given):
     """A fit of such a map."""
-    found, machine = made_map(**given), machine or Machine(None, None)
-    return Fit(found, machine, Batches((), {}), tuple(misfits(found, machine, 0.0)))
+    return Fit(made_map(**given), machine or Machine(None, None), BatchCounts((), {}), reserve)

@@ -8,9 +8,9 @@ from transformers import AutoConfig
 
 from rlhf_cli.config.sections import DType, OptimConfig
 from rlhf_cli.config.zero_settings import REDUCE_BUCKET, ZeroSettings, with_weights_on_host
-from rlhf_cli.engine import param_groups as groups
+from rlhf_cli.engine import param_groups
 from rlhf_cli.plan.architecture import Architecture
-from rlhf_cli.plan.engine_memory import Engine, Sharding
+from rlhf_cli.plan.engine_memory import EngineMemory, Sharding
 from rlhf_cli.plan.memory_map import total
 from tests.unit.plan.fake import LLAMA
 
@@ -21,9 +21,9 @@ BUCKET = {"reduce_bucket_size": 1000}
 
 
 def engine(ranks=1, dtype=torch.bfloat16, trained=True, state_dtype=DType.float32, ema=False, on_gpu=True, **zero):
-    architecture = Architecture.of(AutoConfig.for_model(**LLAMA), False, dtype, True, False)
+    architecture = Architecture(AutoConfig.for_model(**LLAMA), False, dtype, True, False)
     optim = OptimConfig(state_dtype=state_dtype) if trained else None
-    return Engine("policy", architecture, Sharding(ranks, ZeroSettings(**{**BUCKET, **zero}), on_gpu), optim, ema)
+    return EngineMemory("policy", architecture, Sharding(ranks, ZeroSettings(**{**BUCKET, **zero}), on_gpu), optim, ema)
 
 
 def held(items):
@@ -35,8 +35,8 @@ def test_weights_are_counted_once():
 
 
 def test_zero3_keeps_the_gradients_of_a_layer_until_it_is_through():
-    assert engine().of_a_layer() == []
-    assert held(engine(ranks=2).of_a_layer()) == {"gradients of a layer": 2 * (64 + 2048 + 1024 + 6144)}
+    assert engine().layer_gradients() == []
+    assert held(engine(ranks=2).layer_gradients()) == {"gradients of a layer": 2 * (64 + 2048 + 1024 + 6144)}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step)
     assert held(one.resident()) == {what: each * WEIGHTS for what, each in resident.items()}
     assert one.on_host() == []
     assert one.gathered(hold=True) == one.gathered(hold=False) == []
-    assert one.reduction() == one.largest() == []
+    assert one.reduction() == one.largest_gathered() == []
     assert held(one.start()) == {"weights": resident["weights"] * WEIGHTS}
     if given.get("trained", True):
         assert one.gradients(0) == []
@@ -74,9 +74,9 @@ def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step)
 
 def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
     """As many as fit, whose gradients go; or the largest one, whose gradient stands in both types."""
-    monkeypatch.setattr(groups, "GROUP_SIZE", 20_000)
+    monkeypatch.setattr(param_groups, "GROUP_SIZE", 20_000)
     assert total(engine().step(1)) == (4 - 2) * 20_000
-    monkeypatch.setattr(groups, "GROUP_SIZE", 1000)
+    monkeypatch.setattr(param_groups, "GROUP_SIZE", 1000)
     assert total(engine().step(1)) == 4 * 300 * 32
 
 
@@ -128,12 +128,12 @@ def test_two_ranks_share_them(given, resident, host, step):
     one = engine(2, **given)
     each = 4 if given.get("dtype") is torch.float32 else 2
     half = WEIGHTS // 2
-    bucket = {"reduce bucket": 1000 * each}
+    bucket = {"gradient bucket": 1000 * each}
     assert held(one.resident()) == {what: size * half for what, size in resident.items()} | bucket
     assert held(one.on_host()) == {what: size * half for what, size in host.items()}
     assert one.gradients(2) == []
     assert total(one.step(2)) == step * half
-    assert total(one.largest()) == 300 * 32 * each
+    assert total(one.largest_gathered()) == 300 * 32 * each
     assert total(one.reduction()) == 300 * 32 * each  # the largest parameter is more than the bucket
     sent = each * half if given.get("offload_param") else 0
     assert held(one.gathered(hold=True)) == {"gathered weights": WEIGHTS * each + sent}
@@ -141,8 +141,8 @@ def test_two_ranks_share_them(given, resident, host, step):
 
 def test_layers_that_are_fetched_are_bounded_by_deepspeed_s_limits():
     one = engine(2, stage3_max_live_parameters=1000, stage3_prefetch_bucket_size=500)
-    assert held(one.gathered(hold=False)) == {"live weights": 2 * 1500}
-    assert held(engine(2).gathered(hold=False)) == {"live weights": 2 * WEIGHTS}
+    assert held(one.gathered(hold=False)) == {"gathered layers": 2 * 1500}
+    assert held(engine(2).gathered(hold=False)) == {"gathered layers": 2 * WEIGHTS}
 
 
 def test_shards_are_padded_to_a_multiple_of_the_ranks():
@@ -156,12 +156,12 @@ def test_one_rank_that_offloads_is_deepspeed_s():
     assert one.sharding.uses_zero
     assert held(one.gathered(hold=True)) == {"gathered weights": 2 * WEIGHTS}
     assert engine(1, offload_optimizer=True).gathered(hold=True) == []
-    assert one.reduction() == one.largest() == []
+    assert one.reduction() == one.largest_gathered() == []
 
 
 def test_a_model_has_no_average_unless_asked_for():
     one = engine()
-    assert "moving average" not in held(Engine("policy", one.architecture, one.sharding, one.optim).resident())
+    assert "moving average" not in held(EngineMemory("policy", one.architecture, one.sharding, one.optim).resident())
 
 
 def test_a_step_goes_through_groups_of_weights():
@@ -177,10 +177,10 @@ def test_without_a_gpu_what_is_offloaded_is_on_the_device_already():
 def test_making_an_engine_takes_a_second_copy_of_the_masters_for_a_moment():
     """Two ranks: weights in 2 bytes, masters in 4, a copy of them in 4; in groups of at most sub_group_size."""
     half = WEIGHTS // 2
-    wanted = {"weights": 2 * half, "master weights": 4 * half, "copies while masters are made": 4 * half}
+    wanted = {"weights": 2 * half, "master weights": 4 * half, "master weights being copied": 4 * half}
     assert held(engine(2).start()) == wanted
     grouped = held(engine(2, sub_group_size=1000).start())
-    assert grouped["copies while masters are made"] == 4 * (1000 + 300 * 32 // 2)
+    assert grouped["master weights being copied"] == 4 * (1000 + 300 * 32 // 2)
     assert held(engine(2, offload_optimizer=True).start()) == {"weights": 2 * half}
     assert held(engine(2, torch.float32).start()) == {"weights": 4 * half, "master weights": 4 * half}
 
@@ -191,7 +191,7 @@ def test_states_agree_with_deepspeed_s_own_estimate(ranks):
 
     The rest of its figure is the largest layer in float32, which here is what is gathered.
     """
-    ours = total(item for item in engine(ranks).resident() if item.what != "reduce bucket")
+    ours = total(item for item in engine(ranks).resident() if item.what != "gradient bucket")
     _, theirs, largest = estimate_zero3_model_states_mem_needs(WEIGHTS, 300 * 32, ranks, 1, False, False, True)
     states = theirs - largest
     assert states == int(18 * WEIGHTS / ranks)

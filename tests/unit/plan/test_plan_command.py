@@ -10,7 +10,8 @@ import pytest
 from rlhf_cli.cli import main
 from rlhf_cli.config.compose import load
 from rlhf_cli.config.option_docs import experiments
-from rlhf_cli.plan.plan_command import _SIZES, _num_weights, _with_shape
+from rlhf_cli.plan.architecture import Architecture, parameter_sizes
+from rlhf_cli.plan.plan_command import _SHAPES, _with_shape
 from tests.conftest import REPOSITORY
 
 TINY = ["plan", "train-ppo", "conf=tiny", "data.max_prompt_tokens=40"]
@@ -32,7 +33,7 @@ def test_a_plan_that_fits(capsys):
     code, told = run(capsys, *TINY, "plan.gpu_memory=8GiB")
     assert code == 0
     lines = told.out.splitlines()
-    assert lines[0] == "prompts a step: 8 = 1 rank x 8, a response each"
+    assert lines[0] == "prompts per step: 8 = 1 rank x 8, one response each"
     for phase in ("load", "rollout", "score", "update", "save"):
         bar = next(line for line in lines if line.startswith(f"{phase:8}"))
         assert "|" in bar  # the limit
@@ -43,16 +44,15 @@ def test_a_plan_that_fits(capsys):
     assert any(line.startswith("activations of an update: ") for line in lines)
     assert any(line.startswith("host memory: ") for line in lines)
     assert any(line.startswith("disk: ") and "x" in line for line in lines)
-    assert any(line.startswith("not measured, taken as given: 1.5 GiB of CUDA context") for line in lines)
-    assert any(line.startswith("fits: 2.3 GiB of 8.0 GiB (a GPU), 72% to spare; fullest in load") for line in lines)
+    assert any(line.startswith("assumed, not measured: 1.5 GiB per rank for the CUDA context") for line in lines)
+    assert any(line.startswith("fits: 2.3 GiB of 8.0 GiB per GPU, 72% to spare; peak in load") for line in lines)
 
 
 def test_a_plan_that_does_not_fit(capsys):
     code, told = run(capsys, *TINY, "plan.gpu_memory=1600MiB", "ppo.micro_batch_size=4")
     assert code == 7
-    wanted = "does not fit: GPU: 2.3 GiB of 1.5 GiB (1.6 GiB less 4%) in load, matrix products measured; most of it: "
-    assert wanted in told.out
-    assert "no option was found that makes it fit" in told.out
+    assert "does not fit: GPU: needs 2.3 GiB, 1.5 GiB usable (1.6 GiB less 4%); peak in load (matrix" in told.out
+    assert "no option makes it fit" in told.out
 
 
 def test_bars_tell_models_apart_and_grow_with_them(capsys):
@@ -69,7 +69,7 @@ def test_json_has_everything_in_bytes(capsys):
     assert code == 0
     assert found["fits"] is True
     assert found["machine"] == {"gpu": 8 * GIB, "host": 64 * GIB, "disk": None}
-    assert found["batches"]["prompts_a_step"] == 8
+    assert found["batches"]["prompts_per_step"] == 8
     memory = found["memory"]
     assert (memory["ranks"], memory["device"]) == (2, "gpu")
     assert memory["peak"]["bytes"] == max(one["device_total"] for one in memory["moments"])
@@ -81,8 +81,10 @@ def test_json_has_everything_in_bytes(capsys):
 
 def test_without_a_gpu_host_memory_is_the_limit(capsys):
     _, told = run(capsys, *TINY)
-    assert told.out.startswith("no GPU here: planned for ranks in host memory; plan.gpu_memory=80GiB plans for GPUs\n")
-    assert "(host memory)" in told.out
+    assert told.out.startswith(
+        "no GPU here: planned for ranks in host memory; set plan.gpu_memory=80GiB to plan for GPUs\n"
+    )
+    assert "of host memory for 1 rank, " in told.out
     assert "CUDA" not in told.out
 
 
@@ -118,16 +120,21 @@ def test_the_largest_model_that_fits(capsys):
     verdicts = {line.split()[0]: "does not fit" not in line for line in lines[1:-1]}
     assert verdicts["0.5B"]
     assert not verdicts["7B"]
-    assert lines[-1] == f"largest that fits with these options: {[name for name, fits in verdicts.items() if fits][-1]}"
+    assert (
+        lines[-1]
+        == f"largest policy that fits with these options: {[name for name, fits in verdicts.items() if fits][-1]}"
+    )
 
 
 def test_shapes_have_the_size_of_their_names():
-    for name, shape in _SIZES.items():
-        assert _num_weights(shape) / 1e9 == pytest.approx(float(name[:-1]), rel=0.35)
+    config = load("train-ppo", ["conf=tiny"])
+    for name in _SHAPES:
+        architecture = Architecture.of(_with_shape(config, name).model, "model", scores=False)
+        assert sum(parameter_sizes(architecture)) / 1e9 == pytest.approx(float(name[:-1]), rel=0.35)
 
 
 def test_a_shape_replaces_all_models():
-    config = _with_shape(load("train-ppo", ["conf=tiny"]), _SIZES["7B"])
+    config = _with_shape(load("train-ppo", ["conf=tiny"]), "7B")
     assert config.model.from_config == config.reward_model.from_config
     assert config.model.from_config["hidden_size"] == 4096
 
@@ -135,11 +142,14 @@ def test_a_shape_replaces_all_models():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "plan wants a command: train-rm or train-ppo, got none"),
-        (["train"], "plan wants a command: train-rm or train-ppo, got train"),
-        (["train-ppo", "conf=tiny", "--sweep", "gpus"], "--sweep wants key=value,value,..."),
-        (["train-ppo", "conf=tiny", "--sweep", "gpus=1,,2"], "--sweep wants key=value,value,..."),
-        (["train-ppo", "conf=tiny", "--sweep", "gpus=1", "--max-model"], "were both given"),
+        ([], "rlhf plan needs a command (train-rm or train-ppo), got none"),
+        (["train"], "rlhf plan needs a command (train-rm or train-ppo), got train"),
+        (["train-ppo", "conf=tiny", "--sweep", "gpus"], "--sweep must be key=value,value,..."),
+        (["train-ppo", "conf=tiny", "--sweep", "gpus=1,,2"], "--sweep must be key=value,value,..."),
+        (
+            ["train-ppo", "conf=tiny", "--sweep", "gpus=1", "--max-model"],
+            "argument --max-model: not allowed with argument --sweep",
+        ),
         (["train-ppo", "conf=tiny", "--sweep", "ppo.kl=1,2"], "ppo.kl=1: unknown key ppo.kl"),
         (["train-ppo", "conf=tiny", "plan.gpus=3"], "ppo.batch_size must be a multiple of the number of ranks"),
         (["train-ppo", "conf=tiny", "plan.gpus=4", "plan.gpus_per_node=3"], "plan.gpus must be a multiple"),
@@ -153,7 +163,7 @@ def test_a_shape_replaces_all_models():
             "deepspeed.zero_optimization.offload_param must be a mapping: {device: cpu}, got cpu",
         ),
         (["train-ppo", "conf=tiny", "--jason"], "unknown option --jason"),
-        (["train-ppo", "conf=tiny", "model.from_config.hidden_size=0"], "cannot build llama for a plan"),
+        (["train-ppo", "conf=tiny", "model.from_config.hidden_size=0"], "cannot build a llama model for the plan"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, args, message):
@@ -184,7 +194,7 @@ def test_a_preset_fits_its_machine_with_room(command, name):
     """At least 8 % of each GPU, context included, are left at the peak; another test keeps docs/presets.md fresh."""
     page = (REPOSITORY / "docs/presets.md").read_text("utf-8")
     section = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
-    (spare,) = re.findall(r"^fits: .* of 79\.0 GiB \(a GPU\), (\d+)% to spare", section, flags=re.MULTILINE)
+    (spare,) = re.findall(r"^fits: .* of 79\.0 GiB per GPU, (\d+)% to spare", section, flags=re.MULTILINE)
     assert int(spare) >= 8
     ranks = load(command, [f"conf={name}"]).launch.num_gpus
     assert name.endswith(f"_{ranks}xa100")

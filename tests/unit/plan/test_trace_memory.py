@@ -30,7 +30,7 @@ TEXTS = Texts(rows=3, prompt=20, response=12)
 
 def architecture(scores=False, dtype=torch.float32, packing=True, checkpointing=False, eager=False, **changed):
     keys = {**LLAMA, **changed}
-    return Architecture.of(AutoConfig.for_model(**keys), scores, dtype, packing, checkpointing, eager)
+    return Architecture(AutoConfig.for_model(**keys), scores, dtype, packing, checkpointing, eager)
 
 
 def real_model(what: Architecture):
@@ -83,10 +83,10 @@ def test_a_traced_pass_holds_what_a_real_one_holds(scores, dtype, packing, check
     what = architecture(scores, dtype, packing, checkpointing)
     passes = trace.training(what, TEXTS)
     peak, kept = real_peaks(what, with_gradients=True)
-    planned = max(one.total for one in (passes.head, passes.layers, passes.embedding))
+    planned = max(one.total() for one in (passes.head, passes.layers, passes.embedding))
     assert planned == pytest.approx(peak, rel=0.1)
-    assert passes.kept.total == pytest.approx(kept, rel=0.06)
-    assert trace.scoring(what, TEXTS).total == pytest.approx(real_peaks(what, with_gradients=False)[0], rel=0.1)
+    assert passes.kept.total() == pytest.approx(kept, rel=0.06)
+    assert trace.scoring(what, TEXTS).total() == pytest.approx(real_peaks(what, with_gradients=False)[0], rel=0.1)
 
 
 ALL_WAYS = [(LLAMA, checkpointing, scores) for checkpointing in (False, True) for scores in (False, True)]
@@ -101,8 +101,8 @@ def test_few_layers_tell_what_all_layers_hold(keys, checkpointing, scores, monke
     monkeypatch.setattr(trace, "_DEPTHS", (5, 6))
     long = trace.training.__wrapped__(what, TEXTS), trace.scoring.__wrapped__(what, TEXTS)
     for name in ("head", "layers", "embedding", "kept"):
-        assert getattr(short[0], name).total == pytest.approx(getattr(long[0], name).total, rel=0.001)
-    assert short[1].total == pytest.approx(long[1].total, rel=0.001)
+        assert getattr(short[0], name).total() == pytest.approx(getattr(long[0], name).total(), rel=0.001)
+    assert short[1].total() == pytest.approx(long[1].total(), rel=0.001)
 
 
 @pytest.mark.parametrize("scores", [False, True])
@@ -115,40 +115,40 @@ def test_a_trace_is_the_same_the_second_time(scores):
 
 def test_decoding_holds_the_cache_and_a_step_s_logits():
     """Keys and values: 2 x 6 layers x 3 rows x 2 heads x 32 tokens x 8 numbers of 4 bytes."""
-    held = dict(trace.decoding(architecture(), TEXTS, 1.0).kinds)
+    held = trace.decoding(architecture(), TEXTS, 1.0)
     assert held[CACHE] == 2 * 6 * 3 * 2 * 32 * 8 * 4
     assert held[ACTIVATIONS] > 3 * 20 * 32 * 4  # of the prompts' pass, which is more here than a step's draw
 
 
 def test_a_step_of_decoding_holds_logits_probabilities_and_their_sums():
     """3 rows of 300: logits and probabilities in 4 bytes, cumulated ones in 8; where prompts are short, the most."""
-    held = dict(trace.decoding(architecture(), Texts(3, 1, 31), 1.0).kinds)
+    held = trace.decoding(architecture(), Texts(3, 1, 31), 1.0)
     assert held[LOGITS] >= 3 * 300 * (4 + 4 + 8)
 
 
 def test_logits_are_those_of_response_tokens_alone():
     """3 x 12 rows of 300 numbers of 4 bytes."""
-    assert dict(trace.training(architecture(), TEXTS).kept.kinds)[LOGITS] == 3 * 12 * 300 * 4
+    assert trace.training(architecture(), TEXTS).kept[LOGITS] == 3 * 12 * 300 * 4
 
 
 def test_recomputed_layers_keep_their_inputs_alone():
     """6 layers x 96 tokens x 32 numbers of 4 bytes, and what the ends of the model keep: four times as much at most."""
     inputs = 6 * 96 * 32 * 4
-    kept = dict(trace.training(architecture(checkpointing=True), TEXTS).kept.kinds)[ACTIVATIONS]
+    kept = trace.training(architecture(checkpointing=True), TEXTS).kept[ACTIVATIONS]
     assert inputs <= kept < 4 * inputs
-    assert dict(trace.training(architecture(), TEXTS).kept.kinds)[ACTIVATIONS] > 10 * inputs
+    assert trace.training(architecture(), TEXTS).kept[ACTIVATIONS] > 10 * inputs
 
 
 def test_attention_holds_nothing_of_length_squared():
-    short, long = (trace.scoring(architecture(), Texts(1, 1, length - 1)).total for length in (1024, 4096))
+    short, long = (trace.scoring(architecture(), Texts(1, 1, length - 1)).total() for length in (1024, 4096))
     assert long < 4.5 * short
-    eager = trace.scoring(architecture(packing=False, eager=True), Texts(1, 1, 1023)).total
+    eager = trace.scoring(architecture(packing=False, eager=True), Texts(1, 1, 1023)).total()
     assert eager > 1024**2 * 4 * 4  # 4 heads
 
 
 def test_what_stood_in_is_put_back_also_after_a_failure():
     own = torch.nn.functional.scaled_dot_product_attention, logprobs._chunks
-    with pytest.raises(LookupError), trace._shortened():
+    with pytest.raises(LookupError), trace._stand_ins():
         raise LookupError
     assert (torch.nn.functional.scaled_dot_product_attention, logprobs._chunks) == own
 
@@ -171,5 +171,5 @@ def test_a_model_that_cannot_be_traced_is_named(monkeypatch):
 
 
 def test_a_shape_that_transformers_cannot_build_is_named():
-    with pytest.raises(InputError, match="cannot build llama for a plan"):
+    with pytest.raises(InputError, match="cannot build a llama model for the plan"):
         trace.scoring(architecture(hidden_size=0, num_attention_heads=4), TEXTS)

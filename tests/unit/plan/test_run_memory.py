@@ -6,14 +6,16 @@ import pytest
 
 from rlhf_cli.config.compose import load
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.plan.build_map import memory_map, update_activations, with_shapes
-from rlhf_cli.plan.memory_map import LIBRARIES, Item, Place, total
+from rlhf_cli.plan.architecture import Architecture
+from rlhf_cli.plan.fit import memory_map
+from rlhf_cli.plan.memory_map import LIBRARIES, Item, Topology, total
 from rlhf_cli.plan.phases import Lengths
+from rlhf_cli.plan.plan_command import _update_activations, _with_known_shapes
 from rlhf_cli.plan.trace_memory import Texts, decoding, scoring, training
 from tests.unit.plan.fake import made_map
 
-GPU = Place(1, 1, on_gpu=True)
-TWO = Place(2, 2, on_gpu=True)
+GPU = Topology(1, 1, on_gpu=True)
+TWO = Topology(2, 2, on_gpu=True)
 LENGTHS = Lengths(10, 40, 60)
 TINY = ["conf=tiny", "model.dtype=bfloat16", "reward_model.dtype=bfloat16", "ppo.micro_batch_size=4"]
 RM = ["conf=tiny", "model.dtype=bfloat16"]
@@ -50,20 +52,16 @@ def test_everything_that_stays_is_in_every_moment_of_a_step():
 
 def test_a_rollout_holds_the_policy_whole_and_what_decoding_takes():
     found = planned(place=TWO)
-    held = sizes(moment(found, "rollout", "4 prompts answered").device, "policy")
+    held = sizes(moment(found, "rollout", "generating 4 responses").device, "policy")
     config = load("train-ppo", TINY)
     assert held["gathered weights"] == 2 * POLICY
     traced = decoding(architecture_of(config), Texts(4, 40, config.rollout.max_new_tokens), 1.0)
-    assert held["KV cache"] == dict(traced.kinds)["KV cache"]
-    assert "gathered weights" not in sizes(moment(found, "rollout", "4 prompts answered").device, "value_model")
+    assert held["KV cache"] == traced["KV cache"]
+    assert "gathered weights" not in sizes(moment(found, "rollout", "generating 4 responses").device, "value_model")
 
 
 def architecture_of(config, checkpointing=False):
-    from rlhf_cli.models.load_models import load_config, torch_dtype
-    from rlhf_cli.plan.trace_memory import Architecture
-
-    shape = load_config(config.model, "model")
-    return Architecture.of(shape, False, torch_dtype(config.model), config.model.packing, checkpointing)
+    return replace(Architecture.of(config.model, "model", scores=False), checkpointing=checkpointing)
 
 
 def test_models_score_one_after_the_other():
@@ -80,7 +78,7 @@ def test_an_update_that_goes_on_from_scoring_keeps_its_graph_meanwhile():
     found = planned(words, TWO)
     held = sizes(moment(found, "score", "reference").device, "policy")
     kept = training(architecture_of(load("train-ppo", TINY)), Texts(4, 40, 16)).kept
-    assert held["activations kept for the update"] == dict(kept.kinds)["activations"]
+    assert held["activations kept for the update"] == kept["activations"]
     assert held["gathered weights"] == 2 * POLICY
     for more in (
         ["ppo.reuse_forward=false"],
@@ -97,7 +95,7 @@ def test_a_token_budget_reuses_where_all_rows_may_have_room():
     words = ["ppo.minibatch_size=8", "ppo.batch_size=8"]
     for budget, reuses in ((8 * 26, True), (8 * 26 - 1, False)):
         names = [one.name for one in planned([*words, f"ppo.micro_batch_tokens={budget}"]).moments]
-        assert ("policy, with its graph" in names) is reuses
+        assert ("policy, graph kept" in names) is reuses
 
 
 def test_a_token_budget_is_planned_for_long_texts_and_for_short_ones():
@@ -107,7 +105,7 @@ def test_a_token_budget_is_planned_for_long_texts_and_for_short_ones():
     backward = [one for one in found.moments if one.name == "policy, backward"]
     held = [sum(sizes(one.device, "policy").get(kind, 0) for kind in ("activations", "logits")) for one in backward]
     passes = [training(architecture_of(load("train-ppo", TINY)), Texts(*texts)) for texts in ((4, 40, 16), (8, 10, 16))]
-    assert held == [max(one.head.total, one.layers.total) for one in passes]
+    assert held == [max(one.head.total(), one.layers.total()) for one in passes]
 
 
 def test_gradients_stand_beside_activations_from_the_second_micro_batch_on():
@@ -130,7 +128,7 @@ def test_checkpointing_changes_the_update_alone():
 
 def test_activations_of_an_update_are_told_both_ways():
     for words in ([], ["model.gradient_checkpointing=true"]):
-        without, recomputed = update_activations(load("train-ppo", [*TINY, *words]), GPU)
+        without, recomputed = _update_activations(load("train-ppo", [*TINY, *words]), GPU)
         assert recomputed < 0.6 * without  # of two layers
 
 
@@ -159,14 +157,14 @@ def test_three_models_are_loaded_before_the_first_is_moved():
     first = moment(found, "load", "reward_model loaded")
     assert total(first.host) == 2 * (POLICY + 2 * SCORER)
     assert total(moment(found, "load", "reference loaded").host) == 2 * POLICY
-    assert sizes(moment(found, "load", "policy moved").device, "policy") == {
-        "whole weights, moved before they are sharded": 2 * POLICY
+    assert sizes(moment(found, "load", "policy moved to the device").device, "policy") == {
+        "unsharded weights": 2 * POLICY
     }
 
 
 def test_one_rank_has_its_moments_when_it_is_loaded_and_zero3_makes_them_in_the_first_update():
     for place, expected in ((GPU, 8 * POLICY), (TWO, None)):
-        last = moment(planned(place=place), "load", "matrix products measured")
+        last = moment(planned(place=place), "load", "matrix products timed")
         assert sizes(last.device, "policy").get("optimizer states") == expected
         assert sizes(last.device, "policy")["master weights"] == 4 * POLICY // place.num_ranks
         assert "optimizer states" not in sizes(last.device, "reference")
@@ -174,7 +172,10 @@ def test_one_rank_has_its_moments_when_it_is_loaded_and_zero3_makes_them_in_the_
 
 def test_rank_0_alone_holds_what_is_exported():
     export = moment(planned(["ppo.ema_decay=0.9"], TWO), "save", "export")
-    assert [(item.model, item.bytes) for item in export.first] == [("policy", 4 * POLICY), ("value_model", 2 * SCORER)]
+    assert [(item.model, item.bytes) for item in export.host_of_rank_0] == [
+        ("policy", 4 * POLICY),
+        ("value_model", 2 * SCORER),
+    ]
 
 
 def test_the_disk_holds_checkpoints_and_exports():
@@ -191,7 +192,7 @@ def test_a_reward_model_reads_all_answers_of_its_rows():
         config = load("train-rm", [*RM, "train.eval_micro_batch_size=2"])
         found = memory_map(config, GPU, lengths)
         read = scoring(scorer_of(config), Texts(2 * answers, 60, 0))
-        assert sizes(moment(found, "score", "held-out rows").device, "model")["activations"] == read.total
+        assert sizes(moment(found, "score", "held-out rows").device, "model")["activations"] == read.total()
 
 
 def scorer_of(config):
@@ -214,16 +215,16 @@ def test_lengths_that_the_options_allow():
 def test_a_reward_model_that_is_not_there_yet_has_the_policy_s_shape(tmp_path):
     words = ["reward_model.from_config=null", "reward_model.tokenizer=null", "model.dtype=bfloat16"]
     config = load("train-ppo", ["conf=tiny", *words, f"reward_model.path={tmp_path}/not/there"])
-    changed, notes = with_shapes(config)
+    changed, notes = _with_known_shapes(config)
     assert changed.reward_model.from_config == config.model.from_config
     assert changed.reward_model.dtype is config.reward_model.dtype
-    assert notes == [f"reward_model.path={tmp_path}/not/there is not there yet: planned with the policy's shape"]
+    assert notes == [f"reward_model.path={tmp_path}/not/there does not exist yet: planned with the policy's shape"]
     near = replace(config, reward_model=replace(config.reward_model, path="outputs/rm"))
-    assert with_shapes(near)[0].reward_model.from_config == config.model.from_config
+    assert _with_known_shapes(near)[0].reward_model.from_config == config.model.from_config
     hub = replace(config, reward_model=replace(config.reward_model, path="owner/rm"))
-    assert with_shapes(hub) == (hub, [])
+    assert _with_known_shapes(hub) == (hub, [])
     there = replace(config, reward_model=replace(config.reward_model, path=str(tmp_path)))
-    assert with_shapes(there) == (there, [])
+    assert _with_known_shapes(there) == (there, [])
 
 
 def test_a_policy_that_is_not_there_is_an_error(tmp_path):
@@ -259,10 +260,10 @@ def test_a_rollout_s_budget_is_planned_for_short_prompts_too():
     """In 560 tokens 10 rows of 40 + 16, or 21 of 10 + 16."""
     words = ["ppo.batch_size=32", "ppo.minibatch_size=32", "rollout.micro_batch_tokens=560"]
     names = [one.name for one in planned(words).moments if one.phase == "rollout"]
-    assert names[0] in ("10 prompts answered", "21 prompts answered")
+    assert names[0] in ("generating 10 responses", "generating 21 responses")
     texts = {name: Texts(rows, prompt, 16) for name, rows, prompt in ((10, 10, 40), (21, 21, 10))}
-    fuller = max(texts, key=lambda name: decoding(architecture_of(load("train-ppo", TINY)), texts[name], 1.0).total)
-    assert names[0] == f"{fuller} prompts answered"
+    fuller = max(texts, key=lambda name: decoding(architecture_of(load("train-ppo", TINY)), texts[name], 1.0).total())
+    assert names[0] == f"generating {fuller} responses"
 
 
 def test_zero_3_keeps_the_gradients_of_a_layer_until_it_is_done():
@@ -274,7 +275,7 @@ def test_zero_3_keeps_the_gradients_of_a_layer_until_it_is_done():
 
 def test_a_file_of_a_checkpoint_stands_twice_in_host_memory_where_it_comes_from_a_gpu():
     """Of 12 bytes a weight, less than a file holds; from host memory it is copied once."""
-    for place, times in ((GPU, 2), (Place(1, 1, on_gpu=False), 1)):
+    for place, times in ((GPU, 2), (Topology(1, 1, on_gpu=False), 1)):
         (written,) = [item for item in moment(planned(place=place), "save", "checkpoint").host if not item.model]
         assert written.bytes == times * 12 * (POLICY + SCORER)
 
