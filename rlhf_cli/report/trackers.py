@@ -76,8 +76,7 @@ class Trackers:
         with redirect_stdout(io.StringIO()):  # Trackio has no option to be quiet
             for tracker in config.trackers:
                 self._threads.append(_TrackerThread(tracker, _Context(config.project, name, folder, plain, first_step)))
-                if not self._threads[-1].opened.wait(_OPEN_S):  # waits, so that libraries are imported one at a time
-                    self._threads[-1].failure = f"it did not open within {_OPEN_S:g} s"
+                self._threads[-1].wait_until_open()  # so that libraries are imported one at a time
         self._drop_failed()
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -95,9 +94,7 @@ class Trackers:
             for thread in self._threads:
                 thread.put(failed)
             for thread in self._threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
-                if thread.is_alive():
-                    thread.failure = thread.failure or "it did not receive the last records in time"
+                thread.wait_until_finished(deadline)
         self._drop_failed()
         self._threads = []
 
@@ -119,7 +116,7 @@ class _TrackerThread(threading.Thread):
         super().__init__(daemon=True, name=f"tracker {tracker.value}")
         self.tracker = tracker
         self.failure: str | None = None  # why the tracker is off
-        self.opened = threading.Event()
+        self._opened = threading.Event()
         self._queue: queue.Queue[tuple[int, Metrics] | bool] = queue.Queue(_MAX_QUEUED)
         self._context, self._file = context, context.folder / f"tracker_{tracker.value}.json"
         self._state = json.loads(self._file.read_text("utf-8")) if self._file.exists() else {"id": None, "last": {}}
@@ -132,6 +129,17 @@ class _TrackerThread(threading.Thread):
         except queue.Full:
             self.failure = self.failure or f"it is too slow, {_MAX_QUEUED} records are waiting"
 
+    def wait_until_open(self) -> None:
+        """Give the tracker up if it does not open its run in time."""
+        if not self._opened.wait(_OPEN_S):
+            self.failure = f"it did not open within {_OPEN_S:g} s"
+
+    def wait_until_finished(self, deadline: float) -> None:
+        """Give the tracker up if it does not finish its run in time."""
+        self.join(max(0.0, deadline - time.monotonic()))
+        if self.is_alive():
+            self.failure = self.failure or "it did not receive the last records in time"
+
     def run(self) -> None:
         """Open the tracker's run, and send what is queued until the run ends."""
         try:
@@ -140,7 +148,7 @@ class _TrackerThread(threading.Thread):
             if self.tracker is Tracker.tensorboard:  # it has dropped the later steps
                 last = {name: min(step, self._context.first_step) for name, step in last.items()}
             write_durably(self._file, json.dumps({"id": run.id, "last": last}) + "\n")
-            self.opened.set()
+            self._opened.set()
             while not isinstance(item := self._queue.get(), bool):
                 step, metrics = item
                 new = {name: value for name, value in metrics.items() if step > last.get(name, -1)}
@@ -151,7 +159,7 @@ class _TrackerThread(threading.Thread):
             run.finish(item)
         except Exception as error:  # anything that a library, a disk or a network may raise
             self.failure = self.failure or f"{type(error).__name__}: {one_line(error, 300)}"
-        self.opened.set()
+        self._opened.set()
 
 
 @dataclass(frozen=True)

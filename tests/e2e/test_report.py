@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from rlhf_cli.cli import main
 from rlhf_cli.report.html.html_page import write_report
 from tests.e2e.processes import TINY, Started
-from tests.unit.report.made import ppo_run
+from tests.unit.report.synthetic_runs import ppo_run
 from tests.unit.report.test_html_page import hostile_runs
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))

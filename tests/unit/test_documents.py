@@ -10,7 +10,7 @@ from rlhf_cli.cli import main
 from rlhf_cli.config.compose import load
 from rlhf_cli.config.schema import COMMANDS
 from tests.conftest import script
-from tests.unit.report.made import ppo_run
+from tests.unit.report.synthetic_runs import ppo_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

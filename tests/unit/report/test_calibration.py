@@ -1,4 +1,4 @@
-"""What held-out pairs say of a reward model, by hand."""
+"""Accuracy and calibration of a reward model, computed by hand."""
 
 import math
 
@@ -14,7 +14,7 @@ from rlhf_cli.report.calibration import (
     most_wrong,
     probability,
 )
-from tests.unit.report.made import pair
+from tests.unit.report.synthetic_runs import pair
 
 
 def odds(p):
@@ -28,8 +28,8 @@ def test_accuracy_counts_ties_half_and_the_baseline_counts_characters():
     assert longer_wins(pairs[1:2]).mean == 0.0
 
 
-def test_the_pairs_of_a_ranking_count_one_together():
-    """A pair that is wrong beside a ranking of three that is right: a half, and of two, not of four."""
+def test_the_pairs_of_a_ranking_together_count_as_one():
+    """One wrong pair and a ranking with three right pairs: the accuracy is 1/2 of two, not 3/4 of four."""
     pairs = [pair(0.0, 1.0, gap=-1), *[pair(1.0, 0.0, gap=1, weight=1 / 3)] * 3]
     assert accuracy(pairs).mean == pytest.approx(0.5)
     assert accuracy(pairs).low == pytest.approx(accuracy([pairs[0], pair(1.0, 0.0)]).low)
@@ -53,7 +53,7 @@ def test_calibration_by_hand():
     assert found.brier == pytest.approx(0.19)
 
 
-def test_calibration_reads_what_training_fits_and_not_the_normalised_scores():
+def test_calibration_uses_the_log_odds_and_not_the_normalized_scores():
     pairs = [pair(100.0, 0.0, log_odds=odds(0.6))] * 2
     assert calibration(pairs).bins[0].confidence == pytest.approx(0.6)
     assert probability(pairs[0]) == pytest.approx(0.6)
@@ -62,7 +62,7 @@ def test_calibration_reads_what_training_fits_and_not_the_normalised_scores():
 
 
 def test_accuracy_by_length_gap_has_every_pair_once():
-    """Wrong wherever the chosen answer is the shorter one."""
+    """The model is wrong if the chosen response is the shorter one."""
     pairs = [pair(float(gap > 0), 0.5, gap=gap) for gap in range(-10, 11)]
     groups = by_length_gap(pairs)
     assert sum(group.num_pairs for group in groups) == len(pairs)
@@ -72,7 +72,7 @@ def test_accuracy_by_length_gap_has_every_pair_once():
     assert by_length_gap([pair(1.0, 0.0, gap=4)] * 5) == []  # nothing to compare
 
 
-def test_accuracy_by_category_the_largest_first_and_rows_without_one_left_out():
+def test_accuracy_by_category_starts_with_the_largest_and_skips_rows_without_one():
     pairs = [pair(1.0, 0.0, category="b")] * 3 + [pair(0.0, 1.0, category="a")] + [pair(0.0, 1.0)] * 9
     assert [(one.name, one.num_pairs, one.accuracy.mean) for one in by_category(pairs)] == [
         ("b", 3, 1.0),

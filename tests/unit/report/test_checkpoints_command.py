@@ -1,4 +1,4 @@
-"""`rlhf checkpoints RUN_DIR [--verify]`: what a run can go on from, and exit code 5 where it cannot."""
+"""`rlhf checkpoints RUN_DIR [--verify]`: what a run can resume from, and exit code 5 if it cannot."""
 
 import shutil
 
@@ -44,7 +44,7 @@ def cells(out):
 
 
 def title(out):
-    """The folder over the table, which a narrow table breaks into lines."""
+    """The title of the table, which a narrow table breaks into lines."""
     return "".join(out.partition("\u250f")[0].split())
 
 
@@ -80,12 +80,12 @@ def test_the_size_is_that_of_all_files_in_mib(run, show):
     assert cells(show()[1])[0][:2] == ["step-2", "3.5"]
 
 
-def test_one_that_is_both_has_both_marks(run, show):
+def test_a_checkpoint_that_is_latest_and_best_shows_both(run, show):
     (run / "checkpoints" / "best").write_text("step-4\n")
     assert [cell[4] for cell in cells(show()[1])] == ["", "latest best"]
 
 
-def test_a_changed_byte_is_found_by_verify_alone(run, show):
+def test_only_verify_finds_a_changed_byte(run, show):
     weights = run / "checkpoints" / "step-2" / "policy" / "rank0-0.safetensors"
     flip(weights)
     assert show()[0] == 0
@@ -96,8 +96,8 @@ def test_a_changed_byte_is_found_by_verify_alone(run, show):
 
 
 @pytest.mark.parametrize(("step", "code"), [(4, 5), (2, 0)])
-def test_a_missing_file_is_a_fault_and_of_the_newest_the_end(run, show, step, code):
-    """The older one is not what run.resume=true takes; --verify answers for all of them."""
+def test_a_missing_file_is_a_fault_and_of_the_newest_checkpoint_an_error(run, show, step, code):
+    """run.resume=true does not use the older one; --verify checks all of them."""
     missing = run / "checkpoints" / f"step-{step}" / "trainer.json"
     missing.unlink()
     got, out = show()
@@ -107,7 +107,7 @@ def test_a_missing_file_is_a_fault_and_of_the_newest_the_end(run, show, step, co
     assert show("--verify")[0] == 5
 
 
-def test_a_lost_manifest_leaves_questions(run, show):
+def test_a_missing_manifest_leaves_fields_unknown(run, show):
     (run / "checkpoints" / "step-4" / "manifest.json").unlink()
     code, out = show()
     assert code == 5
@@ -115,7 +115,7 @@ def test_a_lost_manifest_leaves_questions(run, show):
 
 
 @pytest.mark.parametrize("words", [[], ["--verify"]])
-def test_without_latest_nothing_is_gone_on_from(run, show, words):
+def test_without_latest_a_run_cannot_resume(run, show, words):
     latest = run / "checkpoints" / "latest"
     latest.unlink()
     code, out = show(*words)
@@ -126,7 +126,7 @@ def test_without_latest_nothing_is_gone_on_from(run, show, words):
     assert [cell[4] for cell in cells(out)] == ["best", ""]
 
 
-def test_a_wrong_best_is_told_and_stops_nobody(run, show):
+def test_a_wrong_best_is_reported_and_is_no_error(run, show):
     best = run / "checkpoints" / "best"
     best.write_text("hello")
     code, out = show()
@@ -150,7 +150,7 @@ def test_what_a_killed_run_left_is_not_listed(run, show):
     assert [cell[0] for cell in cells(show("--verify")[1])] == ["step-2", "step-4"]
 
 
-def test_how_the_run_stands_is_the_last_line(run, show):
+def test_the_status_of_the_run_is_the_last_line(run, show):
     write_status(run, State.running, 5)
     assert show()[1].splitlines()[-1] == "status: running at step 5"
     write_status(run, State.stopped, 5, reason="stopped by SIGTERM\x1b[31m after step 5", exit_code=75)
@@ -158,7 +158,7 @@ def test_how_the_run_stands_is_the_last_line(run, show):
     assert (code, out.splitlines()[-1]) == (0, "status: stopped at step 5: stopped by SIGTERM\ufffd[31m after step 5")
 
 
-def test_a_name_in_brackets_is_shown_as_it_is(run, tmp_path, show):
+def test_a_name_in_brackets_is_not_markup(run, tmp_path, show):
     """To rich, `[red]` is a colour and `[/x]` an error."""
     for name in ("demo[red]", "a[b", "v[1]"):
         folder = shutil.copytree(run, tmp_path / name)
@@ -178,7 +178,7 @@ def test_a_name_in_brackets_is_shown_as_it_is(run, tmp_path, show):
         (["nowhere/at/all"], "nowhere/at/all: no such run folder"),
     ],
 )
-def test_wrong_words_are_an_input_error(capsys, words, message):
+def test_wrong_arguments_are_an_input_error(capsys, words, message):
     assert main(["checkpoints", *words]) == 2
     assert capsys.readouterr() == ("", f"rlhf: error: {message}\n")
 

@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""The comparison of runs."""
 
 import json
 
@@ -8,7 +8,7 @@ from rlhf_cli.cli import main
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.report.compare_runs import compare
 from rlhf_cli.report.html.comparison_page import comparison_sections
-from tests.unit.report.made import answer, pair, ppo_run, reward_run, write_lines
+from tests.unit.report.synthetic_runs import answer, pair, ppo_run, reward_run, write_lines
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def runs(tmp_path):
     return first, second
 
 
-def test_options_that_differ_and_no_others(runs):
+def test_only_options_that_differ_are_shown(runs):
     found = compare(runs)
     assert {row.name: row.values for row in found.options} == {
         "ppo.kl_coef": ("0.05", "0.1"),
@@ -31,8 +31,8 @@ def test_options_that_differ_and_no_others(runs):
     }
 
 
-def test_final_figures_are_means_of_the_last_steps(runs):
-    """Ten steps; a figure that one run lacks is open there."""
+def test_final_metrics_are_means_of_the_last_steps(runs):
+    """Of ten steps. A metric that a run does not have is None."""
     found = {row.name: row.values for row in compare(runs).metrics}
     assert found["steps"] == (12, 20)
     kl = sum(30 * (step / 12) ** 2 for step in range(3, 13)) / 10
@@ -47,7 +47,7 @@ def test_differences_are_paired_on_shared_prompts(runs):
     assert (greedy.mean, greedy.low, greedy.high) == (1.0, 1.0, 1.0)
 
 
-def test_a_prompt_that_comes_twice_is_paired_by_its_place(tmp_path):
+def test_a_prompt_that_occurs_twice_is_paired_by_its_occurrence(tmp_path):
     first, second = ppo_run(tmp_path / "a", 3), ppo_run(tmp_path / "b", 3)
     for folder, scores in ((first, (0.0, 10.0)), (second, (1.0, 12.0))):
         write_lines(folder / "samples.jsonl", [answer("after", "greedy", 0, score=score) for score in scores])
@@ -66,7 +66,7 @@ def test_reward_models_are_compared_on_shared_pairs(tmp_path):
     assert (found.what, found.num_shared, found.mean) == ("pairs, accuracy", 3, 0.5)
 
 
-def test_scores_of_other_reward_models_come_with_a_word(runs):
+def test_scores_of_different_reward_models_come_with_a_note(runs):
     assert compare(runs).notes == ()
     config = json.loads((runs[1] / "config.yaml").read_text()) | {"reward_model": {"path": "other"}}
     (runs[1] / "config.yaml").write_text(json.dumps(config))
@@ -75,7 +75,7 @@ def test_scores_of_other_reward_models_come_with_a_word(runs):
     )
 
 
-def test_names_tell_runs_apart(tmp_path):
+def test_runs_have_different_names(tmp_path):
     one, two = ppo_run(tmp_path / "x" / "tiny", 3), ppo_run(tmp_path / "y" / "tiny", 3)
     assert compare([one, two]).names == ("x/tiny", "y/tiny")
     assert compare([one, one]).names[0] != compare([one, one]).names[1]

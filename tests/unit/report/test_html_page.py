@@ -1,4 +1,4 @@
-"""The report as a file: what is in it, and what text from data can do to it."""
+"""The report file: its content, and that text from data does no harm."""
 
 import base64
 import gzip
@@ -15,7 +15,7 @@ from rlhf_cli.report.html.ppo_page import ppo_sections
 from rlhf_cli.report.html.reward_page import reward_sections
 from rlhf_cli.report.html.setup_sections import format_duration
 from rlhf_cli.report.run_records import read_run
-from tests.unit.report.made import answer, begun, pair, ppo_run, reward_run, write_lines
+from tests.unit.report.synthetic_runs import answer, begun, pair, ppo_run, reward_run, write_lines
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m{{ 7*7 }} &amp; \u202e '\""
 
@@ -80,14 +80,14 @@ def test_sections_without_data_are_left_out(tmp_path):
     ]
 
 
-def test_a_metric_that_no_chart_is_for_is_drawn_all_the_same(tmp_path):
+def test_a_metric_without_a_chart_is_drawn_too(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     write_lines(folder / "metrics.jsonl", [{"step": 1, "time/step": 1.0, "reward/brief": 0.5}])
     assert titles(ppo_sections(read_run(folder)))["Other metrics"] == ["reward/brief"]
 
 
 def test_overoptimization_is_marked(tmp_path):
-    """The made run's objective is highest before half way; its gold score at 2 - 3.2 t = 0, near step 60 of 100."""
+    """The objective of this run is highest before half way, its gold score at 2 - 3.2 t = 0: near step 60 of 100."""
     sections = {one.title: one for one in ppo_sections(read_run(ppo_run(tmp_path / "a", 100, every=10)))}
     _, plot, findings = sections["Over-optimisation"].blocks
     labels = [trace["name"] for trace in plot.traces[-2:]]
@@ -155,7 +155,7 @@ def test_text_from_data_stays_text(tmp_path):
         assert "\x1b" not in unpacked(html, "data")
 
 
-def test_figures_that_are_no_numbers_are_left_open(tmp_path):
+def test_values_that_are_not_numbers_are_gaps(tmp_path):
     folder = ppo_run(tmp_path / "a", 12)
     bad = {"step": 13, "time/step": None, "score": None, "kl": True, "reward": "high", "entropy": None}
     with (folder / "metrics.jsonl").open("a") as file:
@@ -165,7 +165,7 @@ def test_figures_that_are_no_numbers_are_left_open(tmp_path):
     assert score["data"][0]["y"][-1] is None
 
 
-def test_the_end_of_a_run_never_fails_for_its_report(tmp_path):
+def test_a_run_never_fails_because_of_its_report(tmp_path):
     folder = ppo_run(tmp_path / "a", 3)
     assert leave_report(folder) == f"report: {folder / 'report.html'}"
     write_lines(folder / "samples.jsonl", [{**answer("before", "greedy", 0), "prompt": None}])
@@ -175,8 +175,8 @@ def test_the_end_of_a_run_never_fails_for_its_report(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), 1e308, -1e308])
-def test_a_damaged_figure_does_not_cost_the_report(tmp_path, bad):
-    """In any column of any file; what JSON lacks stands as null in a run's files."""
+def test_a_damaged_value_does_not_break_the_report(tmp_path, bad):
+    """In any column of any file. NaN is null in the files of a run."""
     ppo, rm = ppo_run(tmp_path / "ppo", 12, every=4), reward_run(tmp_path / "rm")
     value = None if bad != bad else bad  # NaN
     for name in ("score", "kl", "gold_score"):
@@ -198,7 +198,7 @@ def test_a_damaged_figure_does_not_cost_the_report(tmp_path, bad):
         assert "pairs.jsonl: 1 lines could not be read" in html
 
 
-def test_a_section_that_cannot_be_shown_costs_no_other(tmp_path):
+def test_a_broken_section_does_not_affect_the_others(tmp_path):
     folder = ppo_run(tmp_path / "a", 12)
     write_lines(folder / "rollouts.jsonl", [{"step": n, "scores": 5, "kl": [], "lengths": []} for n in (1, 2)])
     html = write_report(folder).read_text()
@@ -206,15 +206,15 @@ def test_a_section_that_cannot_be_shown_costs_no_other(tmp_path):
     assert "Responses before training and now" in html
 
 
-def test_no_stretch_of_a_histogram_has_0_within_it():
-    """Margins right of 0 are right: none of them stands in one bar with wrong ones."""
+def test_no_bin_of_a_histogram_contains_0():
+    """Margins above 0 are correct and must not share a bar with wrong ones."""
     plot = histogram("t", {"a": [-0.3, 0.2, *[0.9] * 9]}, "x", "share")
     x, y = plot.traces[0]["x"], plot.traces[0]["y"]
     assert min(abs(middle) for middle in x) == pytest.approx((x[1] - x[0]) / 2)
     assert sum(y) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_the_last_evaluation_of_a_reward_model_is_drawn_on_the_scale_of_the_others(tmp_path):
+def test_all_evaluations_of_a_reward_model_are_drawn_on_one_scale(tmp_path):
     folder = reward_run(tmp_path / "a")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 12, "calibration/std": 1.0, "eval/margin": 9.0, "eval/loss": 9.0}) + "\n")
@@ -233,7 +233,7 @@ def test_a_long_series_is_drawn_as_means():
     assert set(thinned(list(range(3 * MAX_POINTS)), [None] * 3 * MAX_POINTS)[1]) == {None}
 
 
-def test_a_line_of_a_metric_with_its_interval():
+def test_the_trace_of_a_metric_with_its_interval():
     records = [{"step": 1, "a": 0.5, "a_low": 0.25, "a_high": 0.75}, {"step": 2}, {"step": 3, "a": float("nan")}]
     trace = metric_trace(records, "a")
     assert (trace["x"], trace["y"]) == ([1, 3], [0.5, None])
@@ -248,7 +248,7 @@ def test_a_plot_in_words():
 
 
 def test_shares_of_a_histogram_by_hand():
-    """Twelve stretches of 1 over [0, 12]; the upper edge belongs to the last one. Whole numbers stand in the middle."""
+    """Twelve bins of width 1 over [0, 12]; the upper edge belongs to the last. Integers are in the middle of bins."""
     plot = histogram("t", {"a": [0.0, 0.5, 11.5, 12.0]}, "x", "share")
     assert plot.traces[0]["y"] == [0.5, *[0.0] * 10, 0.5]
     assert plot.traces[0]["x"][0] == 0.5
@@ -258,7 +258,7 @@ def test_shares_of_a_histogram_by_hand():
     assert sum(histogram("t", {"a": [7.0] * 5}, "x", "share").traces[0]["y"]) == 1.0
 
 
-def test_figures_for_people():
+def test_formats_of_numbers():
     assert [short(value) for value in (None, 3, 0.123456, True, "a\x1bb", float("inf"))] == [
         "-",
         "3",
@@ -296,7 +296,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["locked"], "a file: cannot be read: Input/output error"),
     ],
 )
-def test_wrong_words_are_one_line(tmp_path, capsys, monkeypatch, words, said):
+def test_wrong_arguments_are_a_one_line_error(tmp_path, capsys, monkeypatch, words, said):
     ppo_run(tmp_path / "a", 3)
     (ppo_run(tmp_path / "locked", 3) / "metrics.jsonl").unlink()
     (tmp_path / "locked/metrics.jsonl").symlink_to("/proc/self/mem")  # root may read all but this

@@ -47,7 +47,7 @@ def record(step, **more):
 
 
 def full(console, text="a text " * 300):
-    """Return a view with something to show in every place."""
+    """Return a view that has everything to show."""
     view = LiveView(console, text, 200, 0, ROWS)
     for step in range(1, 41):
         view.show_step(step, record(step, **{name: math.sin(step) for name in ROWS}))
@@ -81,15 +81,15 @@ def test_sparkline(values, width, expected):
     assert sparkline(values, width) == expected
 
 
-def test_change_is_against_the_mean_of_the_ten_steps_before():
-    """Of 100, 1..10, 20 the mean of the ten before 20 is 5.5."""
+def test_change_is_relative_to_the_mean_of_the_ten_steps_before():
+    """In 100, 1..10, 20, the mean of the ten values before 20 is 5.5."""
     history = History()
     for value in (100, *range(1, 11), 20):
         history.add(float(value))
     assert history.change == 14.5
 
 
-def test_change_passes_over_what_is_not_finite():
+def test_change_skips_values_that_are_not_finite():
     history = History()
     history.add(1.0)
     assert history.change is None
@@ -185,7 +185,7 @@ def test_low_views_drop_the_sample_then_the_evaluation_then_rows_from_the_bottom
     assert has(3) == "4"
 
 
-def test_what_a_run_does_not_log_has_no_row_and_what_a_step_lacks_no_value():
+def test_metrics_that_were_never_logged_have_no_row():
     console = screen(60, 30)
     view = LiveView(console, "a", 3, 0, ROWS)
     view.show_step(1, {"score": 1, "kl": None, "reward": math.nan, "entropy": 20_000.0})
@@ -194,7 +194,7 @@ def test_what_a_run_does_not_log_has_no_row_and_what_a_step_lacks_no_value():
     assert rows == {"score": ["-", "▄"], "reward": ["-inf"], "entropy": ["30,500", "↑", "+10,500", "▁█"]}
 
 
-def test_a_warning_is_shown_with_its_step_and_the_number_of_them():
+def test_the_newest_warning_is_shown_with_its_step_and_a_count():
     console = screen()
     view = LiveView(console, "a", 9, 4, ROWS)
     view.show_warning("early")
@@ -206,7 +206,7 @@ def test_a_warning_is_shown_with_its_step_and_the_number_of_them():
     assert expected in shown(view, console)
 
 
-def test_markup_is_shown_as_it_is():
+def test_markup_is_shown_as_text():
     console = screen(100, 40)
     text = "[red]a[/red] [link=x] [/bold]"  # the last would be an error
     view = LiveView(console, text, 9, 0, ROWS)
@@ -241,7 +241,7 @@ def test_time_left_is_from_the_median_so_one_slow_step_does_not_count():
     assert "  0:30 left  1:23:40 elapsed" in shown(view, console)[2]
 
 
-def test_a_fault_of_the_view_is_shown_and_not_raised(monkeypatch):
+def test_an_error_of_the_view_is_shown_and_not_raised(monkeypatch):
     console = screen(60, 20)
     view = full(console)
     monkeypatch.setattr("rlhf_cli.report.live_view._format_duration", lambda seconds: 1 / 0)
@@ -255,7 +255,7 @@ class Ascii(StringIO):
         return super().write(text.encode("ascii").decode())
 
 
-def test_a_terminal_that_knows_ascii_only_gets_nothing_else():
+def test_an_ascii_terminal_gets_only_ascii():
     console = screen(80, 40, file=Ascii())
     console.print(full(console, "很 e\u0301"))
     text = console.file.getvalue()
@@ -270,7 +270,7 @@ def interrupted(view, error):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_the_last_view_stays_and_the_terminal_is_as_before(error):
+def test_the_last_view_stays_and_the_terminal_is_restored(error):
     streams = sys.stdout, sys.stderr
     console = screen(80, 20)
     view = LiveView(console, "a run", 9, 3, ROWS)
@@ -297,7 +297,7 @@ def test_a_run_to_the_end_is_done():
 
 
 class Leaving(StringIO):
-    """A terminal that goes away when a view of step 1 is written."""
+    """A terminal that is closed when the view of step 1 is written."""
 
     def write(self, text):
         if "1/9" in text:
@@ -305,7 +305,7 @@ class Leaving(StringIO):
         return super().write(text)
 
 
-def test_a_terminal_that_has_gone_away_stops_nothing():
+def test_a_closed_terminal_does_not_stop_the_run():
     streams = sys.stdout, sys.stderr
     console = screen(file=Leaving())
     with LiveView(console, "a", 9, 0, ROWS) as view:

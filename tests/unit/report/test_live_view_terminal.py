@@ -46,7 +46,7 @@ SIZES = {"line 5": (60, 20), "line 10": (100, 30), "line 14": (45, 24), "line 17
 
 
 class Terminal(pyte.Screen):
-    """A terminal that is resized as real ones are: text is wrapped anew, or cut; the cursor keeps its place in it."""
+    """A terminal that is resized as real ones are: it wraps the text again or cuts it; the cursor stays in place."""
 
     def __init__(self, reflows):
         self.gone = []  # what has scrolled away
@@ -96,7 +96,7 @@ def wrapped(rows, columns):
 
 
 def started(code):
-    """Start a program on a pseudoterminal; return its process and our side."""
+    """Start a program on a pseudoterminal. Return its process and our end of the terminal."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -113,7 +113,7 @@ def started(code):
 
 
 def run_on(child_screen):
-    """Run the child on a pseudoterminal, which is resized when lines of it have been seen."""
+    """Run the child on a pseudoterminal, which is resized after certain lines."""
     child, main = started(CHILD)
     stream, sizes, seen = pyte.ByteStream(child_screen), dict(SIZES), ""
     with contextlib.suppress(OSError):  # EIO: the child has ended
@@ -130,7 +130,7 @@ def run_on(child_screen):
 
 
 @pytest.mark.parametrize("reflows", [False, True], ids=["cuts", "reflows"])
-def test_lines_go_above_the_one_view_on_a_terminal_that_is_resized(reflows):
+def test_lines_go_above_a_single_view_on_a_resized_terminal(reflows):
     child_screen = Terminal(reflows)
     run_on(child_screen)
     assert not child_screen.cursor.hidden
@@ -148,7 +148,7 @@ def test_lines_go_above_the_one_view_on_a_terminal_that_is_resized(reflows):
     assert below.count("after") == 1
 
 
-def test_rows_that_a_narrow_window_had_wrapped_are_not_joined_after_the_end():
+def test_rows_wrapped_by_a_narrow_window_are_not_joined_at_the_end():
     file, terminal = StringIO(), Terminal(reflows=True)
     stream = pyte.Stream(terminal)
     console = Console(file=file, width=100, height=24, force_terminal=True)
@@ -184,7 +184,7 @@ with LiveView(Console(soft_wrap=True), "a run", 24, 0, ("score",), lambda: stop.
 """
 
 
-def test_a_signal_is_seen_to_be_heard_and_a_second_one_leaves_the_terminal_in_order():
+def test_a_signal_is_confirmed_and_a_second_one_restores_the_terminal():
     child, main = started(IMPATIENT)
     screen = Terminal(reflows=False)
     stream = pyte.ByteStream(screen)

@@ -27,7 +27,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_folder_says_what_was_run(run_dir):
+def test_the_folder_records_what_was_run(run_dir):
     record = json.loads((run_dir.folder / "run.json").read_text())
     assert record["command"] == "rlhf train-ppo conf=tiny 'x=a b'"
     assert record["world_size"] == 2
@@ -35,7 +35,7 @@ def test_the_folder_says_what_was_run(run_dir):
     assert (run_dir.folder / "config.yaml").read_text() == "run: {}\n"
 
 
-def test_an_existing_folder_is_never_taken(run_dir):
+def test_an_existing_folder_is_refused(run_dir):
     with pytest.raises(InputError, match="never overwritten"):
         RunDir(RunConfig(name="a", output_dir=str(run_dir.folder.parent)), "train-ppo", [], "", 1)
 
@@ -53,8 +53,8 @@ def test_a_step_is_one_line_with_metrics_times_and_speed(run_dir, capsys):
     assert capsys.readouterr().out.startswith("step 1/10  score 0.5")
 
 
-def test_what_phases_did_becomes_speed_and_share_of_the_peak(run_dir):
-    """10 s of rollout and 30 s of update, against 100 FLOP/s; without a peak there is no share."""
+def test_the_work_of_phases_becomes_speed_and_share_of_the_peak(run_dir):
+    """10 s of rollout and 30 s of update, relative to 100 FLOP/s. Without a peak there is no share."""
     report, work = opened(run_dir, 2, ()), {"rollout": Work(500, 70), "update": Work(300, 90)}
     for step in (1, 2):
         report._seconds = {"rollout": 10.0, "update": 30.0}
@@ -74,7 +74,7 @@ def test_other_ranks_are_silent(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_resumed_run_forgets_the_steps_it_makes_again(run_dir):
+def test_a_resumed_run_removes_the_steps_it_repeats(run_dir):
     for step in (1, 2, 3):
         run_dir.append("metrics.jsonl", {"step": step})
     for stage in ("before", "after"):
@@ -84,25 +84,25 @@ def test_a_resumed_run_forgets_the_steps_it_makes_again(run_dir):
     assert [record["step"] for record in lines(run_dir.folder / "metrics.jsonl")] == [1, 2]
 
 
-def test_text_from_data_cannot_steer_the_terminal(run_dir, capsys):
+def test_text_from_data_cannot_control_the_terminal(run_dir, capsys):
     opened(run_dir, 1, ()).say("[red]x[/red]")
     assert capsys.readouterr().out == "[red]x[/red]\n"
     assert printable("a\x1b[1m\n\tb") == "a\ufffd[1m\n\tb"
     assert printable("x\u202ey\u2066\u2028\r") == "x\ufffdy\ufffd\ufffd\ufffd"
 
 
-def test_spaces_and_joiners_of_other_scripts_are_left_alone():
+def test_spaces_and_joiners_of_other_scripts_are_kept():
     text = "\u6771\u4eac\u3000\u5927\u962a a\u00a0b \u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f4bb"
     assert printable(text) == text
     assert printable("a\r\nb") == "a\nb"
 
 
-def test_numbers_that_json_lacks_become_null(run_dir):
+def test_nan_and_infinity_become_null(run_dir):
     run_dir.append("metrics.jsonl", {"step": 1, "grad_norm": float("inf"), "loss": float("nan")})
     assert lines(run_dir.folder / "metrics.jsonl") == [{"step": 1, "grad_norm": None, "loss": None}]
 
 
-def test_log_goes_to_the_log_file_too(run_dir, caplog):
+def test_printed_lines_are_logged_too(run_dir, caplog):
     with caplog.at_level(logging.INFO, logger="rlhf"):
         report = Reporter(speaks=True)
         report.say("an early line")
@@ -115,8 +115,8 @@ def events(run_dir):
     return [(one["step"], one["kind"], one["text"]) for one in lines(run_dir.folder / "events.jsonl")]
 
 
-def test_what_is_warned_of_before_a_run_goes_on_stands_at_the_step_it_goes_on_from(run_dir):
-    """A resumed run first forgets what it will write again."""
+def test_early_warnings_of_a_resumed_run_are_recorded_at_its_first_step(run_dir):
+    """A resumed run first removes what it will write again."""
     report = Reporter(speaks=True)
     report.warn("not enough room")
     report.open(run_dir, 10, ())
@@ -137,7 +137,7 @@ def test_what_is_warned_of_before_a_run_goes_on_stands_at_the_step_it_goes_on_fr
     ]
 
 
-def test_checks_and_the_plan_are_written_down(run_dir):
+def test_checks_and_the_plan_are_written(run_dir):
     report = Reporter(speaks=True)
     report.planned(["prompts a step: 8"], ["by plan it does not fit"])
     report.checks([Check("masks", 0.5, 1.0, "look"), Check("same", 2.0, 1.0, "look again")], 1.0)
@@ -147,7 +147,7 @@ def test_checks_and_the_plan_are_written_down(run_dir):
     assert [(one["name"], one["status"]) for one in checks["checks"]] == [("masks", "ok"), ("same", "FAIL")]
 
 
-def test_an_evaluation_has_its_own_seconds_once(run_dir):
+def test_the_seconds_of_an_evaluation_are_logged_once(run_dir):
     report = opened(run_dir, 4, ())
     with report.evaluating():
         pass

@@ -1,4 +1,4 @@
-"""A run's folder has one writer, whole lines, and no secrets."""
+"""A run folder has one writer, complete lines, and no secrets."""
 
 import errno
 import fcntl
@@ -67,7 +67,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, holder
     assert not (tmp_path / "a" / "resumes.jsonl").exists()
 
 
-def test_a_process_that_was_killed_holds_nothing(tmp_path, holder):
+def test_a_killed_process_holds_no_lock(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     require_unlocked(tmp_path / "a")
@@ -75,8 +75,8 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path, holder):
     assert (tmp_path / "a" / LOCK).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
 
 
-def test_who_is_refused_within_the_owners_first_instant_is_told_too(tmp_path):
-    """It has the lock, and has not yet written its name."""
+def test_the_lock_is_respected_before_its_owner_has_written_its_name(tmp_path):
+    """The owner has the lock, but has not written its name yet."""
     held = os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(InputError, match="is being written by another process; wait until"):
@@ -85,13 +85,13 @@ def test_who_is_refused_within_the_owners_first_instant_is_told_too(tmp_path):
     os.close(lock(tmp_path))
 
 
-def test_a_longer_name_before_leaves_nothing_behind(tmp_path):
+def test_a_longer_name_of_an_earlier_owner_is_overwritten(tmp_path):
     (tmp_path / LOCK).write_text("process 123456789 on a-very-long-name-of-a-machine.example.org\n")
     os.close(lock(tmp_path))
     assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
 
 
-def test_a_folder_that_nobody_writes_is_free(tmp_path):
+def test_a_folder_without_a_writer_is_unlocked(tmp_path):
     require_unlocked(tmp_path)
     assert not (tmp_path / LOCK).exists()
     for _ in range(3):
@@ -99,7 +99,7 @@ def test_a_folder_that_nobody_writes_is_free(tmp_path):
         require_unlocked(tmp_path)
 
 
-def test_a_file_system_without_locks_is_not_called_another_process(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_not_reported_as_another_process(tmp_path, monkeypatch):
     """Lustre mounted without flock, NFS without its lock server."""
 
     def refuse(*_):
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_is_not_called_another_process(tmp_path, mon
             pytest.fail(str(error))
 
 
-def test_resuming_opens_the_folder_and_says_so_in_a_file_of_its_own(tmp_path):
+def test_resuming_opens_the_folder_and_records_it_in_a_separate_file(tmp_path):
     first = opened(tmp_path, args=["conf=tiny"], config="a: 1\n")
     os.close(first._lock)
     again = opened(tmp_path, resume=True, args=["conf=tiny", "run.resume=true"], config="a: 2\n")
@@ -125,7 +125,7 @@ def test_resuming_opens_the_folder_and_says_so_in_a_file_of_its_own(tmp_path):
     assert commands == ["rlhf train-ppo conf=tiny run.resume=true", "rlhf train-ppo"]
 
 
-def test_the_folder_is_that_of_the_name(tmp_path):
+def test_the_folder_has_the_name_of_the_run(tmp_path):
     run = RunConfig(name="a", output_dir=str(tmp_path))
     assert run_folder(run) == tmp_path / "a"
     assert not is_finished(run_folder(run))
@@ -161,8 +161,8 @@ TORN = [
 
 
 @pytest.mark.parametrize("torn", TORN)
-def test_an_unfinished_last_line_is_no_record(run_dir, torn):
-    """Also one that is whole but for its end of line: what is appended would stand on the same line."""
+def test_an_incomplete_last_line_is_not_a_record(run_dir, torn):
+    """Also if only its line end is missing: appended text would be on the same line."""
     for step in (1, 2):
         run_dir.append("metrics.jsonl", {"step": step})
     file = run_dir.folder / "metrics.jsonl"
@@ -174,7 +174,7 @@ def test_an_unfinished_last_line_is_no_record(run_dir, torn):
 
 
 @pytest.mark.parametrize("torn", ['{"stage": "before", "te', "\x00" * 20])
-def test_an_unfinished_answer_is_no_record(run_dir, torn):
+def test_an_incomplete_sample_is_not_a_record(run_dir, torn):
     run_dir.append("samples.jsonl", {"stage": "before", "text": "a"})
     with (run_dir.folder / "samples.jsonl").open("a") as file:
         file.write(torn)
@@ -192,8 +192,8 @@ def test_text_with_every_kind_of_line_end_is_one_line(run_dir):
     assert [record["text"] for record in run_dir.lines("samples.jsonl")] == texts
 
 
-def test_what_is_made_again_is_forgotten(run_dir):
-    """What was logged after the checkpoint, whatever its step, and answers after training."""
+def test_records_that_are_written_again_are_removed(run_dir):
+    """Records logged after the checkpoint, whatever their step, and responses after training."""
     for step in (1, 2, 2, 3, 3):
         run_dir.append("metrics.jsonl", {"step": step})
     for stage in ("before", "after", "before"):
@@ -209,8 +209,8 @@ def test_what_is_made_again_is_forgotten(run_dir):
     assert list(run_dir.lines("metrics.jsonl")) == []
 
 
-def test_what_later_steps_left_beside_the_metrics_is_forgotten(run_dir):
-    """Evaluations, rollouts and events up to the step stay; so do answers of runs that did not count steps yet."""
+def test_other_records_of_later_steps_are_removed(run_dir):
+    """Samples, rollouts and events up to the step stay, and so do samples without a step, from old versions."""
     for step in (1, 2, 3):
         run_dir.append("rollouts.jsonl", {"step": step})
         run_dir.append("events.jsonl", {"step": step, "kind": "guard"})
@@ -222,7 +222,7 @@ def test_what_later_steps_left_beside_the_metrics_is_forgotten(run_dir):
     assert [record.get("step") for record in run_dir.lines("samples.jsonl")] == [1, 2, None]
 
 
-def test_forgetting_where_nothing_is_makes_no_file(run_dir):
+def test_removing_records_creates_no_file(run_dir):
     run_dir.forget_after(9, 3)
     assert list(run_dir.lines("metrics.jsonl")) == []
     assert not list(run_dir.folder.glob("*.jsonl"))
@@ -236,8 +236,8 @@ def test_numbers_keep_every_digit_when_lines_are_rewritten(run_dir):
     assert (run_dir.folder / "metrics.jsonl").read_bytes() == content
 
 
-def test_a_summary_is_json_that_any_reader_takes(run_dir):
-    """NaN is no JSON, however deep it stands."""
+def test_a_summary_is_strict_json(run_dir):
+    """NaN is not JSON at any depth."""
     nan, inf = float("nan"), float("inf")
     record = {"after": {"loss": nan, "list": [inf, 1.0, [-inf], {"a": nan}]}, "steps": 4}
     run_dir.write_json("summary.json", record)
@@ -252,8 +252,8 @@ def test_a_summary_is_json_that_any_reader_takes(run_dir):
 
 
 @pytest.mark.parametrize("act", ["append", "write_json"])
-def test_a_full_disk_is_told_with_the_file_and_the_bytes(run_dir, monkeypatch, act):
-    """`{"a": 1}` and the end of the line are 9 bytes; as Python writes it in write_json's count, 8."""
+def test_a_full_disk_is_reported_with_the_file_and_the_bytes(run_dir, monkeypatch, act):
+    """`{"a": 1}` and its line end are 9 bytes; write_json counts the 8 of Python's notation."""
     run_dir.append("x.json", {"a": 1})
 
     def refuse(*_, **__):
@@ -269,7 +269,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_bytes(run_dir, monkeypatch, a
     assert (run_dir.folder / "x.json").read_text() == '{"a": 1}\n'
 
 
-def test_sync_brings_what_was_logged_to_the_disk(run_dir, monkeypatch):
+def test_sync_flushes_the_logged_records(run_dir, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
     assert run_dir.sync() == 0
@@ -280,7 +280,7 @@ def test_sync_brings_what_was_logged_to_the_disk(run_dir, monkeypatch):
     assert synced == [f"{run_dir.folder}/{name}" for name in ("metrics.jsonl", "samples.jsonl")]
 
 
-def test_what_was_logged_is_counted_in_whole_records(run_dir):
+def test_only_complete_records_are_counted(run_dir):
     for step in (1, 1, 2):
         run_dir.append("metrics.jsonl", {"step": step})
     with (run_dir.folder / "metrics.jsonl").open("a") as file:
@@ -289,8 +289,8 @@ def test_what_was_logged_is_counted_in_whole_records(run_dir):
 
 
 @pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl", "rollouts.jsonl"])
-def test_a_torn_line_is_cut_before_a_resumed_run_appends(tmp_path, name):
-    """Warnings of the set-up are written before anything is read."""
+def test_an_incomplete_line_is_removed_before_a_resumed_run_appends(tmp_path, name):
+    """Warnings of the setup are written before anything is read."""
     first = opened(tmp_path)
     first.append(name, {"step": 1})
     with (first.folder / name).open("a") as file:

@@ -1,14 +1,14 @@
-"""A run's folder read back, whatever state it is in."""
+"""A run folder can be read in any state."""
 
 import pytest
 
 from rlhf_cli.config.config_diff import flat
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.report.run_records import read_run
-from tests.unit.report.made import answer, begun, ppo_run, reward_run, write_lines
+from tests.unit.report.synthetic_runs import answer, begun, ppo_run, reward_run, write_lines
 
 
-def test_a_whole_run(tmp_path):
+def test_a_complete_run(tmp_path):
     run = read_run(ppo_run(tmp_path / "a", 20, every=5))
     assert (run.name, run.is_ppo, len(run.steps), len(run.evaluations)) == ("a", True, 20, 4)
     assert [one["step"] for one in run.evaluations] == [5, 10, 15, 20]
@@ -18,8 +18,8 @@ def test_a_whole_run(tmp_path):
     assert not read_run(reward_run(tmp_path / "rm")).is_ppo
 
 
-def test_rollouts_of_the_ends_alone_are_read(tmp_path):
-    """Of 5,000 steps the first and the last 200; one step has no two ends; torn lines are no rollouts."""
+def test_only_the_first_and_last_rollouts_are_read(tmp_path):
+    """Of 5,000 steps, the first and the last 200. Of one step, none. Incomplete lines are not rollouts."""
     long = read_run(ppo_run(tmp_path / "long", 5000)).rollouts
     assert [(len(ends), ends[0]["step"], ends[-1]["step"]) for ends in long] == [(200, 1, 200), (200, 4801, 5000)]
     assert read_run(ppo_run(tmp_path / "one", 1)).rollouts == ([], [])
@@ -31,13 +31,13 @@ def test_rollouts_of_the_ends_alone_are_read(tmp_path):
     assert read_run(folder).rollouts == ([], [])
 
 
-def test_figures_of_one_step_are_one_evaluation(tmp_path):
+def test_metrics_of_one_step_are_one_evaluation(tmp_path):
     folder = begun(tmp_path / "a", "train-rm", "train: {}\n")
     write_lines(folder / "metrics.jsonl", [{"step": 4, "eval/loss": 1.0}, {"step": 4, "calibration/std": 1.0}])
     assert read_run(folder).evaluations == [{"step": 4, "eval/loss": 1.0, "calibration/std": 1.0}]
 
 
-def test_answers_now_are_the_newest(tmp_path):
+def test_responses_now_are_the_newest(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     rows = [answer("before", "greedy", 0), answer("during", "greedy", 0, step=2), answer("during", "greedy", 1, step=4)]
     write_lines(folder / "samples.jsonl", rows)
@@ -49,14 +49,14 @@ def test_answers_now_are_the_newest(tmp_path):
     assert read_run(folder).responses("before", "sampled") == []
 
 
-def test_answers_that_a_kill_cut_short_are_not_the_newest(tmp_path):
+def test_an_incomplete_evaluation_is_not_the_newest(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     rows = [answer(stage, "greedy", n, step=step) for stage, step in (("before", 0), ("during", 2)) for n in (0, 1)]
     write_lines(folder / "samples.jsonl", [*rows, answer("during", "greedy", 0, step=4)])
     assert read_run(folder).responses("now", "greedy") == rows[2:]
 
 
-def test_answers_of_runs_that_did_not_count_steps_are_read(tmp_path):
+def test_samples_without_a_step_are_read(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     old = [{k: v for k, v in answer(stage, "greedy", 0).items() if k != "step"} for stage in ("before", "after")]
     write_lines(folder / "samples.jsonl", old)
@@ -66,7 +66,7 @@ def test_answers_of_runs_that_did_not_count_steps_are_read(tmp_path):
 @pytest.mark.parametrize(
     "torn", [b'{"step": 3', b"\x00\x00\x00\n", b"[1]\n", b'{"loss": 1}\n', b"\xff\xfe\n", b"[" * 100_000 + b"\n"]
 )
-def test_what_a_crash_left_is_left_out_and_told(tmp_path, torn):
+def test_lines_damaged_by_a_crash_are_skipped_and_counted(tmp_path, torn):
     folder = begun(tmp_path / "a", "train-rm", "train: {}\n")
     good = b'{"step": 1, "time/step": 1.0}\n'
     (folder / "metrics.jsonl").write_bytes(good + torn + (good if torn.endswith(b"\n") else b""))
@@ -77,13 +77,13 @@ def test_what_a_crash_left_is_left_out_and_told(tmp_path, torn):
 
 @pytest.mark.parametrize("name", ["summary.json", "status.json", "checks.json", "plan.json", "run.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"a"'])
-def test_a_damaged_document_is_as_none(tmp_path, name, content):
+def test_a_damaged_document_is_ignored(tmp_path, name, content):
     folder = ppo_run(tmp_path / "a", 3)
     (folder / name).write_text(content)
     assert len(read_run(folder).steps) == 3
 
 
-def test_what_is_no_run_is_said_to_be_none(tmp_path):
+def test_a_folder_that_is_not_a_run_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such run folder"):
         read_run(tmp_path / "missing")
     with pytest.raises(InputError, match=r"not a run folder: it has no run.json or no config.yaml"):

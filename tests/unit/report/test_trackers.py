@@ -1,5 +1,5 @@
-"""The real libraries, without a network: what a run logs is read back, a resumed run has each step once, and a tracker
-that fails is told of once and does no harm."""
+"""The real libraries without a network: logged metrics are read back, a resumed run has each step once, and a tracker
+that fails is reported once and does no harm."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ PROJECT = "some project"
 
 @pytest.fixture(scope="module", autouse=True)
 def _environment(tmp_path_factory):
-    """As on a user's machine, with keys and tokens that must lead nowhere; Trackio reads its folder when imported."""
+    """As on a user's machine, with useless keys and tokens. Trackio reads its folder when it is imported."""
     patch = pytest.MonkeyPatch()
     home = tmp_path_factory.mktemp("home")
     for name in ("MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "HF_HUB_OFFLINE"):
@@ -47,7 +47,7 @@ def _environment(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
-    """Let nothing out of this machine, and fail where it was tried. W&B's own process: `_wandb_is_alone`."""
+    """Allow no connection to other machines, and fail if one was tried. For W&B's own process: `_wandb_is_alone`."""
     tried = []
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
@@ -76,7 +76,7 @@ def said():
 
 @pytest.fixture
 def start(tmp_path, said):
-    """Open a run, or go on with it from a step, and log metrics for some steps: score is 10 x the start + the step."""
+    """Open a run, or resume it after a step, and log some steps. score is 10 x the number of the start + the step."""
     folder = tmp_path / "a run"
     folder.mkdir()
     starts = itertools.count(1)
@@ -124,7 +124,7 @@ def test_tensorboard_has_the_metrics_and_the_options(start):
     assert '"model.token": "<hidden>"' in text
 
 
-def test_a_resumed_run_purges_in_tensorboard_what_it_does_again(start):
+def test_tensorboard_drops_the_steps_that_a_resumed_run_repeats(start):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     start("tensorboard", 0, 4)
     found = events(start("tensorboard", 2, 6))
@@ -133,10 +133,8 @@ def test_a_resumed_run_purges_in_tensorboard_what_it_does_again(start):
 
 
 @pytest.mark.parametrize("last_step", [0, 2])
-def test_tensorboard_has_an_evaluation_once_that_is_done_again_at_the_step_a_run_goes_on_from(
-    tmp_path, said, last_step
-):
-    """Steps before it are not purged, and an evaluation may come after the checkpoint: after training, at its end."""
+def test_tensorboard_has_a_repeated_evaluation_of_the_resumed_step_once(tmp_path, said, last_step):
+    """TensorBoard drops later steps only, and an evaluation may come after the checkpoint of its step."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     for first_step in (0, last_step):
         tracked = Trackers(ReportConfig(), "a", tmp_path, OPTIONS, first_step, said.append)
@@ -153,7 +151,7 @@ def test_tensorboard_has_an_evaluation_once_that_is_done_again_at_the_step_a_run
 
 
 def wandb_records(file):
-    """The records of a .wandb file: LevelDB's log of blocks of 32 KiB, after a header of 7 bytes."""
+    """The records of a .wandb file: a LevelDB log of 32 KiB blocks after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, place, whole = file.read_bytes(), 7, b""
@@ -189,7 +187,7 @@ def wandb_rows(files):
 
 @pytest.fixture
 def _wandb_is_alone(monkeypatch):
-    """Give W&B's process, which is none of ours, a proxy that listens; fail where it was asked for anything."""
+    """Give W&B's own process a proxy, and fail if it was used."""
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
@@ -202,7 +200,7 @@ def _wandb_is_alone(monkeypatch):
 
 
 @pytest.mark.usefixtures("_wandb_is_alone")
-def test_wandb_goes_on_with_its_run_and_has_each_step_once(start, capfd):
+def test_wandb_resumes_its_run_and_has_each_step_once(start, capfd):
     start("wandb", 0, 4)
     folder = start("wandb", 2, 6)
     files = wandb_files(folder)
@@ -224,13 +222,13 @@ def test_wandb_goes_on_with_its_run_and_has_each_step_once(start, capfd):
 
 
 @pytest.mark.usefixtures("_wandb_is_alone")
-def test_wandb_is_told_of_a_failed_run(start):
+def test_wandb_records_that_a_run_failed(start):
     folder = start("wandb", 0, 1, failed=True)
     (file,) = wandb_files(folder)
     assert [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")] == [1]
 
 
-def test_wandb_without_a_key_is_off_and_asks_nobody(start, said, monkeypatch):
+def test_wandb_without_a_key_is_off_and_does_not_prompt(start, said, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("WANDB_API_KEY")
@@ -259,7 +257,7 @@ def mlflow_history(client, run, key):
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)]
 
 
-def test_mlflow_goes_on_with_its_run_and_has_each_step_once(start, mlflow_client, monkeypatch, tmp_path):
+def test_mlflow_resumes_its_run_and_has_each_step_once(start, mlflow_client, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     client = mlflow_client(start("mlflow", 0, 4, failed=True))
     run = mlflow_run(client)
@@ -280,7 +278,7 @@ def test_mlflow_goes_on_with_its_run_and_has_each_step_once(start, mlflow_client
     assert [path.name for path in tmp_path.iterdir()] == ["a run"]  # nothing beside the run folder
 
 
-def test_mlflow_goes_where_its_variable_says(start, mlflow_client, monkeypatch, tmp_path):
+def test_mlflow_uses_its_environment_variable(start, mlflow_client, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     assert not (start("mlflow", 0, 1) / "mlruns").exists()
     client = mlflow_client(tmp_path)
@@ -301,7 +299,7 @@ def trackio_history(trackio, run, key):
     return [(row["step"], row[key]) for row in rows if key in row]
 
 
-def test_trackio_goes_on_with_its_run_and_has_each_step_once(start, trackio, capfd):
+def test_trackio_resumes_its_run_and_has_each_step_once(start, trackio, capfd):
     start("trackio", 0, 4)
     folder = start("trackio", 2, 6)
     (run,) = trackio_runs(trackio, folder)
@@ -328,14 +326,14 @@ def test_trackio_does_not_resume_another_run_of_its_name(start, trackio, said, m
     ]
 
 
-def test_a_new_run_of_an_old_name_is_another_run(start, trackio, tmp_path):
+def test_a_new_run_with_an_old_name_is_another_run(start, trackio, tmp_path):
     folder = start("trackio", 0, 2)
     (folder / "tracker_trackio.json").unlink()
     start("trackio", 0, 1)
     assert len(trackio_runs(trackio, folder)) == 2
 
 
-def test_several_trackers_get_the_same(tmp_path, said, mlflow_client):
+def test_several_trackers_get_the_same_metrics(tmp_path, said, mlflow_client):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     config = ReportConfig(trackers=[Tracker.tensorboard, Tracker.mlflow], project=PROJECT)
     tracked = Trackers(config, "both", tmp_path, {}, 0, said.append)
@@ -348,8 +346,8 @@ def test_several_trackers_get_the_same(tmp_path, said, mlflow_client):
     assert said == []
 
 
-def test_a_tracker_that_fails_is_told_of_once_and_the_others_go_on(tmp_path, said, mlflow_client):
-    """MLflow's run is deleted under its feet."""
+def test_a_tracker_that_fails_is_reported_once_and_the_others_continue(tmp_path, said, mlflow_client):
+    """The MLflow run is deleted while it is open."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     config = ReportConfig(trackers=[Tracker.mlflow, Tracker.tensorboard], project=PROJECT)
     tracked = Trackers(config, "a", tmp_path, OPTIONS, 0, said.append)
@@ -366,7 +364,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_others_go_on(tmp_path, sai
     assert scalars(events(tmp_path), "score") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
-def test_a_tracker_that_cannot_be_opened_is_told_of_and_left_out(tmp_path, said):
+def test_a_tracker_that_cannot_be_opened_is_reported_and_left_out(tmp_path, said):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     (tmp_path / "tensorboard").write_text("in the way")
     tracked = Trackers(ReportConfig(), "a", tmp_path, OPTIONS, 0, said.append)
@@ -400,7 +398,7 @@ def stuck(monkeypatch):
     run.go.set()
 
 
-def test_a_tracker_that_hangs_holds_up_neither_steps_nor_the_end(tmp_path, said, stuck, monkeypatch):
+def test_a_tracker_that_hangs_delays_neither_steps_nor_the_end(tmp_path, said, stuck, monkeypatch):
     monkeypatch.setattr(trackers, "_FINISH_S", 0.1)
     tracked = Trackers(ReportConfig(), "a", tmp_path, OPTIONS, 0, said.append)
     for step in range(100):
@@ -412,7 +410,7 @@ def test_a_tracker_that_hangs_holds_up_neither_steps_nor_the_end(tmp_path, said,
     ]
 
 
-def test_a_tracker_that_does_not_keep_up_does_not_fill_the_memory(tmp_path, said, stuck):
+def test_a_slow_tracker_does_not_fill_the_memory(tmp_path, said, stuck):
     tracked = Trackers(ReportConfig(), "a", tmp_path, OPTIONS, 0, said.append)
     for step in range(1200):
         tracked.log(step, {"score": 1.0})
@@ -438,7 +436,7 @@ ABSENT = (
     ("tracker", "package"), [("tensorboard", "tensorboard"), ("wandb", "rlhf[wandb]"), ("mlflow", "rlhf[mlflow]")]
 )
 def test_a_package_that_is_not_installed_is_an_input_error(tracker, package, monkeypatch, tmp_path):
-    """With an empty path, and a folder that a tracker left, which Python takes for a package."""
+    """With an empty path, and with a folder of a tracker's name, which Python takes for a package."""
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, tracker, raising=False)
@@ -447,7 +445,7 @@ def test_a_package_that_is_not_installed_is_an_input_error(tracker, package, mon
     assert str(caught.value) == ABSENT.format(tracker, package)
 
 
-def test_what_is_installed_is_no_error():
+def test_installed_packages_are_no_error():
     require_installed([tracker for tracker in Tracker if find_spec(tracker.value)])
     require_installed([])
 
@@ -470,8 +468,8 @@ def test_the_module_imports_no_tracker_and_no_torch():
     assert child.stdout.strip() == ""
 
 
-def test_libraries_are_kept_from_telling_their_makers(start):
-    """MLflow sends usage data, and W&B reports of crashes, unless told not to."""
+def test_telemetry_of_the_libraries_is_off(start):
+    """By default, MLflow sends usage data and W&B sends crash reports."""
     pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
     pytest.importorskip("wandb", reason="wandb is not installed")
     before = {name: os.environ.pop(name) for name in ("MLFLOW_DISABLE_TELEMETRY", "WANDB_ERROR_REPORTING")}

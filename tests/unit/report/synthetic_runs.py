@@ -1,4 +1,4 @@
-"""Run folders made by hand, for what reads them."""
+"""Synthetic run folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_lines(file: Path, records: list[dict[str, Any]]) -> None:
 
 
 def begun(folder: Path, command: str, config: str) -> Path:
-    """A run that has written no step yet."""
+    """A run that has not written any step yet."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
     run = {"command": f"rlhf {command} conf=x", "started": "2026-01-02T03:04:05+0000", "versions": {"torch": "2"}}
@@ -47,7 +47,7 @@ def ppo_step(step: int, num_steps: int, draw: random.Random, beta: float = 0.05)
 
 
 def ppo_run(folder: Path, num_steps: int, every: int = 0) -> Path:
-    """A PPO run with rollouts, answers and, every so many steps, evaluations with a gold score that has a top."""
+    """A PPO run with rollouts, samples and, every `every` steps, an evaluation with a gold score that has a peak."""
     draw = random.Random(1)
     begun(folder, "train-ppo", CONFIG.replace("NUM", str(num_steps)))
     metrics, rollouts, during = [], [], []
@@ -102,7 +102,7 @@ def answer(stage: str, mode: str, place: int, **more: Any) -> dict[str, Any]:
 
 
 def pair(chosen: float, rejected: float, gap: int = 0, category: str | None = None, **more: Any) -> dict[str, Any]:
-    """A held-out pair; its log odds are the difference of its scores."""
+    """A held-out pair. Its log odds are the difference of its scores."""
     return {
         "prompt": "Where is it?",
         "chosen": "x" * (20 + gap),
