@@ -1,4 +1,4 @@
-"""Write docs/config.md from the schema: every option with type, default and doc.
+"""Write docs/config.md from the schema: every option with type, default and description.
 
 usage: python scripts/make_config_docs.py [--check]   (--check: exit 1 when the file is stale, write nothing)
 """
@@ -6,6 +6,7 @@ usage: python scripts/make_config_docs.py [--check]   (--check: exit 1 when the 
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -21,8 +22,9 @@ def render() -> str:
     lines = [
         "# Options",
         "",
-        "Made by `make docs` from `rlhf_cli/config/schema.py`; do not edit. The defaults are the schema's: an",
-        "experiment (`conf=`) or a group may set others; `rlhf show-config COMMAND conf=...` prints what holds.",
+        "Which options exist, and what are their defaults? `make docs` generates this page from",
+        "`rlhf_cli/config/schema.py`, so do not edit it. Experiments (`conf=`) and groups may set other",
+        "defaults: `rlhf show-config COMMAND conf=...` prints the options of a run.",
         "",
         "## Experiments",
         "",
@@ -32,12 +34,13 @@ def render() -> str:
         "",
         "## Groups",
         "",
-        *(f"* `{group}=`: {', '.join(f'`{name}`' for name in names)}" for group, names in groups().items()),
-        "",
-        "For the reward model of `train-ppo`, write `model@reward_model=NAME`.",
     ]
+    for group, names in groups().items():
+        listed = f"* `{group}=`: {', '.join(f'`{name}`' for name in names)}"
+        lines += textwrap.wrap(listed, 100, subsequent_indent="  ", break_on_hyphens=False)
+    lines += ["", "For the reward model of `train-ppo`, write `model@reward_model=NAME`."]
     for command in COMMANDS:
-        lines += ["", f"## rlhf {command}", "", "| key | type | default | |", "|---|---|---|---|"]
+        lines += ["", f"## rlhf {command}", "", "| key | type | default | description |", "|---|---|---|---|"]
         for option in options(command):
             kind = option.type.replace("|", " / ")
             lines.append(f"| `{option.key}` | {kind} | `{option.default}` | {option.doc.replace('|', chr(92) + '|')} |")

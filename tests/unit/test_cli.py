@@ -76,7 +76,7 @@ def test_an_existing_run_folder_is_refused_and_kept(tmp_path, capsys):
     assert "exists and is never overwritten" in capsys.readouterr().err
     assert (tmp_path / "tiny" / "precious").read_text() == "x"
     assert main(["train-ppo", "conf=tiny", f"run.output_dir={tmp_path}", "run.name=other", "run.resume=true"]) == 2
-    assert "leave run.resume out to start it" in capsys.readouterr().err
+    assert "Remove run.resume to start it" in capsys.readouterr().err
 
 
 def run_in_shell(line, **environment):
