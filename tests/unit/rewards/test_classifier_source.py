@@ -160,7 +160,7 @@ def test_an_encoder_ends_no_turn(encoder, one_rank):
 def test_an_encoder_of_several_labels_is_refused(encoder, tmp_path, one_rank):
     model = BertForSequenceClassification(BertConfig.from_pretrained(encoder, num_labels=3))
     model.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="a reward model must have one label, got 3 in config.json"):
+    with pytest.raises(InputError, match=r"a reward model must have one label, got 3 in config\.json"):
         own_models(run_with(of_encoder(tmp_path)))
 
 
