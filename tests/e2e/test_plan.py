@@ -85,6 +85,16 @@ def test_a_run_that_does_not_fit_warns_and_goes_on(run_rlhf, tmp_path):
     assert "does not fit" not in silent.stdout
 
 
+def test_a_plan_imports_no_deepspeed():
+    """Which takes seconds to import."""
+    program = (
+        "import sys; from rlhf_cli.cli import main; "
+        "main(['plan', 'train-ppo', 'conf=tiny', 'plan.gpu_memory=8GiB']); print('deepspeed' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "False"
+
+
 def test_plan_and_reality_agree(tmp_path):
     """The benchmark's first case: within 10 % at the peak, or it ends with another exit code."""
     words = [

@@ -244,7 +244,8 @@ def test_the_scale_of_a_run_is_that_of_its_own_pairs(rm_run, tmp_path):
         (["rewards.py:length", "--scale", "-1"], "--scale: wanted a number in (0, 1e+06], got '-1'"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(words, message, here, capsys):
+def test_wrong_input_is_one_line_and_exit_code_2(words, message, here, capsys, monkeypatch):
+    monkeypatch.setattr("rlhf_cli.rewards.http_source.FIRST_PAUSE_S", 0.01)
     assert main(["score", *words, "--file", "pairs.jsonl"]) == 2
     err = capsys.readouterr().err
     assert message in err

@@ -1,0 +1,3 @@
+"""Fixtures that end-to-end tests share with unit tests."""
+
+from tests.unit.use.conftest import rm_run  # noqa: F401
