@@ -1,10 +1,8 @@
-"""What each fast path of a PPO step gives: a phase with it and without it, in turn, in one process.
+"""Measure what each fast path of a PPO step saves: a phase with and without it, in turn, in one process.
 
-usage: python scripts/bench_ablation.py --model DIR [--rows 16] [--new-tokens 48] [--rounds 5] [--threads N]
-
---model: a folder of a causal language model with a chat template; all four models start from it (a fresh head for the
-two that score). The prompts are those of the packaged demo. Printed: for each fast path the median seconds of its phase
-with it and without it, and their ratio; differences of a few per cent are noise.
+All four models start from the same causal language model, which needs a chat template; the two that score get a new
+head. The prompts are those of the embedded demo. For each fast path the median seconds of its phase with and without
+it are printed, and their ratio. Differences of a few per cent are noise.
 """
 
 from __future__ import annotations
@@ -43,16 +41,15 @@ from rlhf_cli.rollout import embedded
 from rlhf_cli.run.build import build_ppo
 from rlhf_cli.run.launch import keep_freed_memory, quieten_libraries
 from rlhf_cli.train import forward
-from rlhf_cli.train.batch import Rollout, Samples
+from rlhf_cli.train.batch import Samples
 from rlhf_cli.train.forward import HeldPolicy
 from rlhf_cli.train.ppo import Monitors, PPOData, PPOTrainer
 
 Without = Callable[[], AbstractContextManager[Any]]
-Show = Callable[[str, str, Callable[[], object], Without], None]
 
 
 def trainer_of(options: argparse.Namespace, reward_model: Path, shards: bool) -> PPOTrainer:
-    """Build the trainer of a run, with plain engines or with DeepSpeed's on one rank."""
+    """Build the trainer of a run on one rank, with plain engines or with DeepSpeed's."""
     words = [
         f"model.path={options.model}",
         f"reward_model.path={reward_model}",
@@ -77,22 +74,25 @@ def trainer_of(options: argparse.Namespace, reward_model: Path, shards: bool) ->
     return PPOTrainer(config, built.passes, built.sampler, data, unused, report, Monitors())
 
 
-def median_pair(action: Callable[[], object], without: Without, rounds: int) -> tuple[float, float]:
-    """Return the median seconds of an action as it is, and inside `without()`, taken in turn."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def median_pair(fast: Callable[[], object], slow: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Return the median seconds of two actions that run in turn."""
+    spent: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
-        for side, around in enumerate((nullcontext, without)):
-            with around():
-                start = time.perf_counter()
-                action()
-                if number:  # the first round warms up
-                    seconds[side].append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+        for seconds, action in zip(spent, (fast, slow), strict=True):
+            start = time.perf_counter()
+            action()
+            if number:  # the first round is a warm-up
+                seconds.append(time.perf_counter() - start)
+    return statistics.median(spent[0]), statistics.median(spent[1])
+
+
+def print_row(name: str, phase: str, fast: float, slow: float) -> None:
+    print(f"{name:52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}", flush=True)
 
 
 @contextmanager
 def all_logits() -> Iterator[None]:
-    """Let the head read every place of a batch, and pick those of the responses afterwards."""
+    """Compute the logits of every token of a batch, and select those of the responses afterwards."""
 
     def forward(self: ResponseLM, input_ids: Tensor, rows: Tensor, columns: Tensor, packing: Packing) -> Tensor:
         if reads_packed(self.model):
@@ -113,7 +113,7 @@ def models_of(trainer: PPOTrainer) -> list[PreTrainedModel]:
 
 @contextmanager
 def torch_attention(trainer: PPOTrainer) -> Iterator[None]:
-    """Let all models use torch's attention alone."""
+    """Let all models use torch's attention only."""
     for model in models_of(trainer):
         model.set_attn_implementation("sdpa")
         use_packing(model)
@@ -127,8 +127,8 @@ def torch_attention(trainer: PPOTrainer) -> Iterator[None]:
 
 
 @contextmanager
-def whole_texts(trainer: PPOTrainer) -> Iterator[None]:
-    """Let all models read every text whole, with its padding."""
+def unpacked(trainer: PPOTrainer) -> Iterator[None]:
+    """Let all models process every sequence by itself, with padding."""
     trainer.passes.packed = False
     for model in models_of(trainer):
         model.set_attn_implementation("sdpa")
@@ -142,7 +142,7 @@ def whole_texts(trainer: PPOTrainer) -> Iterator[None]:
 
 
 def early_ends(trainer: PPOTrainer, options: argparse.Namespace) -> AbstractContextManager[Any]:
-    """Make about half of all tokens end a response, so that rows end early, at different steps."""
+    """Let many tokens end a response, so that rows end early and at different steps."""
     size = trainer.models.policy.module.model.config.vocab_size  # type: ignore[union-attr]
     common = range(0, size, max(2, options.new_tokens // 4))
     return mock.patch.object(trainer.sampler, "ends", replace(trainer.passes.ends, ids=frozenset(common)))
@@ -150,12 +150,12 @@ def early_ends(trainer: PPOTrainer, options: argparse.Namespace) -> AbstractCont
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--micro-tokens", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--model", required=True, help="folder of a causal LM with a chat template")
+    parser.add_argument("--rows", type=int, default=16, help="prompts per step (default: 16)")
+    parser.add_argument("--new-tokens", type=int, default=48, help="response tokens (default: 48)")
+    parser.add_argument("--micro-tokens", type=int, default=2048, help="ppo.micro_batch_tokens (default: 2048)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     quieten_libraries()
@@ -176,7 +176,7 @@ def patched(owner: Any, name: str, value: Any) -> Without:
 
 
 def measure(options: argparse.Namespace, reward_model: Path) -> None:
-    """Measure and print everything."""
+    """Measure and print every fast path."""
     trainer = trainer_of(options, reward_model, shards=False)
     with mock.patch.object(trainer.sampler, "ends", replace(trainer.passes.ends, ids=frozenset())):
         samples = trainer.collect()
@@ -185,8 +185,11 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
     print(f"{'fast path':52} {'phase':8} {'with':>7} {'without':>8} {'ratio':>6}")
 
     def show(name: str, phase: str, action: Callable[[], object], without: Without) -> None:
-        fast, slow = median_pair(action, without, options.rounds)
-        print(f"{name:52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}", flush=True)
+        def slow() -> None:
+            with without():
+                action()
+
+        print_row(name, phase, *median_pair(action, slow, options.rounds))
 
     def collect_all() -> Samples:
         with mock.patch.object(trainer.sampler, "ends", replace(trainer.passes.ends, ids=frozenset())):
@@ -197,48 +200,38 @@ def measure(options: argparse.Namespace, reward_model: Path) -> None:
             return trainer.collect()
 
     plain = lambda model, room: DynamicCache(config=model.config)  # noqa: E731
-    show("one key-value buffer a rollout", "rollout", collect_all, patched(embedded, "preallocated_cache", plain))
+    show("one key-value buffer per rollout", "rollout", collect_all, patched(embedded, "preallocated_cache", plain))
     no_tiles = patched(cpu_attention, "_has_tiles", lambda _: False)
     show("this CPU's attention and layers in decoding", "rollout", collect_all, lambda: torch_attention(trainer))
     show("torch's attention of one token on tiles (AMX)", "rollout", collect_all, no_tiles)
     show("layers in fewer operations", "rollout", collect_all, patched(kernels, "cpu_decoding", reordered_weights))
     as_they_are = patched(kernels, "cpu_decoding", lambda *_: nullcontext())
-    show("the same, and weights laid out once a rollout", "rollout", collect_all, as_they_are)
+    show("the same, with weights reordered once per rollout", "rollout", collect_all, as_they_are)
     stay = patched(embedded, "_MIN_DROPPED", 2)
-    show("rows that have ended leave (they end early)", "rollout", collect_early, stay)
+    show("ended rows leave the batch (they end early)", "rollout", collect_early, stay)
     for phase, action in (("score", lambda: trainer.score(samples)), ("update", lambda: trainer.train_on(rollout))):
-        show("packed texts", phase, action, lambda: whole_texts(trainer))
+        show("packed sequences", phase, action, lambda: unpacked(trainer))
         show("attention by blocks of queries, or tiles", phase, action, lambda: torch_attention(trainer))
         show("torch's attention on tiles (AMX), forwards", phase, action, no_tiles)
-    show("logits of response tokens alone", "score", lambda: trainer.score(samples), all_logits)
+    show("logits of response tokens only", "score", lambda: trainer.score(samples), all_logits)
 
     def step() -> None:
         with HeldPolicy(trainer.models.policy) as held:
             trainer.train_on(trainer.score(samples, held), held)
 
     again = patched(trainer, "_can_reuse", lambda _: False)
-    show("scoring's pass of the policy is the update's first", "both", step, again)
+    show("the update reuses scoring's pass of the policy", "both", step, again)
     map_micro_batches = patched(forward, "micro_batches", lambda sizes, *_: [[place] for place in range(len(sizes))])
-    show("micro-batches of many rows, not of one", "update", lambda: trainer.train_on(rollout), map_micro_batches)
-    # what is measured from here on has gloo's threads beside it, as ZeRO-3 has: an exchange cannot be taken back
-    before, after = with_gloo_threads(collect_all, options.rounds)
-    name = "no OpenMP threads of gloo (one rank exchanges nothing)"
-    print(f"{name:52} {'rollout':8} {before:6.2f}s {after:7.2f}s {after / before:6.2f}")
-    beside_zero3(trainer, trainer_of(options, reward_model, shards=True), samples, rollout, options.rounds, show)
-
-
-def beside_zero3(
-    trainer: PPOTrainer, sharded: PPOTrainer, samples: Samples, rollout: Rollout, rounds: int, show: Show
-) -> None:
-    """Measure one gather an update, and the plain engines beside DeepSpeed's."""
-    by_layers = replace(sharded.config, ppo=replace(sharded.config.ppo, gather=False))
-    learn = lambda: sharded.train_on(rollout)  # noqa: E731
-    show("ZeRO-3: one gather an update", "update", learn, patched(sharded, "config", by_layers))
-    against_sharded(trainer, sharded, samples, rounds)
+    show("micro-batches of many rows instead of one", "update", lambda: trainer.train_on(rollout), map_micro_batches)
+    # from here on gloo's threads are running, as under ZeRO-3; nothing stops them
+    print_row(
+        "no threads of gloo (one rank exchanges nothing)", "rollout", *with_gloo_threads(collect_all, options.rounds)
+    )
+    measure_zero3(trainer, trainer_of(options, reward_model, shards=True), samples, options.rounds)
 
 
 def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Return the median seconds of an action before a large exchange and after it, which nothing takes back."""
+    """Return the median seconds of an action before and after a large exchange, which starts gloo's threads."""
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -251,22 +244,21 @@ def with_gloo_threads(action: Callable[[], object], rounds: int) -> tuple[float,
     return before, statistics.median(seconds() for _ in range(rounds))
 
 
-def against_sharded(trainer: PPOTrainer, sharded: PPOTrainer, samples: Samples, rounds: int) -> None:
-    """Compare the plain engines with DeepSpeed's on this one rank, in turn."""
+def measure_zero3(trainer: PPOTrainer, sharded: PPOTrainer, samples: Samples, rounds: int) -> None:
+    """Measure one gather per update, and compare the plain engines with DeepSpeed's on this one rank."""
     rollout = trainer.score(samples)
-    for phase, actions in (
-        ("score", [lambda one=one: one.score(samples) for one in (trainer, sharded)]),
-        ("update", [lambda one=one: one.train_on(rollout) for one in (trainer, sharded)]),
-    ):
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for number in range(rounds + 1):
-            for side, action in enumerate(actions):
-                start = time.perf_counter()
-                action()
-                if number:
-                    seconds[side].append(time.perf_counter() - start)
-        fast, slow = map(statistics.median, seconds)
-        print(f"{'plain PyTorch on one rank, not ZeRO-3':52} {phase:8} {fast:6.2f}s {slow:7.2f}s {slow / fast:6.2f}")
+    by_layers = replace(sharded.config, ppo=replace(sharded.config.ppo, gather=False))
+
+    def ungathered() -> None:
+        with mock.patch.object(sharded, "config", by_layers):
+            sharded.train_on(rollout)
+
+    pair = median_pair(lambda: sharded.train_on(rollout), ungathered, rounds)
+    print_row("ZeRO-3: one gather per update", "update", *pair)
+    pair = median_pair(lambda: trainer.score(samples), lambda: sharded.score(samples), rounds)
+    print_row("plain PyTorch instead of ZeRO-3 on one rank", "score", *pair)
+    pair = median_pair(lambda: trainer.train_on(rollout), lambda: sharded.train_on(rollout), rounds)
+    print_row("plain PyTorch instead of ZeRO-3 on one rank", "update", *pair)
 
 
 if __name__ == "__main__":

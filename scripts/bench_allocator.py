@@ -1,10 +1,8 @@
-"""What keeping freed memory is worth on a CPU: a training step with glibc's defaults and with the settings of a run.
+"""Measure what keeping freed memory saves on a CPU: a training step with glibc's defaults and with a run's settings.
 
-usage: python scripts/bench_allocator.py [--layers 12] [--rounds 3] [--steps 4]
-
-Child processes alternate between the two sides; each makes --steps steps (forward, backward, AdamW) of a random
-bfloat16 Llama-type model of SmolLM2-135M's width on 16 x 96 tokens and reports all but its first. Printed: the median
-seconds a step and the minor page faults a step of each side, and the ratio of the medians.
+Child processes alternate between both sides. Each runs --steps steps (forward, backward, AdamW) of a random bfloat16
+Llama model with SmolLM2-135M's width on 16 x 96 tokens; the first step is left out. The median seconds and minor page
+faults per step of each side are printed, and the ratio of the seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ SIDES = {"glibc defaults": False, "freed memory kept": True}
 
 
 def child(keep: bool, layers: int, steps: int) -> None:
-    """Print one JSON list of [seconds, page faults] a step."""
+    """Print [seconds, page faults] of each step as a JSON list."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -54,9 +52,9 @@ def child(keep: bool, layers: int, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=12, help="default: 12")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side (default: 3)")
+    parser.add_argument("--steps", type=int, default=4, help="steps per process (default: 4)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -71,7 +69,7 @@ def main() -> None:
     medians = {side: statistics.median(seconds for seconds, _ in found) for side, found in rows.items()}
     for side, found in rows.items():
         faults = statistics.median(count for _, count in found)
-        print(f"{side:18} {medians[side]:6.2f} s a step   {faults:9.0f} page faults a step   ({len(found)} steps)")
+        print(f"{side:18} {medians[side]:6.2f} s per step   {faults:9.0f} page faults per step   ({len(found)} steps)")
     first, second = medians.values()
     print(f"ratio {first / second:.2f}")
 

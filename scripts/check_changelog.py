@@ -1,7 +1,4 @@
-"""Exit 1 unless CHANGELOG.md names the package's version or has lines under Unreleased.
-
-usage: python scripts/check_changelog.py
-"""
+"""Exit with 1 unless CHANGELOG.md begins with entries for the package's version or under Unreleased."""
 
 import argparse
 import re
@@ -19,7 +16,7 @@ def problem(text: str, version: str) -> str | None:
     if not sections or not sections[0].startswith(("[Unreleased]", f"[{version}]")):
         return f"the first section must be [Unreleased] or [{version}]"
     if not re.search(r"^- ", sections[0], flags=re.MULTILINE):
-        return f"the section {sections[0].splitlines()[0]} has no lines"
+        return f"the section {sections[0].splitlines()[0]} has no entries"
     return None
 
 

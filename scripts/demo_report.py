@@ -1,7 +1,4 @@
-"""Show what `make demo` trained: the reward model's accuracy, the score before and after PPO, three answers.
-
-usage: python scripts/demo_report.py outputs/demo_rm outputs/demo_ppo
-"""
+"""Show the results of `make demo`: reward-model accuracy, scores before and after PPO, and three responses."""
 
 from __future__ import annotations
 
@@ -30,27 +27,27 @@ def figures(rm: Path, ppo: Path) -> Table:
     table = Table("", "before", "after", "difference (95 % interval)", title="Demo", title_justify="left")
     accuracy, longer = reward["eval/accuracy"], reward["eval/longer_wins_accuracy"]
     table.add_row("reward model: accuracy on unseen situations", "", f"{accuracy:.3f}", "")
-    table.add_row('  baseline: "the longer answer wins"', "", f"{longer:.3f}", f"{accuracy - longer:+.3f}")
+    table.add_row("  baseline: the longer response wins", "", f"{longer:.3f}", f"{accuracy - longer:+.3f}")
     for mode, row in held_out.items():
         change = f"{row['difference_mean']:+.2f} ({row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
         before, after = f"{row['score_before']:.2f}", f"{row['score_after']:.2f}"
         table.add_row(f"PPO: mean score on {row['num_prompts']} unseen prompts, {mode}", before, after, change)
         table.add_row(
-            "  answers that end by themselves", f"{row['eos_rate_before']:.0%}", f"{row['eos_rate_after']:.0%}", ""
+            "  responses that end with EOS", f"{row['eos_rate_before']:.0%}", f"{row['eos_rate_after']:.0%}", ""
         )
-    table.add_row("KL to the reference, nats a response", f"{steps[0]['kl']:.2f}", f"{steps[-1]['kl']:.2f}", "")
+    table.add_row("KL to the reference, nats per response", f"{steps[0]['kl']:.2f}", f"{steps[-1]['kl']:.2f}", "")
     return table
 
 
-def answers(ppo: Path, count: int) -> Table:
-    """Return prompts with their sampled answers before and after."""
+def responses(ppo: Path, count: int) -> Table:
+    """Return prompts with their responses before and after PPO."""
     greedy = [record for record in lines(ppo / "samples.jsonl") if record["mode"] == "greedy"]
     before, after = ([record for record in greedy if record["stage"] == stage] for stage in ("before", "after"))
     table = Table(
         "prompt",
         "before",
         "after",
-        title="Answers to unseen prompts (greedy, with their scores)",
+        title="Responses to unseen prompts (greedy, with scores)",
         title_justify="left",
         show_lines=True,
     )
@@ -68,9 +65,9 @@ def main() -> int:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(figures(options.rm, options.ppo))
-    console.print(answers(options.ppo, count=3))
-    console.print(f"all answers: {options.ppo / 'samples.jsonl'}; every step: {options.ppo / 'metrics.jsonl'}")
-    console.print(f"reports, to open in a browser: {options.rm / 'report.html'} and {options.ppo / 'report.html'}")
+    console.print(responses(options.ppo, count=3))
+    console.print(f"all responses: {options.ppo / 'samples.jsonl'}; all steps: {options.ppo / 'metrics.jsonl'}")
+    console.print(f"reports for a browser: {options.rm / 'report.html'} and {options.ppo / 'report.html'}")
     return 0
 
 

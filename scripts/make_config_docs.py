@@ -1,7 +1,4 @@
-"""Write docs/config.md from the schema: every option with type, default and description.
-
-usage: python scripts/make_config_docs.py [--check]   (--check: exit 1 when the file is stale, write nothing)
-"""
+"""Write docs/config.md from the schema: every option with type, default and description."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Write docs/presets.md: the memory plan of every preset for A100s, as `rlhf plan` prints it.
-
-usage: python scripts/make_plan_docs.py [--check]   (--check: write nothing; exit 1 if the file is out of date)
-"""
+"""Write docs/presets.md: the memory plan of every preset for A100s, as `rlhf plan` prints it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Take the pictures of docs/images from the reports of two runs, with headless Chromium.
-
-usage: python scripts/make_screenshots.py outputs/demo_rm outputs/demo_ppo [--live SCREEN]
-(needs chromium and chromedriver; SCREEN: a terminal's screen with its colours, as `tmux capture-pane -e -p` gives it)
-"""
+"""Take the pictures of docs/images from the reports of two runs, with headless Chromium and chromedriver."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ from rlhf_cli.report.html.html_page import write_report
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDTH, HEIGHT = 1280, 1000
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-SHOTS = {  # section that stands at the top -> name of the picture
+SHOTS = {  # section at the top of the picture -> name of the picture
     "train-ppo": {"overview": "report_ppo", "over-optimisation": "report_leash", "responses": "report_answers"},
     "train-rm": {"held-out-pairs": "report_reward_model"},
 }
@@ -53,14 +49,14 @@ def take(driver: webdriver.Chrome, page: Path, shots: dict[str, str]) -> None:
             "return [...document.querySelectorAll('figure')].every(f => f.getBoundingClientRect().top > innerHeight"
             " || f.getBoundingClientRect().bottom < 0 || f.dataset.drawn === 'yes')"
         )
-        time.sleep(0.5)  # plots that come into view begin to draw
+        time.sleep(0.5)  # visible plots begin to draw
         wait(driver, seen)
         driver.save_screenshot(str(IMAGES / f"{name}.png"))
         print(IMAGES / f"{name}.png")
 
 
 def draw_screen(screen: str) -> None:
-    """Draw a terminal's screen as a picture that scales."""
+    """Draw a terminal's screen as an SVG."""
     console = Console(record=True, width=120, file=StringIO(), force_terminal=True)
     console.print(Text.from_ansi(screen))
     console.save_svg(str(IMAGES / "live.svg"), title="rlhf train-ppo")
@@ -80,7 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("rm", type=Path, help="run folder of a reward model")
     parser.add_argument("ppo", type=Path, help="run folder of PPO")
-    parser.add_argument("--live", type=Path, help="a terminal's screen with its colours")
+    parser.add_argument("--live", type=Path, help="a terminal's screen with colours, from `tmux capture-pane -e -p`")
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     if options.live is not None:

@@ -1,7 +1,4 @@
-"""Write docs/reward_service.json: what `rlhf serve-reward` answers, as OpenAPI; any service may answer the same.
-
-usage: python scripts/make_service_docs.py [--check]   (--check: exit 1 when the file is stale, write nothing)
-"""
+"""Write docs/reward_service.json: the OpenAPI description of `rlhf serve-reward`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/chaos.py: what it draws, what it wants, what it reads from a refusal, what it shows. No run is started."""
+"""scripts/chaos.py: drawn faults, expected exit codes, suggestions of errors, tables. No run is started."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def chaos() -> ModuleType:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run with two whole checkpoints."""
+    """Return a run with two valid checkpoints."""
     for step in (2, 4):
         folder = tmp_path / "checkpoints" / f"step-{step}"
         (folder / "policy").mkdir(parents=True)
@@ -80,23 +80,23 @@ def test_only_a_rank_that_trains_is_stopped_and_only_a_resume_finds_the_disk_ful
         ("full disk", "supervisor", False, {9}),
     ],
 )
-def test_wanted_codes(chaos: ModuleType, act: str, target: str, trains: bool, codes: set[int]) -> None:
-    assert chaos.wanted_codes(chaos.Fault(act, target, "steps", 1, 0.1), trains) == codes
+def test_documented_codes(chaos: ModuleType, act: str, target: str, trains: bool, codes: set[int]) -> None:
+    assert chaos.documented_codes(chaos.Fault(act, target, "steps", 1, 0.1), trains) == codes
 
 
-def test_the_way_out_of_a_refusal_is_read(chaos: ModuleType, run: Path) -> None:
+def test_the_suggestion_of_an_error_is_parsed(chaos: ModuleType, run: Path) -> None:
     older, newer = run / "checkpoints" / "step-2", run / "checkpoints" / "step-4"
     (newer / "trainer.json").unlink()
     with pytest.raises(CheckpointError) as refused:
         find_checkpoint(run, True)
-    assert chaos.way_out(f"some line\nrlhf: error: {refused.value}\n") == str(older)
-    assert chaos.newest_whole(run / "checkpoints") == older
+    assert chaos.suggestion(f"some line\nrlhf: error: {refused.value}\n") == str(older)
+    assert chaos.newest_valid(run / "checkpoints") == older
 
     (older / "config.yaml").unlink()
     with pytest.raises(CheckpointError) as refused:
         find_checkpoint(run, True)
-    assert chaos.way_out(f"rlhf: error: {refused.value}\n") == chaos.ANEW
-    assert chaos.newest_whole(run / "checkpoints") is None
+    assert chaos.suggestion(f"rlhf: error: {refused.value}\n") == chaos.NEW_RUN
+    assert chaos.newest_valid(run / "checkpoints") is None
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_the_way_out_of_a_refusal_is_read(chaos: ModuleType, run: Path) -> None:
         "rlhf: error: rank 1 was killed by SIGKILL; go on from the last checkpoint with run.resume=true\n",
     ],
 )
-def test_no_way_out_is_read_where_none_is_offered(chaos: ModuleType, text: str) -> None:
-    assert chaos.way_out(text) is None
+def test_an_error_without_a_suggestion_gives_none(chaos: ModuleType, text: str) -> None:
+    assert chaos.suggestion(text) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -119,7 +119,7 @@ def test_what_is_damaged_is_found_by_the_manifest(chaos: ModuleType, run: Path, 
     with pytest.raises(CheckpointError, match=file.name):
         check_hashes(*find_checkpoint(run, True))
     wanted = None if how == chaos.ALL else "step-4" if file == checkpoints / "latest" else "step-2"
-    found = chaos.newest_whole(checkpoints)
+    found = chaos.newest_valid(checkpoints)
     assert (found and found.name) == wanted
 
 
@@ -130,9 +130,9 @@ def test_a_flip_changes_one_bit(chaos: ModuleType, tmp_path: Path) -> None:
     assert sum(byte.bit_count() for byte in file.read_bytes()) == 1
 
 
-def test_a_run_has_marks_and_a_folder_of_its_own(chaos: ModuleType, tmp_path: Path) -> None:
+def test_a_run_has_its_own_marks_and_folder(chaos: ModuleType, tmp_path: Path) -> None:
     run = chaos.Run(tmp_path, "run3", seed=5, resume="true", newest=4)
-    run.start_anew()
+    run.start_again()
     assert (run.name, run.resume, run.newest) == ("run3-1", "", 0)
     assert run.marks == ("run.name=run3-1", f"run.output_dir={tmp_path}")
     assert run.last_logged() == 0
@@ -141,7 +141,7 @@ def test_a_run_has_marks_and_a_folder_of_its_own(chaos: ModuleType, tmp_path: Pa
     assert run.last_logged() == 2
 
 
-def test_a_run_that_goes_on_from_a_path_answers_for_that_checkpoint(chaos: ModuleType, run: Path) -> None:
+def test_a_run_resumed_from_a_path_is_checked_for_that_checkpoint_only(chaos: ModuleType, run: Path) -> None:
     state = chaos.Run(run.parent, "label", seed=1)
     state.label = run.name.removesuffix("-0")
     if state.folder != run:  # the folder that pytest made does not end with an attempt
@@ -194,19 +194,19 @@ def test_the_table_counts(chaos: ModuleType) -> None:
         "damage: flip": "1",
         "faults": "4",
         "resumes": "4",
-        "steps lost at most, kills": "2",
+        "most steps lost, kills": "2",
         "differences found": "0",
         "checks failed": "0",
         "wall time": "61 s",
     }
 
 
-def test_what_never_happens_is_not_waited_for(chaos: ModuleType) -> None:
+def test_waiting_ends_at_the_limit(chaos: ModuleType) -> None:
     assert not chaos.until(lambda: False, limit_s=0.05)
     assert chaos.until(lambda: True, limit_s=0)
 
 
-def test_the_tests_know_a_whole_checkpoint(run: Path) -> None:
+def test_the_checkpoint_of_these_tests_is_valid(run: Path) -> None:
     newest = pointed(run / "checkpoints", "latest")
     assert newest == run / "checkpoints" / "step-4"
     check_hashes(newest, read_manifest(newest))
