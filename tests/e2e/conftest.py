@@ -1,3 +1,3 @@
 """Fixtures that end-to-end tests share with unit tests."""
 
-from tests.unit.use.conftest import rm_run  # noqa: F401
+from tests.unit.use.conftest import ppo_run, rm_run  # noqa: F401
