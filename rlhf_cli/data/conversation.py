@@ -86,7 +86,7 @@ class Renderer:
         """Return the ids of a prompt and of a response to it."""
         return TokenSequence(self.prompt_ids(messages), self.response_ids(response))
 
-    def whole_ids(self, messages: list[Message], response: str) -> tuple[int, ...]:
+    def conversation_ids(self, messages: list[Message], response: str) -> tuple[int, ...]:
         """Return the ids of a complete conversation, for reward models that were trained on such.
 
         Unlike `sequence`, they include what the template writes after the end token, and the
@@ -99,7 +99,7 @@ class Renderer:
         conversation = [*messages, {"role": "assistant", "content": response}]
         return self._special.ids(self._render(conversation, generation_prompt=False))
 
-    def answer_text(self, ids: tuple[int, ...]) -> str:
+    def response_text(self, ids: tuple[int, ...]) -> str:
         """Return the text of a response without end token and special tokens, and with its spaces.
 
         This inverts `response_ids` where the tokenizer loses nothing. A space that the template
@@ -108,18 +108,9 @@ class Renderer:
         if ids[-1:] == (self.end_id,):
             ids = ids[:-1]
         context = self._contexts[0][1]  # some decoders omit the space of a first token
-        before, text = self._decode_text(context), self._decode_text((*context, *ids))
-        text = text[len(before) :] if text.startswith(before) else self._decode_text(ids)
+        before, text = (self._decode(some, skip_special=True) for some in (context, (*context, *ids)))
+        text = text[len(before) :] if text.startswith(before) else self._decode(ids, skip_special=True)
         return text.removeprefix(self._format.lead)
-
-    def _decode_text(self, ids: tuple[int, ...]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-    def response_text(self, ids: tuple[int, ...]) -> str:
-        """Return the text of response ids without special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
     def pieces(self, ids: tuple[int, ...], values: list[float]) -> tuple[list[str], list[float]]:
         """Split the text of response ids into pieces, and sum the values of each piece's tokens.
@@ -141,8 +132,8 @@ class Renderer:
             context, done, total = done, end, 0.0
         return pieces, sums
 
-    def _decode(self, ids: tuple[int, ...]) -> str:
-        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    def _decode(self, ids: tuple[int, ...], skip_special: bool = False) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return text
 
     def _is_rendered(self, messages: list[Message]) -> bool:

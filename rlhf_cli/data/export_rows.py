@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import DiskError, InputError
@@ -77,23 +76,17 @@ def _prepare(options: DataConfig, row_format: Format) -> tuple[dict[str, str], C
 
 def _preference_line(row: Row, options: PreferenceDataConfig, row_format: Format) -> Row:
     """Return a pair with its answers as texts, or a ranking as rated completions, which may be tied."""
-    preference = read_preference(row, options, row_format)
-    texts = [text for _, text in preference.comparison.answers]
+    comparison, values = read_preference(row, options, row_format)
+    texts = [text for _, text in comparison.answers]
     is_ranking = row_format in (Format.rated, Format.rated_rows) or options.ranking_column is not None
-    line: Row = {"prompt": preference.comparison.messages}
+    line: Row = {"prompt": comparison.messages}
     if is_ranking or (row_format is Format.alpaca and isinstance(row.get("output"), list)):
-        ranks = preference.comparison.ranks or tuple(range(len(texts)))
+        ranks = comparison.ranks or tuple(range(len(texts)))
         rated = zip(texts, ranks, strict=True)
         line["completions"] = [{"response": text, "rating": max(ranks) - rank + 1} for text, rank in rated]
     else:
         line |= {"chosen": texts[0], "rejected": texts[1]}
-    values: dict[str, tuple[str | None, Any]] = {
-        "margin": (options.margin_column, preference.margin),
-        "confidence": (options.confidence_column, preference.confidence),
-        "weight": (options.weight_column, preference.weight),
-        "category": (options.category_column, preference.category),
-    }
-    return line | {name: value for name, (column, value) in values.items() if column is not None}
+    return line | {name: value for name, value in values.items() if getattr(options, f"{name}_column") is not None}
 
 
 def _prompt_line(row: Row, options: DataConfig, row_format: Format) -> Row:

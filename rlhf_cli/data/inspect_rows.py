@@ -132,9 +132,9 @@ def inspect_rows(
         except InputError as error:
             found.fatal.append(str(error))
         else:
-            found.num_filtered_out += conversion.rows.filtered_out
-            if conversion.rows.error and not filter_error:
-                filter_error = f"{file.label}: {conversion.rows.error}"
+            found.num_filtered_out += conversion.num_filtered_out
+            if conversion.filter_error and not filter_error:
+                filter_error = f"{file.label}: {conversion.filter_error}"
     if filter_error and not found.num_rows:
         found.fatal.append(filter_error)
     return found

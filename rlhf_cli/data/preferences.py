@@ -72,19 +72,11 @@ def prepare(
     return required_columns(config, row_format), lambda row: _ranking(row, config, row_format, renderer)
 
 
-@dataclass(frozen=True)
-class Preference:
-    """What a row of preferences contains: the compared answers, and its numbers and category."""
+def read_preference(row: Row, config: PreferenceDataConfig, row_format: Format) -> tuple[Comparison, dict[str, Any]]:
+    """Return the compared answers of a row, and its margin, confidence, weight and category.
 
-    comparison: Comparison
-    margin: float
-    confidence: float
-    category: str | None
-    weight: float
-
-
-def read_preference(row: Row, config: PreferenceDataConfig, row_format: Format) -> Preference:
-    """Return what a row contains; raise BadRow, also for empty and for equal answers."""
+    Raises BadRow, also for empty and for equal answers.
+    """
     comparison = read_comparison(row, config, row_format)
     empty_fields = [field for field, text in comparison.answers if not text.strip()]
     if empty_fields or is_empty(comparison.messages):
@@ -93,30 +85,20 @@ def read_preference(row: Row, config: PreferenceDataConfig, row_format: Format) 
     category: Any = None if config.category_column is None else column(row, config.category_column)
     if category is not None and not isinstance(category, str | int | bool):
         raise BadRow(config.category_column or "", f"wanted a word, got {type(category).__name__}")
-    return Preference(
-        comparison,
-        margin=_number(row, config.margin_column, 0.0, (-1e4, 1e4)),
-        confidence=_number(row, config.confidence_column, 1.0, (0.5, 1.0)),
-        category=None if category is None else str(category),
-        weight=_number(row, config.weight_column, 1.0, (0.0, 1e4)),
-    )
+    return comparison, {
+        "margin": _number(row, config.margin_column, 0.0, (-1e4, 1e4)),
+        "confidence": _number(row, config.confidence_column, 1.0, (0.5, 1.0)),
+        "weight": _number(row, config.weight_column, 1.0, (0.0, 1e4)),
+        "category": None if category is None else str(category),
+    }
 
 
 def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, renderer: Renderer) -> Ranking:
-    preference = read_preference(row, config, row_format)
-    comparison = preference.comparison
+    comparison, values = read_preference(row, config, row_format)
     messages, texts = comparison.messages, [text for _, text in comparison.answers]
     prompt_ids = renderer.prompt_ids(messages)
-    ranking = Ranking(
-        answers=tuple(TokenSequence(prompt_ids, renderer.response_ids(text)) for text in texts),
-        longer_wins=0.5,
-        prompt_key=json.dumps(messages),
-        margin=preference.margin,
-        confidence=preference.confidence,
-        category=preference.category,
-        weight=preference.weight,
-        ranks=comparison.ranks,
-    )
+    answers = tuple(TokenSequence(prompt_ids, renderer.response_ids(text)) for text in texts)
+    ranking = Ranking(answers, 0.5, json.dumps(messages), ranks=comparison.ranks, **values)
     if ranking.num_tokens > config.max_tokens:
         raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
     # Different texts become equal ids where they differ by an end token, or by spaces that the template strips.

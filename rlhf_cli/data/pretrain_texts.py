@@ -1,4 +1,4 @@
-"""Plain text to blocks of tokens, for the language-modelling loss beside PPO's."""
+"""Plain text to blocks of tokens, for the language-modelling loss that is added to PPO's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rlhf_cli.data.token_batches import TokenSequence, chunks
 
 
 def load_texts(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
-    """Cut a UTF-8 text file into blocks of max_tokens, the last one shorter; a block's first token has no loss.
+    """Split a UTF-8 text file into blocks of max_tokens; the first token of a block has no loss.
 
-    Raises InputError for a file that is not text, or has fewer than two tokens.
+    The last block may be shorter. Raises InputError for a file that is not text, or has fewer than
+    two tokens.
     """
     path = config.path
     assert path is not None
@@ -26,5 +27,5 @@ def load_texts(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> li
     blocks = chunks(tokenizer(text)["input_ids"], config.max_tokens)
     sequences = [TokenSequence(tuple(block[:1]), tuple(block[1:])) for block in blocks if len(block) > 1]
     if not sequences:
-        raise InputError(f"pretrain.path={path}: holds no text; wanted two tokens or more")
+        raise InputError(f"pretrain.path={path}: has fewer than two tokens")
     return sequences

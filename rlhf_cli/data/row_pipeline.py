@@ -50,8 +50,8 @@ class SourceSummary:
     """What became of the rows of one file."""
 
     dropped: dict[str, int]  # reason -> rows
-    filtered_out: int
-    filter_error: str  # why the filter leaves no row, with the values there are; "" where it leaves some
+    num_filtered_out: int
+    filter_error: str  # why the filter leaves no row; "" where it leaves some
     format: str
 
 
@@ -60,8 +60,8 @@ def describe(name: str, kept: int, summaries: list[SourceSummary]) -> str:
     dropped = sum((Counter(one.dropped) for one in summaries), Counter[str]())
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     line = f"{name}: {kept} rows kept, {dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
-    filtered_out = sum(one.filtered_out for one in summaries)
-    line += f", {filtered_out} left out by the filter" if filtered_out else ""
+    num_filtered_out = sum(one.num_filtered_out for one in summaries)
+    line += f", {num_filtered_out} left out by the filter" if num_filtered_out else ""
     formats = sorted({one.format for one in summaries})
     return line if formats == ["columns"] else f"{line}; read as {' and '.join(formats)}"
 
@@ -71,10 +71,13 @@ class Conversion(Generic[Made]):
 
     def __init__(self, file: SourceFile, prepare: Prepare[Made]) -> None:
         """Detect the format of the rows; raise InputError where the file cannot be read or has several formats."""
-        self.num_rows = 0
-        self.rows = FilteredRows(load_rows(file.path, file.source.split or "", file.option), file.source.filter)
+        self.num_rows = 0  # that the filter keeps
+        self.num_filtered_out = 0
         self._label = file.label
-        unread = iter(self.rows)
+        wanted = file.source.filter.items()
+        self._filter = {name: value if isinstance(value, list) else [value] for name, value in wanted}
+        self._values: dict[str, dict[str, None]] = {name: {} for name in self._filter}  # that its columns have
+        unread = self._filtered(load_rows(file.path, file.source.split or "", file.option))
         first = list(islice(unread, NUM_DETECTED))
         self.format = file.options.format
         if self.format is Format.auto:
@@ -112,33 +115,22 @@ class Conversion(Generic[Made]):
             else:
                 append(found)
         rejected.raise_if_refused(self._label, self.num_rows)
-        return SourceSummary(dict(rejected.dropped), self.rows.filtered_out, self.rows.error, self.format.name)
+        return SourceSummary(dict(rejected.dropped), self.num_filtered_out, self.filter_error, self.format.name)
 
-
-class FilteredRows:
-    """The rows of a source that have the wanted values. A row without such a column is bad."""
-
-    def __init__(self, rows: Iterator[PlacedRow], wanted: dict[str, Any]) -> None:
-        self.filtered_out = 0  # rows with other values
-        self._rows = rows
-        self._wanted = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
-        self._values: dict[str, dict[str, None]] = {name: {} for name in wanted}
-        self._num_kept = 0
-
-    def __iter__(self) -> Iterator[PlacedRow]:
-        for place, row in self._rows:
+    def _filtered(self, rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:
+        """Yield the rows that match the filter; one without a column of the filter is bad."""
+        for place, row in rows:
             try:
                 if not isinstance(row, BadRow) and not self._matches(row):
-                    self.filtered_out += 1
+                    self.num_filtered_out += 1
                     continue
             except BadRow as bad:
                 row = bad
-            self._num_kept += 1
             yield place, row
 
     def _matches(self, row: Row) -> bool:
         matches = True
-        for name, wanted in self._wanted.items():
+        for name, wanted in self._filter.items():
             value = column(row, name)
             if len(self._values[name]) < NUM_SHOWN:
                 self._values[name][one_line(value, 40)] = None
@@ -146,9 +138,9 @@ class FilteredRows:
         return matches
 
     @property
-    def error(self) -> str:
-        """Why no row is left, with the values there are; "" where one is left."""
-        if self._num_kept or not self.filtered_out:
+    def filter_error(self) -> str:
+        """Why the filter leaves no row, with the values there are; "" where it leaves one."""
+        if self.num_rows or not self.num_filtered_out:
             return ""
         values = "; ".join(f"{name} has: {', '.join(values)}" for name, values in self._values.items())
-        return f"no row matches the filter {self._wanted}; {values}"
+        return f"no row matches the filter {self._filter}; {values}"

@@ -48,7 +48,7 @@ class DecoderClassifier:
 
     def _ids(self, exchange: Exchange) -> tuple[int, ...]:
         if self.whole_turn:
-            return self.renderer.whole_ids(exchange.messages, exchange.response)
+            return self.renderer.conversation_ids(exchange.messages, exchange.response)
         return self.renderer.sequence(exchange.messages, exchange.response).ids
 
 

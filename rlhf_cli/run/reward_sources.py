@@ -37,7 +37,7 @@ class ExchangeMaker:
         self.columns = dict.fromkeys(columns)
 
     def __call__(self, prompt: Prompt, sequence: TokenSequence) -> Exchange:
-        return self.of(prompt, self.renderer.answer_text(sequence.response_ids))
+        return self.of(prompt, self.renderer.response_text(sequence.response_ids))
 
     def of(self, prompt: Prompt, response: str) -> Exchange:
         """Return the exchange of a prompt and a response text."""

@@ -175,7 +175,7 @@ def _limited(prepare: Prepare[Made], limit: int | None) -> Prepare[Made]:
 
 def _ranked(row: _Whole, renderer: Renderer) -> Ranked:
     ranking = row.ranking
-    answers = [renderer.answer_text(answer.response_ids) for answer in ranking.answers]
+    answers = [renderer.response_text(answer.response_ids) for answer in ranking.answers]
     return Ranked(json.loads(ranking.prompt_key), answers, ranking.pairs, ranking.category, row.columns)
 
 

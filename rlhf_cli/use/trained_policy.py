@@ -117,7 +117,7 @@ class Policy:
         return found
 
     def _answer(self, sequence: TokenSequence) -> Answer:
-        return Answer(self.renderer.answer_text(sequence.response_ids), sequence, self.ends.ended(sequence))
+        return Answer(self.renderer.response_text(sequence.response_ids), sequence, self.ends.ended(sequence))
 
 
 class Typist:
@@ -131,7 +131,7 @@ class Typist:
     @property
     def text(self) -> str:
         """All text until now."""
-        return self._renderer.answer_text(tuple(self._ids))
+        return self._renderer.response_text(tuple(self._ids))
 
     def add(self, token: int) -> str:
         """Take a token; return what can be shown now."""

@@ -62,4 +62,4 @@ def test_a_sequence_is_the_prompt_and_the_answer_with_its_end():
 
 def test_the_text_of_an_answer_has_its_spaces_and_no_end():
     sequence = RENDERER.sequence([{"role": "user", "content": "a"}], " b , c .\n")
-    assert RENDERER.answer_text(sequence.response_ids) == " b , c .\n"
+    assert RENDERER.response_text(sequence.response_ids) == " b , c .\n"

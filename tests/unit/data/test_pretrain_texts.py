@@ -24,5 +24,5 @@ def test_what_is_no_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(InputError, match="not a readable UTF-8 text file"):
         load(tmp_path / "a.bin", 3)
-    with pytest.raises(InputError, match="holds no text"):
+    with pytest.raises(InputError, match="fewer than two tokens"):
         load(tmp_path / "empty.txt", 3)

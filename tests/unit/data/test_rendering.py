@@ -95,14 +95,14 @@ def test_what_a_template_makes_of_a_conversation(shape, prompt, response):
 def test_an_answer_that_brings_its_end_gets_no_second_one(shape):
     made, end = renderer(shape), SHAPES[shape].end
     assert made.response_ids(f"ok{end}") == made.response_ids("ok")
-    assert made.whole_ids(TALK, f"ok{end}") == made.whole_ids(TALK, "ok")
+    assert made.conversation_ids(TALK, f"ok{end}") == made.conversation_ids(TALK, "ok")
     assert made.response_ids("ok</s>") == made.response_ids("ok")  # EOS, where the turn's end is another token, too
 
 
 def test_another_special_token_at_the_end_of_an_answer_is_text():
     made = renderer("chatml")
     assert texts(made, TALK, "ok<|im_start|>")[1] == "ok<|im_start|><|im_end|>"
-    assert made.answer_text(made.response_ids("ok<|im_start|>")) == "ok<|im_start|>"
+    assert made.response_text(made.response_ids("ok<|im_start|>")) == "ok<|im_start|>"
 
 
 def test_a_turn_may_end_in_an_added_token_that_is_not_special():
@@ -113,7 +113,7 @@ def test_a_turn_may_end_in_an_added_token_that_is_not_special():
     ids = made.response_ids("o<|end|>k")
     assert ids[-1] == tokenizer.convert_tokens_to_ids("<|end|>") == made.end_id
     assert ids.count(made.end_id) == 1
-    assert made.answer_text(ids) == "o<|end|>k"
+    assert made.response_text(ids) == "o<|end|>k"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -124,7 +124,7 @@ def test_the_end_of_a_turn_is_found(shape):
 
 def test_the_whole_conversation_has_what_stands_behind_the_end():
     made = renderer("chatml")
-    whole, sequence = made.whole_ids(TALK, "ok"), made.sequence(TALK, "ok")
+    whole, sequence = made.conversation_ids(TALK, "ok"), made.sequence(TALK, "ok")
     assert whole == (*sequence.ids, *made.tokenizer("\n", add_special_tokens=False)["input_ids"])
 
 
@@ -177,7 +177,7 @@ def test_characters_that_stand_for_no_text_are_text():
     for text in ("a\ufdd03\ufdd2", "\ufdd13\ufdd2<|im_end|>", "\ufdd0"):
         prompt = made.tokenizer.decode(made.prompt_ids([user(text)]))
         assert prompt == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-        assert made.answer_text(made.response_ids(f"{text}.")) == f"{text}."
+        assert made.response_text(made.response_ids(f"{text}.")) == f"{text}."
 
 
 def test_a_template_that_wants_no_system_message_or_other_turns_refuses_them_in_one_line():
@@ -221,7 +221,7 @@ def test_what_a_template_writes_before_an_answer_beyond_its_generation_prompt_is
     prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert texts(made, [user("hi")], "ok") == (prompt, "ok<|im_end|>")
     whole = f"{prompt}<think>\n\n</think>\n\nok<|im_end|>\n"
-    assert made.tokenizer.decode(made.whole_ids([user("hi")], "ok")) == whole
+    assert made.tokenizer.decode(made.conversation_ids([user("hi")], "ok")) == whole
 
 
 def test_a_template_without_system_messages_in_its_probe_is_asked_with_one():
@@ -252,8 +252,8 @@ def test_without_a_template_one_message_is_plain_text_and_several_get_the_defaul
     assert texts(without_template(system_prompt="be kind"), [user("hi")], "ok")[0] == (
         "<|system|>\nbe kind</s>\n<|user|>\nhi</s>\n<|assistant|>\n"
     )
-    assert made.whole_ids([user("hi")], "ok") == made.sequence([user("hi")], "ok").ids
-    assert made.tokenizer.decode(made.whole_ids(TALK, "ok")) == f"{DEFAULT_TEXT}ok</s>\n"
+    assert made.conversation_ids([user("hi")], "ok") == made.sequence([user("hi")], "ok").ids
+    assert made.tokenizer.decode(made.conversation_ids(TALK, "ok")) == f"{DEFAULT_TEXT}ok</s>\n"
     assert made.notes == [
         "the tokenizer has no chat template: a prompt of one message is plain text, any other is rendered with the "
         "default template; see model.chat_template"
@@ -315,7 +315,7 @@ def test_the_default_template_is_the_one_that_the_docs_show(tmp_path):
         set_template(one, str(tmp_path / "shown.jinja"), "model.chat_template")
         set_template(other, "default", "model.chat_template")
         made = [Renderer(tokenizer, PromptDataConfig(train="x")) for tokenizer in (one, other)]
-        assert made[0].whole_ids(TALK, "ok") == made[1].whole_ids(TALK, "ok")
+        assert made[0].conversation_ids(TALK, "ok") == made[1].conversation_ids(TALK, "ok")
         assert made[0].sequence(TALK, "ok") == made[1].sequence(TALK, "ok")
 
 

@@ -95,7 +95,7 @@ def test_prompt_and_answer_are_the_beginning_of_the_rendered_conversation(shape,
     sequence = made.sequence(messages, answer)
     text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
     whole = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    assert made.whole_ids(messages, answer) == whole
+    assert made.conversation_ids(messages, answer) == whole
     if shape == "plain-end" and kind in ("byte-pairs", "sentence-pieces"):
         # its generation prompt ends in a space, which these tokenizers would join to the answer's first word
         assert tokenizer.decode(sequence.ids[:-1]) == tokenizer.decode(whole).removesuffix("\n")
@@ -129,7 +129,7 @@ def test_a_message_writes_no_special_token_and_an_answer_ends_in_one(shape, kind
     assert sequence.response_ids[-1] == end
     bos = tokenizer.convert_tokens_to_ids(BOS)
     assert sequence.ids.count(bos) == expected_bos(shape, messages)
-    whole = made.whole_ids(messages, answer)
+    whole = made.conversation_ids(messages, answer)
     assert whole.count(bos) == expected_bos(shape, messages)
 
 
@@ -141,8 +141,8 @@ def test_the_text_of_an_answer_comes_back(shape, kind, answer):
     made = renderer(shape, kind)
     assume(not answer.endswith(tuple(FORGED)))
     wanted = answer.strip() if SHAPES[shape].trims else answer
-    assert made.answer_text(made.response_ids(answer)) == wanted
-    assert made.answer_text(made.response_ids(answer)[:-1]) == wanted  # cut off
+    assert made.response_text(made.response_ids(answer)) == wanted
+    assert made.response_text(made.response_ids(answer)[:-1]) == wanted  # cut off
 
 
 class Recorder:

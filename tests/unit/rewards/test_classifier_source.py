@@ -94,7 +94,7 @@ def test_a_conversation_longer_than_the_model_loses_its_beginning():
 
 def test_a_whole_turn_has_what_the_template_writes_after_an_answer():
     own, scorer, renderer = decoder(whole_turn=True)
-    ids = renderer.whole_ids(EXCHANGES[0].messages, EXCHANGES[0].response)
+    ids = renderer.conversation_ids(EXCHANGES[0].messages, EXCHANGES[0].response)
     short = renderer.sequence(EXCHANGES[0].messages, EXCHANGES[0].response).ids
     assert ids[:-1] == short  # and then the end of the line
     assert own.score(EXCHANGES[:1]) == pytest.approx([score_of(scorer, ids)], abs=1e-5)

@@ -210,7 +210,7 @@ class Renderer:
     def with_system(self, messages):
         return [{"role": "system", "content": "be kind"}, *messages]
 
-    def answer_text(self, ids):
+    def response_text(self, ids):
         return str(list(ids))
 
 
