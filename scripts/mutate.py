@@ -103,8 +103,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "rlhf_cli/train/forward.py": (
         (
-            *("micro_batches", "map_micro_batches", "logits", "policy_outputs", "logprobs_and_entropy", "logprobs"),
-            *("values", "map_logprobs", "collate", "take_count"),
+            *("group_rows", "micro_batches", "map_micro_batches", "logits", "policy_outputs", "logprobs_and_entropy"),
+            *("logprobs", "values", "map_logprobs", "collate", "take_count"),
         ),
         TRAIN,
     ),

@@ -59,7 +59,7 @@ class PPOParts:
 
 
 def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
-    """Load tokenizers, data and models, and wrap the models; raise InputError if they do not fit together."""
+    """Load tokenizers, data and models; raise InputError if they do not fit together."""
     tokenizer = load_tokenizer(config.model, "model")
     external = external_sources(config)
     reward_tokenizer = load_tokenizer(config.reward_model, "reward_model") if config.has_reward_model else None
@@ -86,7 +86,8 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
     check_length(policy, max((len(block) for block in texts), default=0), "model", "pretrain.max_tokens")
     ends = EndTokens(end_token_ids(tokenizer, policy.generation_config) | {renderer.end_id}, pad_id(tokenizer))
     export_ends(policy, ends)
-    sizes = ModelSizes(ModelSize.of(policy), ModelSize.of(scorer or value_model), scorer is not None)  # before sharding
+    # measured before sharding
+    sizes = ModelSizes(ModelSize.of(policy), ModelSize.of(scorer or value_model), scorer is not None)
     packed = all(reads_packed(model) for model in loaded if model is not None)
     reward_model = None
     if scorer is not None:
@@ -122,7 +123,7 @@ def load_once(load: Callable[[], Loaded]) -> Loaded:
 
 
 def _lengths(prompts: Splits[Prompt], texts: list[TokenSequence], packing: bool) -> Lengths:
-    """Measure the prompts. With packing, the prefix that all of them share is read once and not counted."""
+    """Measure the prompts. With packing, the prefix that all of them share is not counted."""
     low = high = next(iter(chain(prompts.train, prompts.eval))).ids
     shortest, longest = len(low), len(low)
     for prompt in chain(prompts.train, prompts.eval):
@@ -183,7 +184,7 @@ def _load_gold(config: TrainPPOConfig, renderer: Renderer, ends: EndTokens, long
 
 
 def _check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, key: str) -> None:
-    """Raise InputError unless both map text to the same ids: the reward model reads the policy's tokens."""
+    """Raise InputError unless both make the same ids: the reward model reads the policy's."""
     for what, ours, theirs in (
         ("vocabulary", policy.get_vocab(), reward.get_vocab()),
         ("EOS token", policy.eos_token_id, reward.eos_token_id),

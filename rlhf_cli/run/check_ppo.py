@@ -1,4 +1,4 @@
-"""The checks of a PPO run before its first update: models, sampler and texts, on sampled responses."""
+"""The checks of a PPO run before its first update: models, sampler and texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Tokenizers:
     """How the policy and the reward model turn text into ids."""
 
     policy: PreTrainedTokenizerBase
-    reward: PreTrainedTokenizerBase | None  # None without a reward model that reads the policy's tokens
+    reward: PreTrainedTokenizerBase | None  # None unless the reward model is a source
     data: DataConfig
 
 
@@ -74,8 +74,8 @@ def _score(trainer: PPOTrainer, samples: Samples) -> Rollout:
 def _for_logits(bounds: Bounds, trainer: PPOTrainer, sequences: list[TokenSequence]) -> Bounds:
     """Widen bfloat16's bounds to the size of the run's logits.
 
-    With 8 bits, logits from 16 on are multiples of 1/8, from 32 on of 1/4, and the temperature divides them. If another
-    batch shape rounds a logit the other way, the logprob of its token is off by that much.
+    With 8 bits, logits from 16 on are multiples of 1/8, from 32 on of 1/4, and the temperature
+    divides them. If another batch shape rounds a logit the other way, its logprob is off by that.
     """
     if bounds is not BFLOAT16:
         return bounds
@@ -134,7 +134,7 @@ def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bo
 
 
 def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bounds) -> list[Check]:
-    """Compare each sequence alone with the same sequence in a batch of different prompt and response lengths."""
+    """Compare each sequence alone with the same sequence in a batch of different lengths."""
     mixed = [_half(sequence) if index % 2 else sequence for index, sequence in enumerate(sequences)]
     parts = chunks(mixed, max(2, trainer.config.ppo.micro_batch_size))
     together = torch.cat([row for part in parts for row in trainer.passes.response_logprobs(part)])
@@ -163,7 +163,7 @@ def _half(sequence: TokenSequence) -> TokenSequence:
 
 
 def _source_checks(trainer: PPOTrainer, rollouts: tuple[Rollout, Rollout], samples: Samples) -> list[Check]:
-    """Score texts alone with each model that has its own tokenizer; compare two scores of functions and services."""
+    """Check models with their own tokenizers on single texts; score twice with other sources."""
     rewards, checks = trainer.models.rewards, []
     start = distributed.rank() * len(samples.sequences)  # a rollout holds the rows of all ranks
     for index, source in enumerate(rewards.sources):
@@ -185,7 +185,7 @@ def _source_checks(trainer: PPOTrainer, rollouts: tuple[Rollout, Rollout], sampl
 def _update_checks(
     trainer: PPOTrainer, rollout: Rollout, sequences: list[TokenSequence], bounds: Bounds
 ) -> list[Check]:
-    """Evaluate the update's own objective on the probes, in other micro-batches than those of the scoring."""
+    """Evaluate the update's own objective, in other micro-batches than those of the scoring."""
     batch = trainer.estimate(rollout)
     size = max(1, min(trainer.config.ppo.micro_batch_size, len(sequences) // 2))
     num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
@@ -203,7 +203,7 @@ def _update_checks(
 
 
 def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: list[str], bounds: Bounds) -> Check:
-    """Check that the random number of each token picks this token from the distribution that scoring computes."""
+    """Check that each token's random number picks it from the scored distribution."""
     rollout = trainer.config.rollout
     distances = []
     for sequence, key in zip(sequences, keys, strict=True):

@@ -1,7 +1,8 @@
 """The checks that a run makes on its models and data before the first update.
 
-Figures are measured on a few probes: prompts with sampled responses, or rows of preferences. All ranks use the same
-probes, and the largest figure of any rank counts. docs/correctness.md justifies the bounds.
+Figures are measured on a few probes: prompts with sampled responses, or rows of preferences. All
+ranks use the same probes, and the largest figure of any rank counts. docs/correctness.md justifies
+the bounds.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Bounds:
     clipped: float  # share of tokens that are clipped in the update
 
 
-# float32 rounds at 6e-8; a few hundred additions in each of some dozen layers stay below 1e-4. bfloat16 rounds at 4e-3,
-# so logits of size 16 are off by some hundredths. Another batch shape adds in another order, so no test of a single
-# token can be tight. Means over tokens can: a mistake in masks or positions moves them by tenths or more.
+# float32 rounds at 6e-8; a few hundred additions in each of some dozen layers stay below 1e-4.
+# bfloat16 rounds at 4e-3, so logits of size 16 are off by some hundredths. Another batch shape adds
+# in another order, so no test of a single token can be tight. Means over tokens can: a mistake in
+# masks or positions moves them by tenths or more.
 FLOAT32 = Bounds(same=1e-5, padded=1e-4, score=1e-3, drawn=1e-4, clipped=0.0)
 BFLOAT16 = Bounds(same=1e-3, padded=0.05, score=0.15, drawn=0.01, clipped=0.02)
 
@@ -48,7 +50,7 @@ def bounds_of(*models: ModelConfig) -> Bounds:
 
 
 def spread(items: Sequence[Item], lengths: Sequence[int], size: int) -> list[Item]:
-    """Pick `size` items, or all if there are fewer, evenly spaced from the shortest to the longest."""
+    """Pick `size` items, or all of them, evenly spaced from the shortest to the longest."""
     order = sorted(range(len(items)), key=lambda index: lengths[index])
     size = min(size, len(items))
     last = max(size - 1, 1)
@@ -74,7 +76,7 @@ def largest(*differences: Tensor) -> float:
 
 
 def relative(scores: Tensor, others: Tensor) -> float:
-    """Return the largest difference of two sets of scores, divided by the largest score if that is above 1."""
+    """Return the largest difference, divided by the largest score if that is above 1."""
     return largest(scores - others) / max(1.0, largest(scores))
 
 

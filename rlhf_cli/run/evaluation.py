@@ -51,13 +51,15 @@ class Scorers:
 
     rewards: RewardEnsemble
     gold: RewardModel | None  # never used in training
-    token_kl: Callable[[list[TokenSequence]], list[Tensor]]  # log p - log q of each response token, [T] a sequence
+    # log p - log q of each response token, [T] per sequence
+    token_kl: Callable[[list[TokenSequence]], list[Tensor]]
 
 
 class Evaluator:
-    """Evaluates the policy on the same held-out prompts over a run, and logs the results; all methods are collective.
+    """Evaluates the policy on the same held-out prompts during a run, and logs the results.
 
-    Sampled responses draw the same random numbers each time, from their own keys: training draws nothing from them.
+    Sampled responses draw the same random numbers each time, which training does not use. All
+    methods are collective.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Evaluator:
         self.report = report
         self._before: list[HeldOutResponse] = []
         self._newest: list[HeldOutResponse] = []
-        self._logs_series = config.eval.every_steps > 0  # eval/... is logged before, during and after training
+        self._logs_series = config.eval.every_steps > 0  # eval/... also before and after
 
     def before(self) -> list[HeldOutResponse]:
         """Evaluate the policy before training, when it is the reference."""
@@ -89,13 +91,13 @@ class Evaluator:
         return self._before
 
     def log_before(self, is_new: bool) -> None:
-        """Log the responses before training, unless an earlier start of the run did; is_new: it is not resumed."""
+        """Log the responses before training, unless an earlier start of the run did."""
         self.report.samples_once(BEFORE, records(self._before))
         if is_new and self._logs_series:
             self.report.log_eval(0, metrics(self._before, self._before))
 
     def during(self, step: int) -> dict[str, float]:
-        """Evaluate after a step; log and return eval/..., or {} if a source failed whose failures are skipped."""
+        """Evaluate after a step; log and return eval/..., or {} if a failure is skipped."""
         try:
             with self.report.evaluating():
                 self._newest = self.respond(DURING, step)
@@ -108,14 +110,14 @@ class Evaluator:
         return found
 
     def repeat_missed(self, step: int) -> None:
-        """Evaluate after the step from which a run resumes, if that was due and a failure prevented it."""
+        """Evaluate after the step at which a run resumes, if a failure prevented that before."""
         every = self.config.eval.every_steps
         due = every and step and step % every == 0
         if due and not distributed.broadcast(self.report.has_logged(step, "eval/score")):
             self.during(step)
 
     def after(self, step: int) -> list[HeldOutResponse]:
-        """Evaluate after the last step, or reuse that step's evaluation; return [] if `during` would return {}."""
+        """Evaluate after the last step, or reuse its evaluation; [] if a failure is skipped."""
         PROGRESS.enter("evaluation after training")
         if self._newest and self._newest[0].step == step:
             responses = [replace(response, stage=AFTER) for response in self._newest]
@@ -137,7 +139,7 @@ class Evaluator:
         self.report.warn(f"the evaluation after step {step} is skipped: {error}")
 
     def respond(self, stage: str, step: int) -> list[HeldOutResponse]:
-        """Return scored greedy and sampled responses to all prompts, the same list on every rank."""
+        """Return scored greedy and sampled responses to all prompts, the same on every rank."""
         return [one for mode in MODES for one in self._respond(stage, step, mode)] if self.prompts else []
 
     def _respond(self, stage: str, step: int, mode: str) -> list[HeldOutResponse]:
@@ -189,7 +191,7 @@ class Evaluator:
         return found
 
     def _pieces(self, stage: str, sequences: list[TokenSequence]) -> list[tuple[list[str], list[float]]]:
-        """Return every response in pieces of text, with the KL of each; nothing before training, when all KL is 0."""
+        """Return the pieces of every response and their KL; none before training, when it is 0."""
         if stage == BEFORE:
             return [([], [])] * len(sequences)
         token_kl = self.scorers.token_kl(sequences)
@@ -205,7 +207,7 @@ def records(responses: Sequence[HeldOutResponse]) -> list[dict[str, object]]:
 
 
 def metrics(before: Sequence[HeldOutResponse], now: Sequence[HeldOutResponse]) -> dict[str, float]:
-    """Return eval/...: mean scores, win rates against the responses before training, KL, lengths and EOS rates."""
+    """Return eval/...; win rates are against the responses before training."""
     found: dict[str, float] = {}
     for mode, prefix in (("sampled", "eval/"), ("greedy", "eval/greedy_")):
         first, last = _of(before, mode), _of(now, mode)
@@ -229,7 +231,7 @@ def metrics(before: Sequence[HeldOutResponse], now: Sequence[HeldOutResponse]) -
 
 
 def compare(before: Sequence[HeldOutResponse], after: Sequence[HeldOutResponse]) -> dict[str, dict[str, float]]:
-    """Return mean scores, their paired difference with its 95 % interval, lengths and EOS rates, by mode."""
+    """Return means by mode, and the paired difference of the scores with its 95 % interval."""
     figures = {}
     for mode in MODES:
         first, last = _of(before, mode), _of(after, mode)

@@ -1,4 +1,4 @@
-"""How a failed run ends: one rank explains the failure, all ranks exit with one code, and status.json records it."""
+"""How a failed run ends: one rank explains the failure, and all ranks exit with the same code."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from rlhf_cli.system.watchdog import FOLDER, PROGRESS, Watchdog
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, before there is anything to save
 _PEER_S = 8.0  # how long to wait for the rank that broke a connection to explain itself
 _PEER_LOST = (
-    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),  # gloo
-    *("remote process exited", "ncclRemoteError"),  # NCCL
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),
+    *("remote process exited", "ncclRemoteError"),  # of NCCL
 )
 
 

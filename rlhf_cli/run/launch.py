@@ -1,4 +1,4 @@
-"""Runs train-rm or train-ppo in this process: sets the process up, trains, and turns failures into exit codes."""
+"""Runs train-rm or train-ppo in this process, and turns failures into exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlhf_cli.run.session import RunSession
 from rlhf_cli.system.processes import end_with_parent
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
-COLLECTIVES_LATER_S = 30  # after the watchdog's timeout, whose message names the ranks that are stuck
+COLLECTIVES_LATER_S = 30  # after the watchdog, whose message names the ranks that are stuck
 
 
 def run(
@@ -34,7 +34,8 @@ def run(
 ) -> int:
     """Run one command on this rank and return its exit code. All ranks use the options of rank 0.
 
-    config_yaml: the options, interpolations unresolved; check_only: build and check the run without starting it.
+    config_yaml: the options, interpolations unresolved. check_only: build and check the run, but do
+    not start it.
     """
     end_with_parent()
     quieten_libraries()
@@ -69,13 +70,13 @@ def run(
 
 
 def _share_cores() -> None:
-    """Divide the cores among the ranks of this machine, unless a launcher did: more threads than cores are slow."""
+    """Divide the cores among the ranks of this machine, unless a launcher did."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // distributed.num_local_ranks()))
 
 
 def keep_freed_memory() -> None:
-    """On a CPU, let glibc reuse freed memory instead of returning it to the kernel, which costs page faults.
+    """On a CPU, let glibc reuse freed memory: returning it to the kernel costs page faults.
 
     scripts/bench_allocator.py measures it. Without glibc there is no mallopt, and nothing changes.
     """

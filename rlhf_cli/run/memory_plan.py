@@ -1,4 +1,4 @@
-"""The memory plan of a run: estimated before the models are loaded, and again if memory runs out."""
+"""The memory plan of a run, made before the models are loaded and if memory runs out."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: i
 
 
 def here() -> Topology:
-    """Return the topology of this run: its ranks, how many are on this machine, and whether they have GPUs."""
+    """Return the ranks of this run, how many are on this machine, and whether they have GPUs."""
     return Topology(distributed.world_size(), distributed.num_local_ranks(), distributed.device().type != "cpu")
 
 
@@ -65,7 +65,5 @@ def out_of_memory_advice(config: Config, topology: Topology, lengths: Lengths) -
         found = savings(config, topology.num_ranks, lambda changed: memory_map(changed, topology, lengths))
     except Exception as error:  # the original error matters more than the advice
         return f"no advice, because the run cannot be planned: {one_line(error, 300)}"
-    lines = []
-    for change, saved in found:
-        lines.append(f"  {' '.join(change.arguments):40} saves about {gib(saved)} per GPU ({change.effect})")
+    lines = [f"  {' '.join(one.arguments):40} saves about {gib(saved)} per GPU ({one.effect})" for one, saved in found]
     return "\n".join(["any of these settings saves memory; apply one and continue with run.resume=true:", *lines])

@@ -94,7 +94,7 @@ def _report_gains(figures: dict[str, dict[str, float]], report: Reporter) -> Non
 
 
 def _fingerprints(parts: PPOParts) -> dict[str, str]:
-    """Return fingerprints, by option, of the data and frozen models that a resumed run must find unchanged."""
+    """Return fingerprints, by option, of what a resumed run must find unchanged."""
     models, prompts = parts.passes.models, chain(parts.prompts.train, parts.prompts.eval)
     rows: Iterator[tuple[Ids, Ids]] = ((prompt.ids, ()) for prompt in prompts)
     texts = ((block.prompt_ids, block.response_ids) for block in parts.texts)
@@ -108,7 +108,7 @@ def _fingerprints(parts: PPOParts) -> dict[str, str]:
 
 
 def _columns_fingerprint(parts: PPOParts) -> str:
-    """Return a SHA-256 over the columns that reward functions and services receive with each prompt."""
+    """Return a SHA-256 over the columns that reward functions and services receive."""
     digest = hashlib.sha256()
     for prompt in chain(parts.prompts.train, parts.prompts.eval):
         digest.update(json.dumps(prompt.columns, sort_keys=True).encode())
@@ -121,7 +121,7 @@ def _export(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
 ) -> None:
-    """Export the trained models, and the moving average of the weights if there is one; collective."""
+    """Export the trained models and the average of their weights, if there is one; collective."""
     states: dict[str, tuple[PreTrainedModel, dict[str, Tensor]]] = {}
     for name, engine in engines.items():
         state = engine.full_state_dict()

@@ -96,7 +96,7 @@ def _finish(
 
 
 def _fingerprints(data: Splits[Ranking]) -> dict[str, str]:
-    """Return fingerprints, by option, of the data that a resumed run must find unchanged."""
+    """Return fingerprints, by option, of what a resumed run must find unchanged."""
     answers = (answer for row in chain(data.train, data.eval) for answer in row.answers)
     tokens = fingerprint_of((answer.prompt_ids, answer.response_ids) for answer in answers)
     return {"data": tokens, **_labels_fingerprint(data)}
@@ -114,7 +114,7 @@ def _labels_fingerprint(data: Splits[Ranking]) -> dict[str, str]:
 
 
 def _lengths(data: Splits[Ranking], packing: bool) -> Lengths:
-    """Measure the longest answer; with packing, the mean answer of the row with the most packed tokens."""
+    """Measure the longest answer, or the mean answer of the row with the most packed tokens."""
     answers = longest = most_packed = 0
     for row in chain(data.train, data.eval):
         answers, longest = max(answers, len(row.answers)), max(longest, row.num_tokens)

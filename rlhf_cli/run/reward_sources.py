@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 from torch import nn
@@ -27,7 +28,7 @@ from rlhf_cli.rewards.source import Exchange, RewardSource
 
 
 class ExchangeMaker:
-    """Makes the exchanges that reward sources read: texts as the policy sees them, with the run's system prompt.
+    """Makes the exchanges that reward sources read, with the run's system prompt.
 
     columns: all column names of the data; a row without one of them gets None.
     """
@@ -46,7 +47,7 @@ class ExchangeMaker:
 
 
 def exchange_maker(renderer: Renderer, prompts: Splits[Prompt], external: Mapping[str, RewardSource]) -> ExchangeMaker:
-    """Return the exchange maker of a run, after testing each function and service on one prompt of each split.
+    """Return the exchange maker of a run, after testing functions and services on each split.
 
     Raises InputError if one fails, for example because a split lacks a column that it needs.
     """
@@ -56,8 +57,9 @@ def exchange_maker(renderer: Renderer, prompts: Splits[Prompt], external: Mappin
     for side, columns in sides:
         exchange = ExchangeMaker(renderer, columns).of(side[0], "Yes.")
         for source in external.values():
+            score = partial(source.score, [exchange])
             try:
-                distributed.together(lambda source=source, exchange=exchange: source.score([exchange]))  # type: ignore[misc]
+                distributed.together(score)
             except RewardError as error:
                 raise as_input_error(error) from error
     return ExchangeMaker(renderer, chain.from_iterable(columns for _, columns in sides))
@@ -69,7 +71,7 @@ def _columns(prompts: Iterable[Prompt]) -> dict[str, None]:
 
 
 def external_sources(config: TrainPPOConfig) -> dict[str, RewardSource]:
-    """Return the reward functions and services of a run, by name; raise InputError for a missing function."""
+    """Open the reward functions and services of a run; raise InputError for a missing function."""
     opened = ((one.name, open_external_source(one, f"reward[{index}]")) for index, one in enumerate(config.reward))
     return {name: source for name, source in opened if source is not None}
 

@@ -41,10 +41,10 @@ class RunSession:
     signals: StopSignals = field(default_factory=StopSignals)
 
     def find_checkpoint(self, run: RunConfig) -> Path | None:
-        """Return the verified checkpoint to resume from, before anything is loaded; None for a new run."""
+        """Return the verified checkpoint to resume from; None for a new run."""
         if not run.resumes:
             return None
-        self.failures.write_to(run_folder(run))  # its status.json records a failure of this start too
+        self.failures.write_to(run_folder(run))  # a failure of this start too
         return verified_checkpoint(run_folder(run), run.resume)
 
     def checkpoints(self, config: Config, engines: dict[str, TrainEngine]) -> Checkpoints:
@@ -91,8 +91,9 @@ class RunSession:
         return folder
 
     def resume(self, checkpoints: Checkpoints, hooks: StepHooks, folder: Path) -> dict[str, Any]:
-        """Load a checkpoint and return the trainer's state; raise InputError if the run's inputs have changed."""
-        hooks.require_same_inputs(checkpoints.state_of(folder)["inputs"])  # before later checkpoints are deleted
+        """Load a checkpoint and return the trainer's state; raise InputError if inputs changed."""
+        # before later checkpoints are deleted
+        hooks.require_same_inputs(checkpoints.state_of(folder)["inputs"])
         state = hooks.resume(checkpoints.load(folder))
         if self.report.run_dir is not None:
             self.report.run_dir.forget_after(state["step"], checkpoints.num_logged)
@@ -100,14 +101,15 @@ class RunSession:
         return state
 
     def begin(self, config: Config, first_step: int) -> None:
-        """Start to record events and to log to the trackers; first_step: the last completed step, 0 for a new run."""
+        """Start recording events and logging to trackers; first_step: the last completed step."""
         self.report.began(first_step)
-        options = OmegaConf.to_container(OmegaConf.create(self.config_yaml))  # ${oc.env:...} may hold a secret
+        # interpolations stay unresolved: ${oc.env:...} may hold a secret
+        options = OmegaConf.to_container(OmegaConf.create(self.config_yaml))
         assert isinstance(options, dict)
         self.report.track(config.run.name, {str(key): value for key, value in options.items()}, first_step)
 
     def logged(self, step: int) -> dict[str, float]:
-        """Return the metrics that an earlier start of the run logged at a step, without times; {} if there are none."""
+        """Return the metrics that an earlier start of the run logged at a step, without times."""
         records = () if self.report.run_dir is None else self.report.run_dir.lines(METRICS)
         found = next((record for record in records if record.pop("step") == step), {})
         return distributed.broadcast({name: value for name, value in found.items() if not name.startswith("time/")})

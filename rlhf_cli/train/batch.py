@@ -25,7 +25,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Episode:
-    """One sampled response with everything computed from it before the update. T is its own length."""
+    """One sampled response with all that is computed from it before the update. T: its length."""
 
     prompt_index: int  # in the training data
     sequence: TokenSequence
@@ -54,7 +54,7 @@ class Rollout:
 
     @staticmethod
     def of(episodes: list[Episode], weigh: Callable[[Tensor], Tensor]) -> Rollout:
-        """Pad episodes into one batch on the CPU; weigh: maps source scores [B, S] to scores [B]."""
+        """Pad episodes into one batch on the CPU; weigh: source scores [B, S] to scores [B]."""
 
         def padded(name: str) -> Tensor:
             rows = [getattr(episode, name) for episode in episodes]
@@ -112,7 +112,7 @@ class PPOBatch:
     returns: Tensor  # [B, T] advantages before whitening + values
 
     def rows(self, rows: list[int], mask: Tensor, device: torch.device) -> PPOTargets:
-        """Select some rows, cut to the width of `mask` [B, T], which marks their tokens to train on."""
+        """Select some rows; mask: their tokens to train on [B, T], to whose width they are cut."""
         rollout = self.rollout
         selected = (rollout.logprobs, rollout.ref_logprobs, rollout.values, self.advantages, self.returns)
         return PPOTargets(mask, *(tensor[rows, : mask.shape[1]].to(device) for tensor in selected))

@@ -11,12 +11,12 @@ from rlhf_cli.models.model_size import ModelSize
 
 @dataclass
 class TokensRead:
-    """The tokens that each model reads in a step, summed over all ranks. A packed prefix counts once."""
+    """The tokens that each model reads in a step, over all ranks. A packed prefix counts once."""
 
     score: float = 0.0
     update: float = 0.0
     num_epochs: float = 0.0  # of the update; fewer than ppo.num_epochs if it ends early
-    reused: bool = False  # whether the update's first pass of the policy is the one made for scoring
+    reused: bool = False  # whether the update reuses scoring's forward pass of the policy
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ModelSizes:
     has_reward_model: bool = True
 
     def work(self, sequences: list[TokenSequence], read: TokensRead, trains_policy: bool) -> dict[str, Work]:
-        """Return the work of each phase. Reward sources other than the reward model do not count."""
+        """Return the work of each phase. Only the reward model counts among reward sources."""
         lengths = [len(sequence) for sequence in sequences]
         num_response = sum(len(sequence.response_ids) for sequence in sequences)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,7 +12,15 @@ from torch import Tensor
 from rlhf_cli.algo.kl import kl_k1
 from rlhf_cli.algo.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlhf_cli.config.schema import TrainPPOConfig
-from rlhf_cli.data.token_batches import EndTokens, TokenBatch, TokenSequence, collate, micro_batches, sized_rows
+from rlhf_cli.data.token_batches import (
+    EndTokens,
+    SizedRow,
+    TokenBatch,
+    TokenSequence,
+    collate,
+    micro_batches,
+    sized_rows,
+)
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import FrozenEngine, TrainEngine
 from rlhf_cli.rewards.ensemble import RewardEnsemble
@@ -36,32 +43,27 @@ class FirstPass:
     rows: list[int]  # this rank's, in the batch of all ranks
     tokens: TokenBatch
     num_read: int  # tokens that the pass read
-    outputs: tuple[Tensor, Tensor]  # the policy's logprobs and entropy at each response token, [B, T] each
+    outputs: tuple[Tensor, Tensor]  # logprobs and entropy at each response token, [B, T] each
 
 
-class HeldPolicy:
-    """The policy's full weights during a step, and scoring's forward pass if the first update reuses it.
+class HeldPolicy(ExitStack):
+    """The policy's full weights during a step, and scoring's forward pass if the update reuses it.
 
-    Leaving the context releases both, also after an error.
+    `close` gives both back; so does leaving the context, also after an error.
     """
 
     def __init__(self, policy: TrainEngine) -> None:
+        super().__init__()
         self._policy = policy
-        self._gathered = ExitStack()
         self._first_pass: FirstPass | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
     def gather(self, hold: bool = True) -> None:
-        """Gather the full weights until `release`; hold=False leaves them as they are."""
-        self._gathered.enter_context(self._policy.gathered(hold))
+        """Gather the full weights until `close`; hold=False leaves them as they are."""
+        self.enter_context(self._policy.gathered(hold))
 
     def keep(self, first_pass: FirstPass) -> None:
         """Keep a forward pass for the first update."""
+        self.callback(self.take_first_pass)
         self._first_pass = first_pass
 
     def take_first_pass(self) -> FirstPass | None:
@@ -69,10 +71,18 @@ class HeldPolicy:
         first_pass, self._first_pass = self._first_pass, None
         return first_pass
 
-    def release(self) -> None:
-        """Give back the weights and drop the forward pass."""
-        self._first_pass = None
-        self._gathered.close()
+
+def group_rows(
+    rows: list[SizedRow], num_rows: int, num_tokens: int | None, in_step: bool = True
+) -> list[tuple[list[int], bool]]:
+    """Group this rank's rows into forward passes, by index; False: a pass that only keeps in step.
+
+    in_step: make as many passes as every other rank. ZeRO-3 needs it if each pass gathers weights.
+    """
+    groups = micro_batches(rows, num_rows, num_tokens)
+    if num_tokens is None or not in_step:
+        return [(group, True) for group in groups]
+    return distributed.pad_to_same_count(groups)
 
 
 class ForwardPasses:
@@ -86,20 +96,14 @@ class ForwardPasses:
         self.models = models
         self.ends = ends
         self.packed = packed
-        self.num_read = 0  # tokens read on this rank since `restart_count`, by all but the reward sources
+        self.num_read = 0  # tokens read on this rank since `restart_count`, except by `rewards`
         self.device = distributed.device()
 
     def micro_batches(self, sequences: list[TokenSequence], in_step: bool = True) -> list[tuple[list[int], bool]]:
-        """Group this rank's sequences into forward passes; False marks a pass that only keeps ranks in step.
-
-        in_step: make as many passes as every other rank, as ZeRO-3 needs when each pass gathers weights.
-        """
+        """Group this rank's sequences into forward passes, as `group_rows` does."""
         ppo = self.config.ppo
         rows = sized_rows([(sequence,) for sequence in sequences], self.packed)
-        groups = micro_batches(rows, ppo.micro_batch_size, ppo.micro_batch_tokens)
-        if ppo.micro_batch_tokens is None or not in_step:
-            return [(group, True) for group in groups]
-        return distributed.pad_to_same_count(groups)
+        return group_rows(rows, ppo.micro_batch_size, ppo.micro_batch_tokens, in_step)
 
     def map_micro_batches(
         self,
@@ -107,7 +111,7 @@ class ForwardPasses:
         sequences: list[TokenSequence],
         read: Callable[[list[TokenSequence]], Tensor],
     ) -> list[Tensor]:
-        """Apply `read` to micro-batches of sequences; return its result for each sequence, on the CPU."""
+        """Apply `read` to micro-batches; return its result for each sequence, on the CPU."""
         hold = self.config.rollout.gather
         found: dict[int, Tensor] = {}
         with engine.gathered(hold):
@@ -130,7 +134,7 @@ class ForwardPasses:
         self.num_read += num_tokens
 
     def take_count(self, num_models: int) -> float:
-        """Return the tokens that each of `num_models` models read since the last call, over all ranks."""
+        """Return the tokens that each of the models read since the last call, over all ranks."""
         read, self.num_read = self.num_read / num_models, 0
         return float(distributed.global_sum(torch.tensor(read, dtype=torch.float64, device=self.device)))
 
@@ -140,7 +144,7 @@ class ForwardPasses:
         return logits
 
     def policy_outputs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Return the policy's logprobs and entropy at each response token, [B, T] each, 0 on padding."""
+        """Return the policy's logprobs and entropy of the response, [B, T] each, 0 on padding."""
         logits = self.logits(self.models.policy, batch)
         both = token_logprobs_and_entropy(logits, batch.real_response_ids(), self.config.rollout.temperature)
         return batch.per_response_token(both[0]), batch.per_response_token(both[1])
@@ -175,7 +179,7 @@ class ForwardPasses:
 
     @torch.no_grad()
     def token_kl(self, sequences: list[TokenSequence]) -> list[Tensor]:
-        """Return k1 = log p - log q of each response token, one tensor a sequence, on the CPU. Collective."""
+        """Return k1 = log p - log q of each response token, by sequence, on the CPU; collective."""
         own = self.map_logprobs(self.models.policy, sequences)
         reference = self.map_logprobs(self.models.reference, sequences)
         rows = zip(own, reference, sequences, strict=True)

@@ -1,6 +1,7 @@
 """Guards against bad training: each watches a metric, and warns or stops the run as configured.
 
-Guards decide from the metrics alone, which are the same on every rank. docs/guards.md explains each of them.
+Guards decide from the metrics alone, which are the same on every rank. docs/guards.md explains each
+of them.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ Readings = Iterator[tuple[bool, Finding]]  # whether the limit is exceeded, and 
 class _State:
     """What the guards remember. Every field survives JSON unchanged."""
 
-    rows: dict[str, list[int]] = field(default_factory=dict)  # metric -> consecutive steps over its limit, the first
-    norms: dict[str, list[float]] = field(default_factory=dict)  # metric -> the last _WINDOW finite norms
+    # by metric: the number of consecutive steps over its limit, and the first of them
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    norms: dict[str, list[float]] = field(default_factory=dict)  # by metric: the last _WINDOW
     baseline_steps: int = 0
     baseline_score: float = 0.0  # sum over those steps
     baseline_length: float = 0.0  # sum over those steps
@@ -72,7 +74,7 @@ class Guards:
         self._state = _State()
 
     def check(self, step: int, metrics: Metrics) -> list[Finding]:
-        """Read the metrics of a step, once and in order; return a finding for every limit that is exceeded.
+        """Read the metrics of a step, once and in order; return a finding for each exceeded limit.
 
         A metric that is missing or not finite leaves its guard unchanged.
         """
@@ -193,7 +195,7 @@ def _length(config: PPOGuardConfig, state: _State, finite: Metrics) -> Readings:
 
 
 def _eos_rate(config: PPOGuardConfig, state: _State, finite: Metrics) -> Readings:
-    """Watch for a policy that used to end its responses and no longer does. One that never did is not a problem."""
+    """Watch for a policy that used to end its responses and no longer does."""
     limit = config.min_eos_rate
     if limit is not None and "eos_rate" in finite:
         rate = finite["eos_rate"]

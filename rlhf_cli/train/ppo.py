@@ -46,7 +46,7 @@ class PPOState:
 
     kl_coef: float  # of the next step
     step: int = 0  # steps completed
-    moments: dict[str, Moments] = field(default_factory=dict)  # running score moments, by reward source
+    moments: dict[str, Moments] = field(default_factory=dict)  # of scores, by reward source
     failures: int = 0  # consecutive steps skipped because a reward source failed
 
     @classmethod
@@ -69,12 +69,15 @@ class Monitors:
     """What a run measures besides its training metrics."""
 
     sizes: ModelSizes | None = None  # to log perf/
-    response_text: Callable[[tuple[int, ...]], str] | None = None  # decodes response ids, to log sampled responses
-    evaluate: Callable[[int], dict[str, float]] | None = None  # evaluates held-out prompts after a step
+    response_text: Callable[[tuple[int, ...]], str] | None = None  # to log sampled responses
+    evaluate: Callable[[int], dict[str, float]] | None = None  # on held-out prompts, after a step
 
 
 class PPOTrainer:
-    """One PPO run. Each rank samples and scores its share of the prompts; advantages use the batch of all ranks."""
+    """One PPO run.
+
+    Each rank samples and scores its share of the prompts. Advantages use the batch of all ranks.
+    """
 
     def __init__(
         self,
@@ -145,10 +148,10 @@ class PPOTrainer:
 
     @torch.no_grad()
     def score(self, samples: Samples, held: HeldPolicy | None = None) -> Rollout:
-        """Compute logprobs, values and scores of this rank's samples, one model after the other; gather all ranks'.
+        """Compute logprobs, values and scores of this rank's samples; gather those of all ranks.
 
-        held: of the step whose update follows, and may reuse the policy's forward pass. The scores are not normalised.
-        Raises RewardError, on all ranks, if a reward source fails.
+        held: of the step, if `train_on` follows and may reuse the policy's forward pass. Scores are
+        not normalised yet. Raises RewardError, on all ranks, if a reward source fails.
         """
         models, passes, sequences = self.models, self.passes, samples.sequences
         passes.restart_count()
@@ -158,7 +161,7 @@ class PPOTrainer:
             own = self._first_pass(sequences, held)
         else:
             own = passes.map_micro_batches(models.policy, sequences, passes.logprobs_and_entropy)
-            held.release()
+            held.close()
         reference = passes.map_logprobs(models.reference, sequences)
         values = passes.map_micro_batches(
             models.value_model, sequences, lambda part: passes.values(passes.collate(part))
@@ -182,7 +185,7 @@ class PPOTrainer:
         return Rollout.of(flatten(distributed.gather_all(episodes)), models.rewards.weighted_sum)
 
     def normalise(self, rollout: Rollout) -> Rollout:
-        """Update the moments of normalised reward sources with the step's scores, and normalise the scores."""
+        """Update the moments of the reward sources, and normalise the step's scores with them."""
         weigh = self.models.rewards.weighted_sum
         if rollout.source_scores.isfinite().all():
             self.state.moments = weigh.updated_moments(self.state.moments, rollout.source_scores)
@@ -192,8 +195,8 @@ class PPOTrainer:
     def train_on(self, rollout: Rollout, held: HeldPolicy | None = None) -> dict[str, float]:
         """Estimate advantages and update both models; return the step's metrics.
 
-        The step is skipped if a reward source failed, or if a number of the rollout is not finite, which would spoil
-        the advantages of all responses.
+        The step is skipped if a reward source failed, or if a number of the rollout is not finite,
+        which would spoil the advantages of all responses.
         """
         if self.models.rewards.failed:
             return self._skip_failed_rewards()
@@ -217,7 +220,7 @@ class PPOTrainer:
         return PPOBatch(rollout, rewards, masked_whiten(advantages, mask), returns)
 
     def update(self, batch: PPOBatch, held: HeldPolicy | None = None) -> dict[str, float]:
-        """Run num_epochs epochs of clipped updates; return means over the tokens used, over all ranks."""
+        """Run num_epochs epochs of clipped updates; return means over the tokens of all ranks."""
         ppo, per_step, gather = self.config.ppo, self.config.ppo.updates_per_step, self.config.ppo.gather
         policy_step = self.state.step - ppo.value_warmup_steps
         held = held or HeldPolicy(self.models.policy)
@@ -234,7 +237,7 @@ class PPOTrainer:
                 with self.models.policy.gathered(gather):
                     sums |= self._policy_gradients(batch, minibatch, tokens, held)
                     totals.update(self._pretrain(update))
-                held.release()
+                held.close()
                 results["policy"] = self.models.policy.step(update)
             with self.models.value_model.gathered(gather):
                 sums |= self._accumulate(batch, minibatch, tokens, self._value_backward)
@@ -252,16 +255,17 @@ class PPOTrainer:
         return {**means, **metrics, "num_updates": float(num_updates), "skipped_updates": float(num_skipped)}
 
     def _minibatches(self) -> Iterator[list[int]]:
-        """Yield minibatches of rows, each row once an epoch, in an order that depends on seed, step and epoch."""
+        """Yield minibatches of rows: each row once an epoch, ordered by seed, step and epoch."""
         ppo = self.config.ppo
         for epoch in range(ppo.num_epochs):
             order = shuffled(ppo.batch_size, f"{self.config.run.seed}/minibatches/{self.state.step}/{epoch}")
             yield from chunks(order, ppo.minibatch_size)
 
     def _can_reuse(self, sequences: list[TokenSequence]) -> bool:
-        """Whether scoring's forward pass of the policy is also the update's first: same weights, same rows.
+        """Whether the update may reuse scoring's forward pass: same weights, same rows.
 
-        Each rank must then fit its rows of the step in one micro-batch, and hold full weights until the backward pass.
+        Each rank must fit its rows of the step in one micro-batch, and hold full weights until the
+        backward pass.
         """
         ppo = self.config.ppo
         if self.state.step < ppo.value_warmup_steps or not ppo.may_reuse_forward(self.models.policy.has_full_weights):
@@ -269,7 +273,7 @@ class PPOTrainer:
         return not distributed.any_rank(len(self.passes.micro_batches(sequences, in_step=False)) > 1)
 
     def _first_pass(self, sequences: list[TokenSequence], held: HeldPolicy) -> list[Tensor]:
-        """Run the policy and keep its graph for the update; return logprobs and entropy, [2, T] a sequence."""
+        """Run the policy and keep its graph; return logprobs and entropy, [2, T] per sequence."""
         held.gather()
         [(indices, _)] = self.passes.micro_batches(sequences, in_step=False)
         tokens = self.passes.collate([sequences[index] for index in indices])
@@ -283,7 +287,7 @@ class PPOTrainer:
     def _policy_gradients(
         self, batch: PPOBatch, minibatch: list[int], num_tokens: int, held: HeldPolicy
     ) -> dict[str, float]:
-        """Accumulate the policy's gradients of a minibatch, from scoring's forward pass if that was kept."""
+        """Accumulate the policy's gradients of a minibatch, from the kept pass if there is one."""
         first = held.take_first_pass()
         if first is None:
             return self._accumulate(batch, minibatch, num_tokens, self._policy_backward)
@@ -298,7 +302,7 @@ class PPOTrainer:
         num_tokens: int,
         backward: Callable[[PPOTargets, TokenBatch, int], dict[str, Tensor]],
     ) -> dict[str, float]:
-        """Accumulate one model's gradients of a minibatch; return statistics summed over its tokens, over all ranks."""
+        """Accumulate one model's gradients of a minibatch; return sums over its tokens."""
         sums: dict[str, Tensor] = {}
         share = distributed.balanced_share(minibatch, [len(batch.rollout.sequences[row]) for row in minibatch])
         for indices, real in self.passes.micro_batches([batch.rollout.sequences[row] for row in share]):
@@ -312,7 +316,7 @@ class PPOTrainer:
     def _policy_backward(
         self, part: PPOTargets, tokens: TokenBatch, num_tokens: int, outputs: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Accumulate the policy's gradients of some rows; return statistics summed over their tokens."""
+        """Accumulate the policy's gradients of some rows; return sums over their tokens."""
         loss, sums = self.policy_objective(part, tokens, outputs)
         self.models.policy.backward(loss / num_tokens)
         return sums
@@ -322,7 +326,7 @@ class PPOTrainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the policy's loss on some rows and its statistics, all summed over their tokens.
 
-        outputs: the policy's logprobs and entropy of these rows, [B, T] each, if they are computed already.
+        outputs: the policy's logprobs and entropy of these rows, [B, T] each, if computed already.
         """
         ppo, mask = self.config.ppo, part.mask
         high = ppo.cliprange if ppo.cliprange_high is None else ppo.cliprange_high
@@ -342,7 +346,7 @@ class PPOTrainer:
         return loss, sums
 
     def _value_backward(self, part: PPOTargets, tokens: TokenBatch, num_tokens: int) -> dict[str, Tensor]:
-        """Accumulate the value model's gradients of some rows; return statistics summed over their tokens."""
+        """Accumulate the value model's gradients of some rows; return sums over their tokens."""
         errors = (self.passes.values(tokens), part.values, part.returns, self.config.ppo.cliprange_value)
         loss = masked_sum(value_loss(*errors), part.mask)
         self.models.value_model.backward(loss / num_tokens)
@@ -351,7 +355,7 @@ class PPOTrainer:
         return {"loss/value": loss.detach(), "clipfrac/value": clipped}
 
     def _pretrain(self, update: int) -> dict[str, float]:
-        """Accumulate the gradients of the language-modelling loss on an update's text blocks; return its mean."""
+        """Accumulate the gradients of the language-modelling loss of an update; return its mean."""
         pretrain = self.config.pretrain
         if not self.data.texts:
             return {}
@@ -360,7 +364,7 @@ class PPOTrainer:
         num_tokens = sum(len(block.response_ids) for block in blocks)
         total = torch.zeros((), device=self.device)
         for part in chunks(distributed.share(blocks), pretrain.micro_batch_size):
-            tokens = collate(part, self.passes.ends.pad_id, self.device)  # perf/ does not count these tokens
+            tokens = collate(part, self.passes.ends.pad_id, self.device)  # not counted in perf/
             logits = self.passes.logits(self.models.policy, tokens)
             loss = -token_logprobs(logits, tokens.real_response_ids(), temperature=1.0).sum() / num_tokens
             self.models.policy.backward(pretrain.coef * loss)
@@ -381,14 +385,14 @@ class PPOTrainer:
 
     @contextmanager
     def saving_on_failure(self) -> Iterator[None]:
-        """If a reward source fails in the body, on all ranks, save a checkpoint of the last completed step."""
+        """If a reward source fails in the body, save a checkpoint of the last completed step."""
         try:
             yield
         except RewardError as error:
             self.hooks.give_up(asdict(replace(self.state, failures=0)), error)
 
     def _skip_failed_rewards(self) -> dict[str, float]:
-        """Warn that the step is skipped; raise RewardError if a source failed in too many consecutive steps."""
+        """Warn that the step is skipped; raise RewardError after too many consecutive failures."""
         rewards = self.models.rewards
         self.state.failures += 1
         for source in rewards.sources:
@@ -418,7 +422,7 @@ class PPOTrainer:
             )
 
     def _log_rollout(self, rollout: Rollout) -> None:
-        """Log figures of all responses of the step, and one of them, a different row each step, as text."""
+        """Log figures of all responses, and one response as text: another row each step."""
         if self.monitors.response_text is None:
             return
         step = self.state.step + 1

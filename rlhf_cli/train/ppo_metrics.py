@@ -46,7 +46,7 @@ def source_metrics(rollout: Rollout, weigh: WeightedSum, moments: dict[str, Mome
 
 
 def response_figures(rollout: Rollout) -> dict[str, list[float]]:
-    """Return the score, the KL (k1, nats) and the length of every response, [B] each, rounded for the log."""
+    """Return score, KL (k1, nats) and length of every response, [B] each, rounded for the log."""
     columns = {"scores": rollout.scores, "kl": rollout.kl()}
     figures = {name: [float(f"{value:.5g}") for value in column.tolist()] for name, column in columns.items()}
     return {**figures, "lengths": rollout.response_mask.sum(dim=1).tolist()}

@@ -18,17 +18,18 @@ from rlhf_cli.config.schema import TrainRMConfig
 from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.row_store import sorted_rows
 from rlhf_cli.data.sampler import batch_indices, shuffled
-from rlhf_cli.data.token_batches import TokenSequence, chunks, collate, flatten, micro_batches, sized_rows
+from rlhf_cli.data.token_batches import TokenSequence, chunks, collate, flatten, sized_rows
 from rlhf_cli.engine import distributed
 from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.roofline import Work
 from rlhf_cli.models.model_size import ModelSize
+from rlhf_cli.train.forward import group_rows
 from rlhf_cli.train.run_log import RunLog
 from rlhf_cli.train.step_hooks import StepHooks
 
 
 def num_steps(config: TrainRMConfig, num_rows: int) -> int:
-    """Return the optimizer steps of a run: train.num_steps, or as many as num_epochs epochs take, rounded up."""
+    """Return the optimizer steps of a run: train.num_steps, or enough for num_epochs epochs."""
     train = config.train
     return train.num_steps or math.ceil(train.num_epochs * num_rows / train.batch_size)
 
@@ -62,7 +63,7 @@ class Pairs:
         return Pairs(*indices, *(torch.tensor(column, dtype=torch.float32, device=device) for column in columns))
 
     def loss(self, scores: Tensor) -> Tensor:
-        """Return the preference loss: the weighted sum over rankings of the mean over their pairs; scores: [N]."""
+        """Return the weighted sum over rankings of the mean loss over their pairs; scores: [N]."""
         losses = preference_loss(scores[self.better], scores[self.worse], self.margin, self.confidence)
         return (self.weight * self.importance * losses).sum()
 
@@ -81,7 +82,7 @@ class Pairs:
 
 
 def mean_weight(rows: Sequence[Ranking], which: str) -> float:
-    """Return the mean weight of rows, 1 without rows; raise InputError if all weights are 0. which: for the message."""
+    """Return the mean weight of rows, 1 without rows; raise InputError if all weights are 0."""
     mean = math.fsum(row.weight for row in rows) / len(rows) if rows else 1.0
     if mean == 0:
         raise InputError(f"data.weight_column: every {which} row has weight 0; at least one must be above 0")
@@ -116,14 +117,14 @@ class RewardTrainer:
         self.config = config
         self.model = model
         self.data = data
-        self.eval_rows = sorted_rows(data.eval, key=lambda row: row.num_tokens)  # sorted, so that less is padded
+        self.eval_rows = sorted_rows(data.eval, key=lambda row: row.num_tokens)  # pads less
         self.mean_weight = mean_weight(data.train, "training")
         self.eval_mean_weight = mean_weight(data.eval, "held-out")
         self.hooks = hooks
         self.report = report
         self.size = size
         self.step = 0  # steps completed
-        self.eval_scores = torch.zeros(0, 1)  # [N, k] of all answers of eval_rows, from the latest evaluation
+        self.eval_scores = torch.zeros(0, 1)  # [N, k] of the answers of eval_rows
         self._num_read = 0  # tokens read in this update, on this rank
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ class RewardTrainer:
         return [rows[index] for index in batch_indices(len(rows), size, self.step, seed)]
 
     def update(self) -> tuple[dict[str, float], int]:
-        """Make one optimizer step; return its metrics, means over the global batch, and the number of tokens."""
+        """Make one update; return its metrics, means over the global batch, and its tokens."""
         train = self.config.train
         totals = torch.zeros(5, device=distributed.device())
         self._num_read = 0
@@ -184,22 +185,14 @@ class RewardTrainer:
         return metrics, round(sums[4])
 
     def _micro_batches(self, rows: list[Ranking]) -> list[tuple[list[Ranking], bool]]:
-        """Group this rank's rows into as many forward passes as on every other rank; False: only to keep in step."""
+        """Group this rank's rows into forward passes; False: a pass that only keeps in step."""
         train = self.config.train
-        groups = micro_batches(
-            sized_rows([row.answers for row in rows], self.data.packed),
-            train.micro_batch_size,
-            train.micro_batch_tokens,
-        )
-        parts = [[rows[index] for index in group] for group in groups]
-        return (
-            [(part, True) for part in parts]
-            if train.micro_batch_tokens is None
-            else distributed.pad_to_same_count(parts)
-        )
+        sizes = sized_rows([row.answers for row in rows], self.data.packed)
+        groups = group_rows(sizes, train.micro_batch_size, train.micro_batch_tokens)
+        return [([rows[index] for index in group], real) for group, real in groups]
 
     def _accumulate(self, rows: list[Ranking], real: bool) -> Tensor:
-        """Accumulate the gradients of some rows; return the sums of loss, centering, correct, margin and tokens.
+        """Accumulate gradients; return the sums of loss, centering, correct, margin and tokens.
 
         Rows that are not real only keep ranks in step, and have no weight.
         """
@@ -218,7 +211,7 @@ class RewardTrainer:
             return torch.stack([loss, centering, pairs.correct(scores), margin, tokens])
 
     def evaluate(self, head: Tensor | None = None) -> dict[str, float]:
-        """Score the held-out rows; log and return accuracy, margin, loss, and how often the longer answer wins.
+        """Score the held-out rows; log and return the metrics under eval/.
 
         head: [k, d] replaces the model's own head; the metrics are those of its first row.
         """
@@ -243,9 +236,9 @@ class RewardTrainer:
         return metrics
 
     def calibrate(self, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the normalised head [1, d] and its statistics on a sample of training rows; collective.
+        """Return the normalised head [1, d] and its statistics on training rows; collective.
 
-        weight: [1, d] of the trained head. The new head has its dtype, and is measured after rounding to it.
+        weight: [1, d] of the trained head. The new head is measured after rounding to its dtype.
         """
         order = shuffled(len(self.data.train), f"{self.config.run.seed}/calibration")
         some = [self.data.train[index] for index in order[: self.config.train.num_calibration_pairs]]
@@ -266,7 +259,7 @@ class RewardTrainer:
 
     @torch.no_grad()
     def scores(self, rows: list[Ranking]) -> Tensor:
-        """Return the scores of all answers of some rows, [N] on the CPU, from one batch on this rank."""
+        """Return the scores of all answers of some rows, [N] on the CPU, from one batch."""
         return self._scores(rows).cpu()
 
     @torch.no_grad()
@@ -294,8 +287,8 @@ class RewardTrainer:
 
     @torch.no_grad()
     def _over_all(self, rows: Sequence[Ranking], function: Callable[[list[Ranking]], Tensor]) -> Tensor:
-        """Apply a function to this rank's share of the rows; join the results of all ranks, [N, ...], on the CPU."""
-        padded = distributed.pad_to_ranks(list(range(len(rows))))  # all ranks make the same number of passes
+        """Apply a function to this rank's share; join all ranks' results, [N, ...], on the CPU."""
+        padded = distributed.pad_to_ranks(list(range(len(rows))))  # keeps ranks in step
         parts = chunks(distributed.share(padded), self.config.train.eval_micro_batch_size)
         found = [function([rows[index] for index in part]).cpu() for part in parts]
         joined = flatten(distributed.gather_all(found))
@@ -307,8 +300,9 @@ def pair_records(
 ) -> list[dict[str, Any]]:
     """Return every pair of some rankings as records for pairs.jsonl.
 
-    scores: [N, 2] of all answers in order, by the exported and by the trained head. Differences of the latter are the
-    log odds that training fits. text: decodes ids. A pair's weight is 1 / the pairs of its ranking.
+    scores: [N, 2] of all answers in order, by the exported and by the trained head. Differences of
+    the latter are the log odds that training fits. text: decodes ids. A pair's weight is 1 / the
+    pairs of its ranking.
     """
     records, first = [], 0
     for row in rows:
@@ -334,5 +328,5 @@ def pair_records(
 
 
 def _as_one_text(sequence: TokenSequence) -> TokenSequence:
-    """Make the prompt part of the answer, so that all tokens form one run with padding on the right."""
+    """Make the prompt part of the answer, so that all padding is on the right."""
     return TokenSequence((), sequence.prompt_ids + sequence.response_ids)

@@ -27,5 +27,5 @@ def shaped_scores(rollout: Rollout, ppo: PPOConfig) -> Tensor:
 
 
 def repetitions(rollout: Rollout, size: int) -> Tensor:
-    """Return the share of each response's n-grams of `size` tokens that occur earlier in the response, [B]."""
+    """Return the share of n-grams of `size` tokens that repeat earlier ones, by response [B]."""
     return torch.tensor([repetition(sequence.response_ids, size) for sequence in rollout.sequences])

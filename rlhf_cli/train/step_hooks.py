@@ -48,13 +48,13 @@ class StepHooks:
         return [self.config.best_metric, self.config.best_is_lowest]
 
     def resume(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Restore the guards and the best metric from a checkpoint's state; return the trainer's part of it."""
+        """Restore guards and best metric from a checkpoint's state; return the trainer's part."""
         del state["inputs"]  # checked by require_same_inputs
         self.guards.load_state_dict(state.pop("guards"))
         best, best_of = state.pop("best"), state.pop("best_of", self._best_of)
         if best_of != self._best_of:
             best = None  # values of another metric do not compare
-        self.best = None if self.checkpoints.best_step is None else best  # its checkpoint may be deleted
+        self.best = None if self.checkpoints.best_step is None else best  # it may be deleted
         self._saved = state["step"]
         return state
 
@@ -68,12 +68,12 @@ class StepHooks:
             )
 
     def before_step(self, state: dict[str, Any]) -> None:
-        """If any rank received a signal, save and raise Interrupted on all ranks; state: the trainer's."""
+        """If a signal reached any rank, save and raise Interrupted on all; state: the trainer's."""
         self._stop_if_signalled(state)
         PROGRESS.enter("step", state["step"] + 1)
 
     def after_last_step(self, state: dict[str, Any]) -> None:
-        """Save, so that a kill during the final evaluation or the export loses no step; stop as `before_step` does."""
+        """Save, so that a kill during evaluation or export loses no step."""
         self._stop_if_signalled(state)
         if self.config.every_steps:
             self._save(state)
@@ -88,7 +88,7 @@ class StepHooks:
         )
 
     def give_up(self, state: dict[str, Any], error: RewardError) -> NoReturn:
-        """Save the state after the last completed step, and raise the error with how to continue; collective."""
+        """Save the state after the last completed step; raise the error with how to continue."""
         self.report.event("warning", str(error))
         self._save(state, drop_oldest=False)
         raise RewardError(
@@ -97,7 +97,7 @@ class StepHooks:
         ) from error
 
     def check(self, step: int, metrics: Mapping[str, float]) -> float:
-        """Run the guards on a step's metrics, the same on every rank; return the factor for kl_coef.
+        """Run the guards on a step's metrics, equal on all ranks; return the factor for kl_coef.
 
         A guard's stop takes effect in `after_step`, once the state is saved.
         """
@@ -122,7 +122,7 @@ class StepHooks:
         return factor
 
     def after_step(self, state: dict[str, Any], metrics: Mapping[str, float]) -> None:
-        """Save if a checkpoint is due, and raise a guard's stop; state: the trainer's after the step."""
+        """Save if a checkpoint is due, and raise a guard's stop; state: after the step."""
         due = self.config.every_steps and state["step"] % self.config.every_steps == 0
         if due or self._stop is not None:
             self._save(state, metrics if due else None, drop_oldest=self._stop is None)

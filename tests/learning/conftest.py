@@ -1,4 +1,6 @@
-"""A process group of one, as the unit tests have it, but given back when the folder is done: there can be only one."""
+"""A process group of one, as the unit tests have it, but given back when the folder is done: there
+can be only one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Toy tasks with a known optimum, and the real trainers on them, around tiny random models in one rank's engines."""
+"""Toy tasks with a known optimum, for the real trainers with tiny random models on one rank."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ NO_FILES = CheckpointConfig(every_steps=0)
 
 @dataclass
 class EvenShare:
-    """Stands for the reward model: even ids of the response, out of `size` that it can have. 130 of 259 ids are even.
+    """Stands for the reward model: even ids of the response, out of `size` that it can have. 130 of
+    259 ids are even.
 
     A policy that draws ids evenly gets 0.502 where no response ends early; the highest score is 1.
     """
@@ -58,10 +59,12 @@ class Optimum:
 
 
 def optimum(size: int, kl_coef: float) -> Optimum:
-    """What is best on EvenShare against a reference p that draws ids evenly, with `size` tokens a response.
+    """What is best on EvenShare against a reference p that draws ids evenly, with `size` tokens a
+    response.
 
-    The best policy is proportional to p exp(score / kl_coef) (arXiv:2305.18290, eq. 4). The score is a sum over the
-    tokens, which are hence independent: each is even with odds p / (1 - p) x exp(1 / (size kl_coef)).
+    The best policy is proportional to p exp(score / kl_coef) (arXiv:2305.18290, eq. 4). The score
+    is a sum over the tokens, which are hence independent: each is even with odds p / (1 - p) x
+    exp(1 / (size kl_coef)).
     """
     p = 130 / 259
     odds = p / (1 - p) * math.exp(1 / (size * kl_coef))
@@ -72,7 +75,7 @@ def optimum(size: int, kl_coef: float) -> Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
-    """A PPO run; without `score` the reward model itself is asked."""
+    """A PPO run; without `score`, the reward model scores."""
 
     score: Any = None
     learning_rate: float = 0.01
@@ -94,7 +97,9 @@ class Toy:
         )
 
     def models(self) -> dict[str, nn.Module]:
-        """The four models as a run has them: the reference is the policy, the value model is the reward model."""
+        """The four models as a run has them: the reference is the policy, the value model is the
+        reward model.
+        """
         config = tiny_config("gpt2")
         policy = load_causal_lm(config, "model", TOKENIZER, self.seed)
         scorer = load_sequence_classifier(config, "reward_model", TOKENIZER, self.seed, new_head=True)
@@ -114,13 +119,17 @@ class Toy:
 
 
 def start_and_end(record: Record, name: str, num_steps: int = 8) -> tuple[float, float]:
-    """A metric at the first step, when nothing has been learnt, and its mean over the last `num_steps`."""
+    """A metric at the first step, when nothing has been learnt, and its mean over the last
+    `num_steps`.
+    """
     values = [metrics[name] for metrics in record.metrics]
     return values[0], sum(values[-num_steps:]) / num_steps
 
 
 def explained_variance(record: Record, num_steps: int = 8) -> float:
-    """1 - Var(return - value) / Var(return) over the tokens of the last `num_steps`; a constant value has 0."""
+    """1 - Var(return - value) / Var(return) over the tokens of the last `num_steps`; a constant
+    value has 0.
+    """
     returns, values = [], []
     for batch in record.batches[-num_steps:]:
         mask = batch.rollout.response_mask
@@ -134,7 +143,9 @@ MARK = 77
 
 
 def marked_pairs(size: int, shuffled: bool, seed: int = SEED) -> list[Ranking]:
-    """Pairs of answers of equal length, the better with more marks in it; shuffled: either is called the better."""
+    """Pairs of answers of equal length, the better with more marks in it; shuffled: either is
+    called the better.
+    """
     generator = random.Random(seed)
     others = [token for token in range(50, 250) if token != MARK]
     rows = []
@@ -147,13 +158,15 @@ def marked_pairs(size: int, shuffled: bool, seed: int = SEED) -> list[Ranking]:
             tokens = [MARK] * count + generator.choices(others, k=length - count)
             generator.shuffle(tokens)
             answers.append(TokenSequence(prompt, (*tokens, EOS)))
-        flip = generator.random() < 0.5  # drawn in any case: the same answers with shuffled labels as without
+        flip = generator.random() < 0.5  # always drawn, so that shuffled labels keep the answers
         rows.append(Ranking(tuple(answers[::-1] if shuffled and flip else answers), 0.5, str(number)))
     return rows
 
 
 def train_reward_model(rows: list[Ranking], held_out: list[Ranking], seed: int = SEED) -> dict[str, float]:
-    """Take 60 updates of 32 rows; return the metrics on the held-out rows, and `accuracy` in the last 8 updates."""
+    """Take 60 updates of 32 rows; return the metrics on the held-out rows, and `accuracy` in the
+    last 8 updates.
+    """
     config = TrainRMConfig(
         run=RunConfig(name="toy", seed=seed),
         train=RewardConfig(num_steps=60, batch_size=32, micro_batch_size=32, eval_every_steps=0),

@@ -1,6 +1,7 @@
-"""The real trainers learn what can be learnt and nothing else: seeded runs of seconds, on tasks with a known optimum.
+"""The real trainers learn what can be learnt and nothing else, on tasks with a known optimum.
 
-Each bound leaves room for what five seeds gave, which stands beside it.
+Each run is seeded and takes seconds. Each bound leaves a margin around the results of five seeds,
+which a docstring or a comment gives.
 """
 
 from functools import cache
@@ -42,7 +43,9 @@ def test_the_optimum_is_the_best_of_all_shares():
 
 
 def test_ppo_comes_near_the_optimum(one_rank):
-    """From 0.50 to 0.87 - 0.91 in 40 steps; the best score is 0.925, at 1.69 nats a response (1.43 - 1.68 found)."""
+    """From 0.50 to 0.87 - 0.91 in 40 steps; the best score is 0.925, at 1.69 nats a response (1.43
+    - 1.68 found).
+    """
     record, best = one_epoch(), optimum(4, KL_COEF)
     start, score = start_and_end(record, "score")
     _, kl = start_and_end(record, "kl")
@@ -54,14 +57,18 @@ def test_ppo_comes_near_the_optimum(one_rank):
 
 
 def test_the_sign_of_the_reward_turns_the_run_round(one_rank):
-    """The same run, rewarded for odd ids: the share of even ones falls from 0.50 to 0.12 - 0.16; the least is 0.075."""
+    """The same run, rewarded for odd ids: the share of even ones falls from 0.50 to 0.12 - 0.16;
+    the least is 0.075.
+    """
     start, end = (-score for score in start_and_end(one_epoch(sign=-1), "score"))
     assert start == start_and_end(one_epoch(), "score")[0]
     assert end < 0.21
 
 
 def test_a_huge_kl_coef_holds_the_policy_at_the_reference(one_rank):
-    """At 10 in place of 0.1 the best score is 0.508; found 0.485 - 0.516, with at most 0.16 nats in any step."""
+    """At 10 in place of 0.1 the best score is 0.508; found 0.485 - 0.516, with at most 0.16 nats in
+    any step.
+    """
     record = one_epoch(kl_coef=10.0)
     _, score = start_and_end(record, "score")
     _, kl = start_and_end(record, "kl")
@@ -71,7 +78,9 @@ def test_a_huge_kl_coef_holds_the_policy_at_the_reference(one_rank):
 
 
 def test_four_epochs_of_four_minibatches_are_stable(one_rank):
-    """16 updates a step, responses of up to 8 tokens that may end early: 0.30 to 0.79 - 0.84 in 24 steps."""
+    """16 updates a step, responses of up to 8 tokens that may end early: 0.30 to 0.79 - 0.84 in 24
+    steps.
+    """
     ppo = {"num_steps": 24, "num_epochs": 4, "minibatch_size": 16, "micro_batch_size": 16}
     toy = Toy(score=EvenShare(8), size=8, end_ids=END_IDS, learning_rate=0.003, ppo=ppo)
     record = toy.run()
@@ -93,7 +102,9 @@ def test_four_epochs_of_four_minibatches_are_stable(one_rank):
 
 
 def test_the_reward_model_learns_a_rule_and_no_more(one_rank):
-    """On 256 held-out pairs 0.996 - 1; with shuffled labels, learnt by heart to 0.68 - 0.78, there 0.50 - 0.58."""
+    """On 256 held-out pairs 0.996 - 1; with shuffled labels, learnt by heart to 0.68 - 0.78, there
+    0.50 - 0.58.
+    """
     rows, shuffled = marked_pairs(768, shuffled=False), marked_pairs(768, shuffled=True)
     assert [set(row.answers) for row in rows] == [set(row.answers) for row in shuffled]
     assert not {answer for row in rows[:512] for answer in row.answers} & {a for row in rows[512:] for a in row.answers}
@@ -106,7 +117,9 @@ def test_the_reward_model_learns_a_rule_and_no_more(one_rank):
 
 
 def one_step(score):
-    """One step of four updates; without KL and with values 0 every advantage is the score, before whitening."""
+    """One step of four updates; without KL and with values 0 every advantage is the score, before
+    whitening.
+    """
     ppo = {"num_steps": 1, "num_epochs": 2, "minibatch_size": 32, "kl_coef": 0.0, "lam": 1.0}
     toy, record = Toy(score=score, ppo=ppo), Record()
     models = toy.models()
@@ -133,7 +146,9 @@ def test_without_advantages_no_bit_of_the_policy_changes(one_rank):
 
 
 def test_frozen_models_keep_every_bit(one_rank):
-    """The reference starts as the policy and the reward model as the value model; after three steps they differ."""
+    """The reference starts as the policy and the reward model as the value model; after three steps
+    they differ.
+    """
     toy = Toy(end_ids=END_IDS, ppo={"num_steps": 3, "num_epochs": 2, "minibatch_size": 32})
     models = toy.models()
     trainer = toy.trainer(models, Record())

@@ -142,7 +142,9 @@ def ppo_config(name: str, **more: Any) -> TrainPPOConfig:
 
 
 def ppo_models(architecture: str = "gpt2") -> dict[str, nn.Module]:
-    """Four plain models; the reference has moved away from the policy, the value model from the reward model."""
+    """Four plain models; the reference has moved away from the policy, the value model from the
+    reward model.
+    """
     config = tiny_config(architecture)
     policy = load_causal_lm(config, "model", TOKENIZER, 0)
     reward_model = load_sequence_classifier(config, "reward_model", TOKENIZER, 1, new_head=True)
@@ -166,7 +168,9 @@ def _moved(model: nn.Module, seed: int) -> nn.Module:
 def train_engine(
     kind: str, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None
 ) -> Any:
-    """An engine that trains. kind: simple (of the tests), plain (the product's on one rank) or zero (DeepSpeed's)."""
+    """An engine that trains. kind: simple (of the tests), plain (the product's on one rank) or zero
+    (DeepSpeed's).
+    """
     if kind == "zero":
         return ZeroTrain(module, torch.float32, optim, num_updates, ZERO3, ema_decay)
     return {"simple": SimpleTrain, "plain": PlainTrain}[kind](module, optim, num_updates, ema_decay)
@@ -213,7 +217,9 @@ def _record_updates(trainer: PPOTrainer, record: Record) -> None:
 
 
 def run_oracle(config: TrainPPOConfig, models: dict[str, nn.Module], record: Record) -> tuple[Oracle, list[Any]]:
-    """Take the oracle through the steps that the trainer recorded; of those it sees the sampled ids alone."""
+    """Take the oracle through the steps that the trainer recorded; of those it sees the sampled ids
+    alone.
+    """
     oracle = Oracle(
         models, config.ppo, config.pretrain, (config.optim, config.value_optim), config.rollout.temperature, EOS
     )
@@ -238,7 +244,9 @@ def _blocks(config: TrainPPOConfig, step: int, num_updates: int) -> list[list[li
 def run_simple(
     config: TrainPPOConfig, architecture: str = "gpt2", pad_id: int = 0
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Run the real trainer on simple engines; return all weights it leaves, averages included, and its metrics."""
+    """Run the real trainer on simple engines; return all weights it leaves, averages included, and
+    its metrics.
+    """
     record = Record()
     trainer = ppo_trainer(config, ppo_models(architecture), "simple", record, EndTokens(END_IDS, pad_id))
     trainer.fit()
@@ -251,7 +259,9 @@ def run_simple(
 
 
 def check_ppo_case(name: str, kind: str, architecture: str = "gpt2", gather: bool = True) -> None:
-    """The real trainer and the oracle agree on everything, from the logprobs to the updated weights."""
+    """The real trainer and the oracle agree on everything, from the logprobs to the updated
+    weights.
+    """
     config, models, record = ppo_config(name), ppo_models(architecture), Record()
     config = replace(config, rollout=replace(config.rollout, gather=gather))
     trainer = ppo_trainer(config, models, kind, record)
@@ -367,7 +377,8 @@ def check_rm_case(name: str, kind: str, architecture: str = "gpt2") -> None:
 def rm_update(
     model: nn.Module, adam: Adam, batch: list[Ranking], train: RewardConfig, step: int, mean_weight: float
 ) -> dict[str, float]:
-    """Bradley-Terry (arXiv:2203.02155, eq. 1) over every pair of a prompt; -log sigmoid(x) = log(1 + e^-x).
+    """Bradley-Terry (arXiv:2203.02155, eq. 1) over every pair of a prompt; -log sigmoid(x) = log(1
+    + e^-x).
 
     mean_weight: of all rows; of weights 0, 0.5, ... 2.5 it is 1.25.
     """

@@ -1,7 +1,9 @@
-"""One PPO run, slowly: float64, one sequence at a time, no padding, no batches, no ranks; written from the papers.
+"""One PPO run, slowly: float64, one sequence at a time, no padding, no batches, no ranks; written
+from the papers.
 
-It shares no mathematics with rlhf_cli: of the package it reads options and the ids that were sampled. Sources:
-arXiv:1707.06347 (PPO), arXiv:1506.02438 (GAE), arXiv:2203.02155 (RLHF), and those beside the options' lines.
+It shares no mathematics with rlhf_cli: of the package it reads options and the ids that were
+sampled. Sources: arXiv:1707.06347 (PPO), arXiv:1506.02438 (GAE), arXiv:2203.02155 (RLHF), and those
+beside the options' lines.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Step:
 
 
 class Adam:
-    """AdamW (arXiv:1711.05101) with clipping to a global norm and the learning rate of an update's number."""
+    """AdamW (arXiv:1711.05101) with clipping to a global norm and the learning rate of an update's
+    number.
+    """
 
     def __init__(self, model: nn.Module, optim: OptimConfig, num_updates: int) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -271,7 +275,7 @@ def _number(value: Tensor | float) -> float:
 
 
 def _gradients(loss: Tensor, adam: Adam) -> list[Tensor]:
-    if not loss.requires_grad:  # every term stands at a bound
+    if not loss.requires_grad:  # every term is at a bound
         return [torch.zeros_like(p) for p in adam.parameters]
     found = torch.autograd.grad(loss, adam.parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(adam.parameters, found, strict=True)]

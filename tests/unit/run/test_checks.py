@@ -1,4 +1,4 @@
-"""The checks before the first update pass on a sound set-up, and name what is broken in a broken one."""
+"""The checks before the first update pass on a correct set-up and find what is broken in others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def sound(architecture="gpt2", name="base", ends=ENDS, **more):
 
 
 def attentive():
-    """A set-up whose policy minds what it attends to, as a trained one does."""
+    """A set-up whose policy depends on what it attends to, as a trained one does."""
     four = models()
     for name in ("policy", "reference"):
         for layer in four[name].transformer.h:
@@ -147,7 +147,7 @@ def test_a_value_model_that_should_start_from_the_policy_is_compared_with_it(one
 
 
 def changed_rows(monkeypatch, change):
-    """Let the sampler's batches be changed as they are made."""
+    """Change the sampler's batches as they are made."""
     of = embedded._DecodingRows.of
 
     def changed(*args):
@@ -176,7 +176,7 @@ def test_attention_to_padding_is_caught(one_rank, monkeypatch):
 
 
 def test_prompts_padded_on_the_wrong_side_are_caught(one_rank):
-    """transformers pads on the right where it is told nothing; generation then goes on after the padding."""
+    """transformers pads on the right by default; generation then continues after the padding."""
     trainer = sound()
     decode = trainer.sampler._decode
 
@@ -189,7 +189,7 @@ def test_prompts_padded_on_the_wrong_side_are_caught(one_rank):
 
 
 def test_batches_padded_on_the_left_are_caught(one_rank, monkeypatch):
-    """The models are given no mask: what is not behind the text is read as a part of it."""
+    """The models get no mask, so they read padding on the left as part of the text."""
     collate = forward.collate
 
     def left(sequences, pad_id, device):
@@ -202,7 +202,7 @@ def test_batches_padded_on_the_left_are_caught(one_rank, monkeypatch):
 
 
 def test_an_update_at_another_temperature_is_caught(one_rank):
-    """The update's own code is run, not a copy of it."""
+    """The check runs the update's own code, not a copy of it."""
     trainer = sound()
     objective = trainer.policy_objective
 
@@ -215,7 +215,7 @@ def test_an_update_at_another_temperature_is_caught(one_rank):
     assert "the ratio of the first minibatch is 1" in check(trainer)
 
 
-def test_a_value_model_that_says_nan_is_caught(one_rank):
+def test_a_value_model_that_returns_nan_is_caught(one_rank):
     trainer = sound()
     with torch.no_grad():
         trainer.models.value_model.module.model.score.weight.fill_(torch.nan)
@@ -232,7 +232,7 @@ def test_a_score_read_in_the_last_column_is_caught_though_all_responses_are_of_o
     assert check(trainer) == {"scores do not depend on padding or neighbours"}
 
 
-def test_a_template_that_wants_a_system_prompt_passes(one_rank):
+def test_a_template_that_requires_a_system_prompt_passes(one_rank):
     strict = byte_tokenizer()
     strict.chat_template = (
         "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + strict.chat_template
@@ -288,7 +288,7 @@ def test_a_tokenizer_that_reads_another_text_is_caught(make, one_rank):
     assert check(sound(), Tokenizers(TOKENIZER, make(), DATA)) == {TEXT}
 
 
-def test_a_sampler_that_goes_on_after_eos_is_caught(one_rank):
+def test_a_sampler_that_continues_after_eos_is_caught(one_rank):
     class Uncut(EndTokens):
         def cut(self, response):
             return tuple(response)
@@ -338,7 +338,7 @@ def test_answers_without_eos_are_caught(one_rank):
     assert check_reward(reward_trainer(rows)) == {"every answer ends with its end token"}
 
 
-def test_a_failed_check_stops_the_run_unless_told_otherwise(one_rank, capsys):
+def test_a_failed_check_stops_the_run_unless_strict_is_off(one_rank, capsys):
     trainer = sound()
     trainer.models.reference.module.requires_grad_(True)
     report = Reporter(speaks=True)
@@ -368,7 +368,7 @@ def test_probes_are_spread_from_the_shortest_to_the_longest():
 
 @pytest.mark.parametrize(("times", "temperature", "factor"), [(0.001, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 0.5, 4.0)])
 def test_bounds_of_bfloat16_know_the_size_of_the_logits(times, temperature, factor, one_rank, monkeypatch):
-    """Logits of 32, twice those that the bounds are for; half the temperature doubles them again."""
+    """Logits of 32, twice the size that the bounds assume; half the temperature doubles them again."""
     trainer = sound(rollout=replace(ppo_config("base").rollout, temperature=temperature))
     logits = torch.tensor([[32.0, -1.0], [-30.0, 2.0], [3.0, 34.0]]) * times
     monkeypatch.setattr(trainer.passes, "response_logits", lambda sequences: logits)

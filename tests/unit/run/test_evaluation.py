@@ -71,7 +71,7 @@ def make(prompts=PROMPTS, gold=None, kls=(0.25, -0.5), report=None, every_steps=
     return Evaluator(config, prompts, sampler, ends, scorers, renderer, report), sampler, reward_model
 
 
-def test_every_prompt_is_answered_greedily_and_sampled_in_order(one_rank):
+def test_every_prompt_gets_a_greedy_and_a_sampled_response_in_order(one_rank):
     made, sampler, reward_model = make()
     answers = made.respond("before", 0)
     assert [(one.mode, one.prompt, one.score) for one in answers] == [
@@ -83,7 +83,7 @@ def test_every_prompt_is_answered_greedily_and_sampled_in_order(one_rank):
     assert reward_model.parts == [2, 2, 1] * 2
 
 
-def test_sampled_answers_draw_the_same_numbers_each_time(one_rank):
+def test_sampled_responses_draw_the_same_numbers_each_time(one_rank):
     made, sampler, _ = make()
     made.respond("before", 0)
     made.respond("after", 4)
@@ -92,7 +92,7 @@ def test_sampled_answers_draw_the_same_numbers_each_time(one_rank):
 
 
 @pytest.mark.parametrize("gather", [True, False])
-def test_the_reward_model_is_held_whole_unless_told_otherwise(gather, one_rank):
+def test_the_reward_model_is_gathered_if_the_options_say_so(gather, one_rank):
     made, _, reward_model = make(gather=gather)
     held = []
     score = reward_model.score
@@ -101,8 +101,8 @@ def test_the_reward_model_is_held_whole_unless_told_otherwise(gather, one_rank):
     assert held == [gather] * 6
 
 
-def test_two_ranks_answer_as_many_prompts_and_one_answer_for_company_is_dropped(monkeypatch):
-    """Five prompts become six, the first one twice: rank 1 answers 3, 4 and 0 again."""
+def test_two_ranks_get_equal_shares_and_the_padding_is_dropped(monkeypatch):
+    """Five prompts become six, the first one twice: rank 1 responds to 3, 4 and 0."""
     made, sampler, _ = make()
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
@@ -112,7 +112,7 @@ def test_two_ranks_answer_as_many_prompts_and_one_answer_for_company_is_dropped(
     assert [one.prompt for one in answers[:5]] == ["prompt 3", "prompt 4", "prompt 0", "prompt 3", "prompt 4"]
 
 
-def test_without_prompts_nobody_is_asked():
+def test_without_prompts_nothing_is_sampled():
     made, sampler, _ = make(prompts=[])
     assert made.respond("before", 0) == []
     assert sampler.asked == []
@@ -122,7 +122,7 @@ def response(mode, score, num_tokens, ended):
     return HeldOutResponse("", 0, mode, "", "", score, num_tokens, ended)
 
 
-def test_answers_are_compared_in_pairs():
+def test_responses_are_compared_in_pairs():
     """Greedy scores 1, 2 become 2, 4: a mean difference of 1.5; nothing was sampled."""
     before = [response("greedy", 1.0, 3, True), response("greedy", 2.0, 5, False)]
     after = [response("greedy", 2.0, 1, True), response("greedy", 4.0, 2, True)]
@@ -143,7 +143,7 @@ def test_answers_are_compared_in_pairs():
     assert 1.0 <= found["greedy"]["difference_low"] <= 1.5 <= found["greedy"]["difference_high"] <= 2.0
 
 
-def test_answers_during_training_tell_every_token_and_its_kl(one_rank):
+def test_responses_during_training_have_every_token_and_its_kl(one_rank):
     made, _, _ = make()
     answers = made.respond("during", 2)
     assert {(one.stage, one.step) for one in answers} == {("during", 2)}
@@ -152,7 +152,7 @@ def test_answers_during_training_tell_every_token_and_its_kl(one_rank):
     assert made.respond("before", 0)[0].kl == []
 
 
-def test_a_second_reward_model_scores_every_answer_too(one_rank):
+def test_the_gold_reward_model_scores_every_response_too(one_rank):
     gold = RewardModel()
     made, _, reward_model = make(gold=gold)
     answers = made.respond("before", 0)
@@ -160,16 +160,17 @@ def test_a_second_reward_model_scores_every_answer_too(one_rank):
     assert gold.parts == reward_model.parts == [2, 2, 1] * 2
 
 
-def test_what_is_written_of_an_answer_is_short():
+def test_a_record_rounds_the_kl():
     made = replace(response("greedy", 1.0, 1, True), tokens=["a"], kl=[0.123456])
     [record] = records([made])
     assert (record["kl"], record["tokens"], record["mode"]) == ([0.1235], ["a"], "greedy")
 
 
-def test_an_evaluation_counts_wins_over_the_answers_before():
+def test_an_evaluation_counts_wins_over_the_responses_before_training():
     """Sampled: 2 > 1 and 3 == 3 win 1.5 of 2; Wilson's interval is 0.1979 to 0.9733 (z = 1.96).
 
-    (0.75 + 3.8415 / 4) / (1 + 3.8415 / 2) = 0.5856; 1.96 / 2.9207 * sqrt(0.1875 / 2 + 3.8415 / 16) = 0.3877.
+    (0.75 + 3.8415 / 4) / (1 + 3.8415 / 2) = 0.5856; 1.96 / 2.9207 * sqrt(0.1875 / 2 + 3.8415 / 16)
+    = 0.3877.
     """
     before = [response("sampled", 1.0, 3, True), response("sampled", 3.0, 5, False)]
     now = [
@@ -191,7 +192,7 @@ def test_an_evaluation_counts_wins_over_the_answers_before():
     }
 
 
-def test_greedy_answers_have_names_of_their_own_and_no_kl():
+def test_greedy_responses_have_their_own_metrics_and_no_kl():
     row = [response("greedy", 1.0, 3, True)]
     assert set(metrics(row, row)) == {
         f"eval/greedy_{name}"
@@ -211,15 +212,15 @@ def run_dir(tmp_path):
     return RunDir(RunConfig(name="a", output_dir=str(tmp_path)), "train-ppo", [], "", 1)
 
 
-def told(run_dir):
+def logged_steps(run_dir):
     return (
         [(one["stage"], one["step"]) for one in run_dir.lines("samples.jsonl")][::10],
         [one["step"] for one in run_dir.lines("metrics.jsonl")],
     )
 
 
-def test_a_run_tells_its_answers_before_during_and_after(run_dir, one_rank):
-    """An evaluation at the last step serves as the answers after it."""
+def test_a_run_logs_its_responses_before_during_and_after(run_dir, one_rank):
+    """An evaluation at the last step is reused after training."""
     evaluator, sampler = held_out(run_dir)
     evaluator.before()
     evaluator.log_before(is_new=True)
@@ -227,7 +228,7 @@ def test_a_run_tells_its_answers_before_during_and_after(run_dir, one_rank):
     evaluator.during(4)
     after = evaluator.after(4)
     assert {one.stage for one in after} == {"after"}
-    assert told(run_dir) == ([("before", 0), ("during", 2), ("during", 4), ("after", 4)], [0, 2, 4])
+    assert logged_steps(run_dir) == ([("before", 0), ("during", 2), ("during", 4), ("after", 4)], [0, 2, 4])
     assert len(sampler.asked) == 2 * 3
     assert all("time/evaluate" in one for one in list(run_dir.lines("metrics.jsonl"))[1:])
 
@@ -237,11 +238,11 @@ def test_without_evaluations_while_training_there_is_no_series(run_dir, one_rank
     evaluator.before()
     evaluator.log_before(is_new=True)
     evaluator.after(4)
-    assert told(run_dir) == ([("before", 0), ("after", 4)], [])
+    assert logged_steps(run_dir) == ([("before", 0), ("after", 4)], [])
 
 
-def test_a_resumed_run_tells_nothing_twice(run_dir, one_rank):
-    """Also one that is resumed at its last step, whose evaluation is already logged."""
+def test_a_resumed_run_logs_nothing_twice(run_dir, one_rank):
+    """Neither does one that is resumed at its last step, whose evaluation is logged already."""
     first, _ = held_out(run_dir)
     first.before()
     first.log_before(is_new=True)
@@ -251,7 +252,7 @@ def test_a_resumed_run_tells_nothing_twice(run_dir, one_rank):
     again.log_before(is_new=False)
     again.after(4)
     again.after(4)
-    assert told(run_dir) == ([("before", 0), ("during", 4), ("after", 4)], [0, 4])
+    assert logged_steps(run_dir) == ([("before", 0), ("during", 4), ("after", 4)], [0, 4])
     assert len(sampler.asked) == 2 * 3
 
 
@@ -271,7 +272,7 @@ class Failing(RewardEnsemble):
 
 
 @pytest.mark.parametrize("skips", [True, False])
-def test_an_evaluation_whose_source_fails_is_skipped_only_where_the_source_says_so(skips, one_rank):
+def test_an_evaluation_is_skipped_only_if_the_failed_source_allows_it(skips, one_rank):
     warnings = []
     evaluator, _, _ = make(report=SimpleNamespace(warn=warnings.append, evaluating=nullcontext))
     evaluator.scorers = replace(evaluator.scorers, rewards=Failing(skips))
@@ -285,7 +286,7 @@ def test_an_evaluation_whose_source_fails_is_skipped_only_where_the_source_says_
     assert compare([response("greedy", 1.0, 3, True)], []) == {}
 
 
-def test_a_failure_that_stops_is_not_forgiven_beside_one_that_is_skipped(one_rank):
+def test_a_failure_that_stops_is_raised_even_if_another_one_is_skipped(one_rank):
     made, _, _ = make(report=SimpleNamespace(evaluating=nullcontext))
     rewards = Failing(skips=False)
     rewards.failed = {"near": RewardError("near: gone")}
@@ -297,7 +298,7 @@ def test_a_failure_that_stops_is_not_forgiven_beside_one_that_is_skipped(one_ran
 @pytest.mark.parametrize(
     ("step", "logged", "made_up"), [(4, False, [4]), (4, True, []), (3, False, []), (0, False, [])]
 )
-def test_a_resumed_run_makes_up_for_an_evaluation_that_failed(step, logged, made_up, one_rank):
+def test_a_resumed_run_repeats_an_evaluation_that_failed(step, logged, made_up, one_rank):
     made, _, _ = make(report=SimpleNamespace(has_logged=lambda *_: logged), every_steps=2)
     done = []
     made.during = done.append

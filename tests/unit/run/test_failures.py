@@ -20,7 +20,7 @@ def handler(tmp_path, one_rank):
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_launcher_that_terminates_the_last_ranks_does_not_cut_the_report_off(handler, tmp_path, monkeypatch):
+def test_a_launcher_that_terminates_the_last_ranks_does_not_interrupt_the_report(handler, tmp_path, monkeypatch):
     """Status and reason are on disk before the report is written."""
 
     def terminated(folder):
@@ -34,7 +34,7 @@ def test_a_launcher_that_terminates_the_last_ranks_does_not_cut_the_report_off(h
     assert (tmp_path / "log.txt").read_text() == "rlhf: stopped\nreport: done\n"
 
 
-def test_no_report_is_left_where_none_is_wanted(tmp_path, one_rank):
+def test_no_report_is_written_if_it_is_switched_off(tmp_path, one_rank):
     handler = FailureHandler(tmp_path, load("train-ppo", ["conf=tiny", "report.html=false"]))
     handler.write_to(tmp_path)
     handler._report("rlhf: stopped", State.stopped, 75, "stopped")

@@ -36,7 +36,7 @@ def test_columns_of_prompts_have_one():
     assert of(1) == of(1) != of(2)
 
 
-def test_rows_without_any_weight_are_named_by_their_side():
+def test_rows_whose_weights_are_all_zero_are_named_by_their_split():
     assert mean_weight([], "held-out") == 1.0
     assert mean_weight([replace(ROW, weight=3.0), replace(ROW, weight=0.0)], "held-out") == 1.5
     with pytest.raises(InputError, match="every held-out row has weight 0"):

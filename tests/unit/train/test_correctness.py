@@ -1,4 +1,4 @@
-"""Statements of docs/correctness.md that are about a whole trainer rather than one function."""
+"""The statements of docs/correctness.md about a complete trainer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_run_does_not_depend_on_its_micro_batches(shape, one_rank):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_a_run_does_not_depend_on_which_token_pads(architecture, one_rank):
-    """Pad == EOS, which is also what a tokenizer without a pad token gets; 0 and 77 are tokens like any other."""
+    """Pad == EOS, as for a tokenizer without a pad token; 0 and 77 are ordinary tokens."""
     runs = [run_simple(ppo_config("base"), architecture, pad_id) for pad_id in (0, EOS, 77)]
     for weights, metrics in runs[1:]:
         for one, other in zip(metrics, runs[0][1], strict=True):
@@ -78,7 +78,7 @@ def scored_rollout(**more):
 
 
 def test_the_first_minibatch_has_ratio_one_and_nothing_clipped(one_rank):
-    """Exactly: the update's forward pass is the scoring's, on micro-batches of one row."""
+    """Exactly, because update and scoring run the same micro-batches of one row."""
     trainer, rollout = scored_rollout(micro_batch_size=1)
     sums = trainer._accumulate(trainer.estimate(rollout), [0, 1, 2, 3], 1, trainer._policy_backward)
     assert sums["approx_kl"] == 0
@@ -86,9 +86,8 @@ def test_the_first_minibatch_has_ratio_one_and_nothing_clipped(one_rank):
 
 
 def test_padding_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank):
-    """Where old logprobs or the reference say +-300 on padding an exp of the difference is infinite.
-
-    Nothing of it is in the masked loss; but what made the padding's own logprobs has no gradient to lose either.
+    """If old or reference logprobs are +-300 on padding, exp of the difference is infinite. The
+    masked loss excludes it, and its gradient must be 0 there, not NaN.
     """
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, kl_loss_estimator=KLEstimator.k3)
     batch, rows = trainer.estimate(rollout), [0, 1, 2, 3]
@@ -103,8 +102,8 @@ def test_padding_that_is_next_to_impossible_leaves_the_gradient_finite(one_rank)
         assert all(torch.isfinite(p.grad).all() for p in trainer.models.policy.module.parameters())
 
 
-def test_rows_that_only_keep_other_ranks_company_add_nothing(one_rank):
-    """Their mask is 0 everywhere, though their logprobs, advantages and distance to the reference are real."""
+def test_rows_that_only_keep_ranks_in_step_add_nothing(one_rank):
+    """Their mask is 0 everywhere, although their logprobs, advantages and KL are real."""
     trainer, rollout = scored_rollout(kl_loss_coef=0.5, entropy_coef=0.1)
     tokens = trainer.passes.collate(rollout.sequences[:2])
     part = trainer.estimate(rollout).rows([0, 1], torch.zeros_like(tokens.response_mask), CPU)
@@ -158,7 +157,9 @@ def test_every_sample_is_used_once_an_epoch(one_rank):
 
 @pytest.mark.parametrize("shape", [{"num_epochs": 1, "minibatch_size": 8}, {"num_epochs": 3, "minibatch_size": 2}])
 def test_metrics_weigh_every_token_once_whatever_the_minibatches(shape, one_rank):
-    """With a learning rate of 0 every pass sees the same model, so the means must be those of one pass over all."""
+    """With a learning rate of 0 every pass sees the same model, so the means must be those of one
+    pass over all.
+    """
     still = replace(OPTIM, learning_rate=0.0)
     found = []
     for options in ({"num_epochs": 1, "minibatch_size": 8}, shape):
@@ -171,7 +172,7 @@ def test_metrics_weigh_every_token_once_whatever_the_minibatches(shape, one_rank
 
 
 def test_a_clearly_negative_kl_is_warned_of(one_rank):
-    """Responses scored by a policy that did not draw them: here the reference likes them better. 25 steps of 8."""
+    """The reference prefers the responses to the policy that should have drawn them."""
     sound, rollout = scored_rollout()
     other, _ = scored_rollout()
     for _ in range(24):
@@ -202,7 +203,7 @@ def reward_trainer(model, rows, eval_rows, pad_id=0):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_training_evaluation_and_ppo_read_the_same_score(architecture, one_rank):
-    """Reward-model training has no prompts, PPO has; the ids are the same."""
+    """Reward-model training has no prompts and PPO has, but the ids are the same."""
     model = load_sequence_classifier(tiny_config(architecture), "model", byte_tokenizer(), 1, new_head=True)
     rows = rm_rows("pairs")
     trainer = reward_trainer(model, rows, [], pad_id=EOS)
@@ -220,7 +221,7 @@ def test_training_evaluation_and_ppo_read_the_same_score(architecture, one_rank)
 
 
 def test_sampling_is_neutral_by_default():
-    """Temperature and top-p are all that can change the distribution; how prompts are batched changes no response."""
+    """Only temperature and top-p change the distribution; batching changes no response."""
     config = RolloutConfig()
     assert (config.temperature, config.top_p) == (1.0, 1.0)
     how = {"micro_batch_size", "micro_batch_tokens", "gather"}
@@ -228,7 +229,7 @@ def test_sampling_is_neutral_by_default():
 
 
 def test_the_rows_of_a_step_are_drawn_with_numbers_of_their_own(one_rank):
-    """Eight prompts, eight keys; the same prompts in the next step get others."""
+    """Eight prompts have eight keys; the same prompts have others in the next step."""
     trainer = ppo_trainer(ppo_config("base"), ppo_models(), "simple", Record())
     seen: Counter[str] = Counter()
     sample = trainer.sampler.sample

@@ -1,4 +1,6 @@
-"""The first update reuses scoring's forward pass of the policy if it can; full weights are held until then."""
+"""The first update reuses scoring's forward pass of the policy if it can; full weights are held
+until then.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def trainer_of(rollout_gather=True, **ppo):
         ({"minibatch_size": 4}, 2 * (1 + 2 * 2)),
     ],
 )
-def test_the_policy_reads_the_texts_of_a_step_so_often(options, passes, one_rank):
+def test_the_policy_makes_this_many_forward_passes_in_a_step(options, passes, one_rank):
     """Two steps of two epochs on 8 rows."""
     trainer, reads = trainer_of(**options), []
     outputs = trainer.passes.policy_outputs
@@ -45,7 +47,7 @@ def test_the_policy_reads_the_texts_of_a_step_so_often(options, passes, one_rank
 
 
 @pytest.mark.parametrize("more", [{"num_epochs": 1}, {"num_epochs": 2, "kl_loss_coef": 0.1, "entropy_coef": 0.1}])
-def test_a_run_is_the_same_as_when_every_pass_is_computed_again(more, one_rank):
+def test_reuse_changes_no_result(more, one_rank):
     (weights, metrics), (others, other_metrics) = (
         run_simple(ppo_config("base", **{**ONE_PASS, **more, "reuse_forward": reuse})) for reuse in (True, False)
     )
@@ -109,7 +111,7 @@ class Sharded:
 @pytest.mark.parametrize("rollout_gather", [True, False])
 @pytest.mark.parametrize("gather", [True, False])
 def test_trained_models_are_held_for_their_passes_and_given_back_before_the_optimizer(rollout_gather, gather, one_rank):
-    """If an update gathers layer by layer, scoring's pass is not kept: its weights would be gone."""
+    """If an update gathers layer by layer, scoring's pass is not kept: its weights are gone."""
     trainer = trainer_of(rollout_gather, gather=gather, num_steps=1)
     policy, value = Sharded(trainer.models.policy), Sharded(trainer.models.value_model)
     trainer.passes.models = replace(trainer.models, policy=policy, value_model=value)

@@ -1,4 +1,6 @@
-"""Every guard sees its fault after `patience` steps, not before, and nothing else; what it remembers survives JSON."""
+"""Every guard acts after `patience` steps, not earlier, and on nothing else; its state survives
+JSON.
+"""
 
 import json
 import math
@@ -14,7 +16,7 @@ from rlhf_cli.train.guards import Action, Finding, Guards
 
 NAN, INF = math.nan, math.inf
 
-# as the demo's run is, which is healthy
+# as in the demo, which is a healthy run
 HEALTHY = {
     "score": 0.5,
     "score_std": 0.8,
@@ -34,11 +36,13 @@ HEALTHY = {
     "skipped_updates": 0.0,
     "kl_coef": 0.05,
 }
-WARM_UP = [{}] * 12  # healthy steps: baseline and medians are there
+WARM_UP = [{}] * 12  # healthy steps, for baseline and medians
 
 
-def asked(changes, config=None):
-    """What each step's findings ask for, by guard, when the healthy metrics have these changes, from step 1."""
+def actions(changes, config=None):
+    """Return the actions of each step by guard, when the healthy metrics have these changes from
+    step 1.
+    """
     guards = Guards(config or PPOGuardConfig())
     return [
         {finding.guard: finding.action for finding in guards.check(step, {**HEALTHY, **change})}
@@ -47,7 +51,7 @@ def asked(changes, config=None):
 
 
 def findings(changes, config=None):
-    """All findings of such a run."""
+    """Return all findings of such a run."""
     guards = Guards(config or PPOGuardConfig())
     return [
         finding for step, change in enumerate(changes, start=1) for finding in guards.check(step, {**HEALTHY, **change})
@@ -156,7 +160,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
-def test_a_guard_stops_the_run_at_the_third_step_in_a_row_and_says_why(guard, fault, metric, message):
+def test_a_guard_stops_the_run_at_the_third_consecutive_step_and_says_why(guard, fault, metric, message):
     found = findings([*WARM_UP, fault, fault, fault])
     assert [finding.guard for finding in found] == [guard] * 3
     assert [finding.action for finding in found] == [Action.wait, Action.wait, Action.stop]
@@ -166,8 +170,8 @@ def test_a_guard_stops_the_run_at_the_third_step_in_a_row_and_says_why(guard, fa
 
 
 @pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
-def test_a_step_without_the_fault_starts_the_count_anew(guard, fault, metric, message):
-    steps = asked([*WARM_UP, fault, fault, {}, fault, fault, {}])
+def test_a_step_without_the_fault_restarts_the_count(guard, fault, metric, message):
+    steps = actions([*WARM_UP, fault, fault, {}, fault, fault, {}])
     once = {guard: Action.wait}
     assert steps[12:] == [once, once, {}, once, once, {}]
 
@@ -179,9 +183,9 @@ def test_a_guard_that_is_off_sees_nothing(guard, fault, metric, message):
 
 
 @pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
-def test_a_warning_is_said_once_and_again_after_a_recovery(guard, fault, metric, message):
+def test_a_warning_is_given_once_and_again_after_a_recovery(guard, fault, metric, message):
     warns = PPOGuardConfig(action=GuardAction.warn)
-    steps = asked([*WARM_UP, *[fault] * 5, {}, *[fault] * 3], warns)
+    steps = actions([*WARM_UP, *[fault] * 5, {}, *[fault] * 3], warns)
     assert [step.get(guard) for step in steps[12:]] == [
         *[Action.wait, Action.wait, Action.warn, Action.wait, Action.wait],
         None,
@@ -190,12 +194,12 @@ def test_a_warning_is_said_once_and_again_after_a_recovery(guard, fault, metric,
 
 
 def test_patience_of_one_acts_at_once():
-    assert asked([{"kl": 101.0}], PPOGuardConfig(patience=1)) == [{"kl_limit": Action.stop}]
+    assert actions([{"kl": 101.0}], PPOGuardConfig(patience=1)) == [{"kl_limit": Action.stop}]
 
 
-def test_max_skipped_steps_is_a_patience_of_its_own():
+def test_max_skipped_steps_has_its_own_patience():
     config = PPOGuardConfig(patience=5, max_skipped_steps=2)
-    assert asked([{"loss/value": NAN}] * 2, config)[1] == {"max_skipped_steps": Action.stop}
+    assert actions([{"loss/value": NAN}] * 2, config)[1] == {"max_skipped_steps": Action.stop}
 
 
 def test_a_limit_itself_is_not_passed():
@@ -204,21 +208,21 @@ def test_a_limit_itself_is_not_passed():
     assert findings([*WARM_UP, {**at_the_limits, **shortest}, {**at_the_limits, **longest}]) == []
 
 
-def test_a_run_that_went_on_after_its_stop_has_its_patience_again():
-    steps = asked([{"kl": 200.0}] * 6)
+def test_a_run_that_is_resumed_after_a_stop_has_its_full_patience_again():
+    steps = actions([{"kl": 200.0}] * 6)
     assert [step["kl_limit"] for step in steps] == [Action.wait, Action.wait, Action.stop] * 2
 
 
-def test_kl_coef_is_raised_so_many_times_and_then_the_action_holds():
+def test_kl_coef_is_raised_a_limited_number_of_times_before_the_action():
     config = PPOGuardConfig(patience=2, kl_raises=3)
-    steps = asked([{"kl": 150.0}] * 5, config)
+    steps = actions([{"kl": 150.0}] * 5, config)
     raises = [Action.raise_kl_coef] * 3
     assert [step["kl_limit"] for step in steps] == [Action.wait, *raises, Action.stop]
 
 
 def test_a_kl_that_comes_down_ends_the_raises():
     config = PPOGuardConfig(patience=1, kl_raises=3, action=GuardAction.warn)
-    steps = asked([{"kl": 150.0}] * 2 + [{}] + [{"kl": 150.0}] * 5, config)
+    steps = actions([{"kl": 150.0}] * 2 + [{}] + [{"kl": 150.0}] * 5, config)
     raised = Action.raise_kl_coef
     assert [step.get("kl_limit") for step in steps] == [
         *[raised, raised, None],
@@ -226,13 +230,13 @@ def test_a_kl_that_comes_down_ends_the_raises():
     ]
 
 
-def test_only_the_kl_is_answered_with_raises():
+def test_only_the_kl_guard_raises_kl_coef():
     config = PPOGuardConfig(patience=1, kl_raises=3)
-    assert asked([{"entropy": 0.0}], config) == [{"min_entropy": Action.stop}]
+    assert actions([{"entropy": 0.0}], config) == [{"min_entropy": Action.stop}]
 
 
 def demo_like(step):
-    """A healthy run: what the demo does, over 300 steps, with noise."""
+    """A healthy run: the course of the demo over 300 steps, with noise."""
     noise = random.Random(step).uniform
     share = min(1.0, step / 100)
     return {
@@ -265,19 +269,21 @@ def test_a_random_model_that_never_ends_its_responses_passes_no_limit():
 
 def test_a_single_spike_does_nothing():
     spike = {"grad_norm/policy": 1e6, "kl": 1e4, "entropy": 0.0, "value": 1e9}
-    steps = asked([*WARM_UP, spike, {}, spike, {}])
+    steps = actions([*WARM_UP, spike, {}, spike, {}])
     assert {ask for step in steps for ask in step.values()} == {Action.wait}
 
 
 def test_a_gradient_norm_is_judged_after_ten_others_by_the_last_fifty():
     big = {"grad_norm/policy": 700.0}
-    assert asked([{}] * 9 + [big] * 3)[9:] == [{}, {"grad_norm_ratio": Action.wait}, {"grad_norm_ratio": Action.wait}]
-    assert asked([{}] * 50 + [big] * 24)[-1] != {}  # 50 norms: 27 of 6 and 23 of 700
-    assert asked([{}] * 50 + [big] * 30, PPOGuardConfig(patience=40))[-1] == {}  # 21 of 6, 29 of 700: usual by now
+    assert actions([{}] * 9 + [big] * 3)[9:] == [{}, {"grad_norm_ratio": Action.wait}, {"grad_norm_ratio": Action.wait}]
+    assert actions([{}] * 50 + [big] * 24)[-1] != {}  # 50 norms: 27 of 6 and 23 of 700
+    assert actions([{}] * 50 + [big] * 30, PPOGuardConfig(patience=40))[-1] == {}  # 21 of 6, 29 of 700: usual by now
 
 
 def test_a_median_is_that_of_the_fifty_norms_before():
-    """Of five 1s and five 3s it is 2: 250 is 125 times that, and would be 83 times the median of all eleven."""
+    """The median of five 1s and five 3s is 2: 250 is 125 times that, and 83 times the median of all
+    eleven.
+    """
     norms = [{"grad_norm/policy": norm} for norm in (1.0, 3.0) * 5]
     found = findings([*norms, {"grad_norm/policy": 250.0}])
     assert [finding.problem for finding in found] == [
@@ -309,7 +315,9 @@ def test_the_first_steps_are_those_of_baseline_steps():
 
 
 def test_ending_is_learnt_before_it_is_missed():
-    """The average of ten steps or so must reach one half: at a rate of 1 it does in the seventh, 1 - 0.9^7 = 0.52."""
+    """The average over about ten steps must reach one half. At a rate of 1 it does in the seventh
+    step: 1 - 0.9^7 = 0.52.
+    """
     low = {"eos_rate": 0.0}
     assert findings([{"eos_rate": 1.0}] * 6 + [low] * 5) == []
     assert len(findings([{"eos_rate": 1.0}] * 7 + [low] * 5)) == 5
@@ -317,7 +325,7 @@ def test_ending_is_learnt_before_it_is_missed():
 
 
 def test_what_a_response_is_worth_includes_penalties_and_large_scores():
-    """1000 x 100 is the limit where the reward is -1000, or the scores are about 1000 or -1000."""
+    """The limit is 1000 x 100 if the reward is -1000, or if the scores are about 1000 or -1000."""
     assert findings([{"reward": -1000.0, "return": -90_000.0}] * 5) == []
     assert findings([{"score": 600.0, "score_std": 400.0, "value": 90_000.0}] * 5) == []
     assert findings([{"score": -600.0, "score_std": 400.0, "value": -90_000.0}] * 5) == []
@@ -341,7 +349,7 @@ def test_the_reward_model_has_only_the_guards_of_both_commands():
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, None], ids=["nan", "inf", "-inf", "missing"])
 @pytest.mark.parametrize("metric", ["kl", "entropy", "eos_rate", "response_length", "score", "grad_norm/policy"])
-def test_a_metric_without_a_figure_neither_counts_nor_forgives(metric, bad):
+def test_a_metric_that_is_missing_or_not_finite_changes_no_count(metric, bad):
     config = PPOGuardConfig(max_skipped_steps=0)
     fault = {"kl": 200.0, "entropy": 0.0, "eos_rate": 0.0, "response_length": 1.0, "score": 2.0}
     fault |= {"grad_norm/policy": 1e4}
@@ -376,7 +384,7 @@ def test_a_baseline_and_medians_are_not_poisoned():
 
 
 def wild(seed, num_steps):
-    """A series in which every guard has something to see, now and then."""
+    """A series that exceeds the limit of every guard now and then."""
     draw = random.Random(seed)
     for _ in range(num_steps):
         metrics = {

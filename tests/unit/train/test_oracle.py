@@ -1,4 +1,4 @@
-"""The trainers, on one rank, against a slow reference in float64, one sequence at a time (tests/oracle)."""
+"""The trainers on one rank against a slow float64 reference that reads one sequence at a time."""
 
 from functools import cache
 
@@ -20,7 +20,7 @@ def test_the_reward_model_agrees_with_the_oracle(name, one_rank):
 
 @pytest.mark.parametrize("name", ["base", "average", "pretrain", "early-end"])
 def test_ppo_on_the_products_engines_agrees_with_the_oracle(name, one_rank):
-    """Which keep their own sums of gradients and float32 weights, with a fused AdamW."""
+    """These engines keep their own sums of gradients and float32 weights, and use a fused AdamW."""
     check_ppo_case(name, "plain")
 
 
@@ -64,7 +64,7 @@ NEUTRAL = {
 
 @pytest.mark.parametrize("option", NEUTRAL)
 def test_a_neutral_option_changes_no_bit(option, one_rank):
-    """Each option at a value that should have no say, alone, beside the run in which it is at its default."""
+    """Each option alone, at a value without effect, compared with the run that has its default."""
     weights, metrics = run_simple(ppo_config("base", **{option: NEUTRAL[option]}))
     base, base_metrics = base_run()
     assert metrics == base_metrics

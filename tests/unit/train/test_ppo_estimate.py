@@ -47,12 +47,12 @@ def test_rewards_are_scores_less_penalties_and_kl():
 
 
 @pytest.mark.parametrize(("estimator", "second"), [(KLEstimator.k1, -1.0), (KLEstimator.k2, 0.5)])
-def test_the_estimator_is_the_one_asked_for(estimator, second):
+def test_the_estimator_is_the_one_in_the_options(estimator, second):
     assert_close(estimate(kl_estimator=estimator).rewards[1, 0], torch.tensor(-2.25 - 0.1 * second))
 
 
 def test_whitened_rewards_keep_their_mean():
-    """Rewards -0.05, 0.95, -2.15: mean -1.25 / 3; the penalty on KL is inside."""
+    """Rewards -0.05, 0.95, -2.15 have the mean -1.25 / 3; they include the KL penalty."""
     raw = torch.tensor([-0.05, 0.95, -2.15])
     expected = (raw - raw.mean()) / raw.std(correction=0) + raw.mean()
     got = estimate(whiten_rewards=True).rewards

@@ -1,4 +1,4 @@
-"""What a PPO run makes of several sources: asked, normalised, saved, skipped, given up."""
+"""Several reward sources in a PPO run: scored, normalised, saved, skipped, failed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RM = RewardSourceConfig(name="rm")
 
 
 class Lengths:
-    """A function: the length of a response; it fails from a call on."""
+    """A reward function: the length of a response. It fails from the call `fails_at` on."""
 
     def __init__(self, fails_at=math.inf, wobbles=0.0):
         self.asked, self.fails_at, self.wobbles = [], fails_at, wobbles
@@ -56,7 +56,7 @@ def exchange(prompt, sequence):
 
 
 def trainer_of(lengths, record=None, source=None, **options):
-    """One source is the reward model, the other one counts."""
+    """One source is the reward model, the other one counts tokens."""
     counts = source or RewardSourceConfig(name="lengths", function="m:f", weight=0.5)
     config = replace(ppo_config("base", **options), reward=[RM, counts])
     trainer = ppo_trainer(config, ppo_models(), "simple", record or StepHooks())
@@ -66,7 +66,7 @@ def trainer_of(lengths, record=None, source=None, **options):
     return trainer
 
 
-def test_a_score_is_the_weighted_sum_and_every_source_is_told(one_rank):
+def test_a_score_is_the_weighted_sum_and_every_source_is_logged(one_rank):
     lengths, record = Lengths(), StepHooks()
     trainer = trainer_of(lengths, record)
     assert list(trainer.models.rewards.engines) == ["reward_model"]
@@ -81,7 +81,7 @@ def test_a_score_is_the_weighted_sum_and_every_source_is_told(one_rank):
     assert first["score"] == pytest.approx(first["reward_part/rm"] + first["reward_part/lengths"], abs=1e-6)
 
 
-def test_sources_are_asked_about_the_prompts_of_the_step(one_rank, monkeypatch):
+def test_sources_score_the_prompts_of_the_step(one_rank, monkeypatch):
     lengths = Lengths()
     trainer = trainer_of(lengths)
     trainer.data.prompts[:] = [replace(one, columns={"n": one.prompt_key}) for one in PROMPTS]
@@ -94,7 +94,7 @@ def test_sources_are_asked_about_the_prompts_of_the_step(one_rank, monkeypatch):
         assert [one.columns for one in asked] == [{"n": key} for key in wanted]
 
 
-def test_without_a_list_no_text_is_made_and_no_name_is_logged(one_rank):
+def test_without_a_list_of_sources_no_text_is_rendered_and_no_source_is_logged(one_rank):
     record = Record()
     ppo_trainer(ppo_config("base"), ppo_models(), "simple", record).fit()
     assert not any(name.startswith("reward") and "/" in name for name in record.metrics[0])
@@ -114,8 +114,10 @@ def test_running_moments_take_in_every_response_and_are_what_a_checkpoint_keeps(
     assert PPOState.of(json.loads(json.dumps(asdict(trainer.state)))) == trainer.state
 
 
-def test_scores_are_normalised_by_moments_that_know_the_step(one_rank):
-    """The first step's have mean 0 and deviation 1, so the sum's mean is that of the reward model alone."""
+def test_scores_are_normalised_by_moments_that_include_the_step(one_rank):
+    """In the first step they have mean 0 and deviation 1, so the mean of the sum is that of the
+    reward model.
+    """
     source = RewardSourceConfig(name="lengths", function="m:f", normalise=Normalise.running)
     trainer = trainer_of(Lengths(), source=source)
     raw = trainer.score(trainer.collect())
@@ -126,7 +128,7 @@ def test_scores_are_normalised_by_moments_that_know_the_step(one_rank):
     assert trainer.state.moments["lengths"].count == 8
 
 
-def test_a_failure_ends_the_run_with_the_state_after_the_last_whole_step(one_rank):
+def test_a_failure_saves_the_state_after_the_last_completed_step(one_rank):
     record = StepHooks()
     source = RewardSourceConfig(name="lengths", function="m:f", normalise=Normalise.fixed)
     trainer = trainer_of(Lengths(fails_at=2), record, source)
@@ -137,7 +139,7 @@ def test_a_failure_ends_the_run_with_the_state_after_the_last_whole_step(one_ran
     assert len(record.metrics) == 1
 
 
-def test_a_run_that_was_given_up_goes_on_as_if_nothing_had_been(one_rank):
+def test_a_run_resumed_after_a_failure_gives_the_same_metrics(one_rank):
     source = RewardSourceConfig(name="lengths", function="m:f", normalise=Normalise.running)
     whole, halves = StepHooks(), StepHooks()
     trainer_of(Lengths(), whole, source).fit()
@@ -150,7 +152,7 @@ def test_a_run_that_was_given_up_goes_on_as_if_nothing_had_been(one_rank):
     assert halves.metrics == whole.metrics
 
 
-def test_a_skipped_step_learns_nothing_and_the_next_one_goes_on(one_rank):
+def test_a_skipped_step_trains_nothing_and_the_next_one_continues(one_rank):
     lengths, record = Lengths(fails_at=1), StepHooks()
     source = RewardSourceConfig(name="lengths", function="m:f", on_failure=OnFailure.skip, normalise=Normalise.running)
     trainer = trainer_of(lengths, record, source)
@@ -187,7 +189,7 @@ def checked(trainer, source=None):
     return {check.name: check.status for check in check_ppo(trainer, prompts, texts, FLOAT32)}
 
 
-def test_the_checks_ask_twice(one_rank):
+def test_the_checks_score_twice(one_rank):
     assert checked(trainer_of(Lengths()))["lengths gives the same scores twice"] == "ok"
     assert checked(trainer_of(Lengths(wobbles=50.0)))["lengths gives the same scores twice"] == "FAIL"
 
@@ -218,7 +220,7 @@ def prompt_of(text, **columns):
     return Prompt(text, (1,), text, ({"role": "user", "content": text},), columns)
 
 
-def test_a_source_is_tried_on_both_sides_before_models_are_loaded(one_rank):
+def test_a_source_is_tested_on_both_splits_before_models_are_loaded(one_rank):
     sides = Splits([prompt_of("hi", a=1), prompt_of("ho", b=2)], [prompt_of("bye", a=3)], [])
     lengths = Lengths()
     texts = exchange_maker(Renderer(), sides, {"lengths": lengths})
@@ -230,13 +232,13 @@ def test_a_source_is_tried_on_both_sides_before_models_are_loaded(one_rank):
     assert (exchange.response, exchange.columns) == ("[4, 5]", {"a": 3, "b": None})
 
 
-def test_a_source_that_fails_on_the_held_out_side_is_bad_input(one_rank):
+def test_a_source_that_fails_on_the_held_out_split_is_bad_input(one_rank):
     sides = Splits([prompt_of("hi")], [prompt_of("bye")], [])
     with pytest.raises(InputError, match="call 2: gone"):
         exchange_maker(Renderer(), sides, {"lengths": Lengths(fails_at=2)})
 
 
-def test_without_sources_outside_nobody_looks_at_columns(one_rank):
+def test_without_functions_and_services_columns_are_not_read(one_rank):
     assert exchange_maker(Renderer(), Splits([prompt_of("hi", a=1)], [], []), {}).columns == {}
 
 

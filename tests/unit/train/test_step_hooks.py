@@ -1,4 +1,4 @@
-"""Between two steps: checkpoints when they are due, one at an end that a signal or a guard asks for, the best named."""
+"""Checkpoints between two steps: periodic, after a signal or a guard's stop, and the best one."""
 
 import json
 import math
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 class Saved:
-    """In place of Checkpoints: what was saved, as JSON would give it back."""
+    """Replaces Checkpoints: records what was saved, as JSON would return it."""
 
     def __init__(self):
         self.states, self.best, self.dropping = [], [], []
@@ -40,8 +40,8 @@ class Saved:
         return [state["step"] for state in self.states]
 
 
-class Says:
-    """In place of Guards: each look finds what the test says."""
+class FixedGuards:
+    """Replaces Guards: each check returns the given findings."""
 
     def __init__(self, *findings):
         self.findings = findings
@@ -60,93 +60,95 @@ def finding(action, guard="kl_limit"):
 INPUTS = {"data.train": "0a", "model.path": "1b"}
 
 
-def boundary(guards=None, signals=None, inputs=INPUTS, **options):
+def make_hooks(guards=None, signals=None, inputs=INPUTS, **options):
     config = CheckpointConfig(**{"every_steps": 2, **options})
-    guards = guards or Says()
+    guards = guards or FixedGuards()
     return StepHooks(config, guards, Saved(), Reporter(speaks=True), signals or StopSignals(), inputs)
 
 
-def go(between, first, last, metrics=lambda step: {}):
-    """The course of a trainer's fit, over some steps."""
+def go(hooks, first, last, metrics=lambda step: {}):
+    """Call the hooks as a trainer's fit does, over some steps."""
     for step in range(first, last + 1):
-        between.before_step({"step": step - 1, "kl_coef": 0.5})
-        between.check(step, metrics(step))
-        between.after_step({"step": step, "kl_coef": 0.5}, metrics(step))
+        hooks.before_step({"step": step - 1, "kl_coef": 0.5})
+        hooks.check(step, metrics(step))
+        hooks.after_step({"step": step, "kl_coef": 0.5}, metrics(step))
 
 
 @pytest.mark.parametrize(("every", "saved"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6]), (7, [7]), (8, []), (0, [])])
-def test_a_checkpoint_is_saved_every_so_many_steps(every, saved):
-    between = boundary(every_steps=every)
-    go(between, 1, 7)
-    assert between.checkpoints.steps == saved
-    assert not any(between.checkpoints.best)
-    assert all(between.checkpoints.dropping)
+def test_a_checkpoint_is_saved_at_the_configured_interval(every, saved):
+    hooks = make_hooks(every_steps=every)
+    go(hooks, 1, 7)
+    assert hooks.checkpoints.steps == saved
+    assert not any(hooks.checkpoints.best)
+    assert all(hooks.checkpoints.dropping)
 
 
 def test_a_checkpoint_has_the_trainers_state_the_guards_and_the_best():
-    between = boundary()
-    go(between, 1, 2)
+    hooks = make_hooks()
+    go(hooks, 1, 2)
     own = {"best": None, "best_of": [None, False], "guards": {"rows": 1}, "inputs": INPUTS}
-    assert between.checkpoints.states == [{"step": 2, "kl_coef": 0.5, **own}]
+    assert hooks.checkpoints.states == [{"step": 2, "kl_coef": 0.5, **own}]
 
 
 def test_the_time_of_saving_is_measured():
-    between = boundary()
-    go(between, 1, 1)
-    assert "checkpoint" not in between.report._seconds
-    go(between, 2, 2)
-    assert between.report._seconds["checkpoint"] >= 0
+    hooks = make_hooks()
+    go(hooks, 1, 1)
+    assert "checkpoint" not in hooks.report._seconds
+    go(hooks, 2, 2)
+    assert hooks.report._seconds["checkpoint"] >= 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize(("every", "saved"), [(5, [3]), (3, [3]), (2, [2, 3]), (0, [3])])
 def test_a_signal_ends_the_run_with_one_checkpoint(number, every, saved):
-    """Where one of that step is there already, it is not written again."""
-    between = boundary(every_steps=every)
-    go(between, 1, 3)
-    between.signals._receive(number, None)
+    """If that step has a checkpoint already, it is not written again."""
+    hooks = make_hooks(every_steps=every)
+    go(hooks, 1, 3)
+    hooks.signals._receive(number, None)
     with pytest.raises(Interrupted) as caught:
-        between.before_step({"step": 3, "kl_coef": 0.5})
+        hooks.before_step({"step": 3, "kl_coef": 0.5})
     assert str(caught.value) == (
         f"stopped by {number.name} after step 3, checkpoint saved; continue with run.resume=true"
     )
     assert caught.value.code == 75
-    assert between.checkpoints.steps == saved
-    assert between.checkpoints.dropping == [every and step % every == 0 for step in saved]
+    assert hooks.checkpoints.steps == saved
+    assert hooks.checkpoints.dropping == [every and step % every == 0 for step in saved]
 
 
 def test_a_signal_before_the_first_step_saves_that():
-    between = boundary()
-    between.signals._receive(signal.SIGINT, None)
+    hooks = make_hooks()
+    hooks.signals._receive(signal.SIGINT, None)
     with pytest.raises(Interrupted, match="stopped by SIGINT after step 0, checkpoint saved"):
-        between.before_step({"step": 0})
-    assert between.checkpoints.steps == [0]
+        hooks.before_step({"step": 0})
+    assert hooks.checkpoints.steps == [0]
 
 
 @pytest.mark.parametrize(("every", "saved"), [(1, [1, 2, 3]), (2, [2, 3]), (3, [3]), (5, [3]), (0, [])])
 def test_after_the_last_step_there_is_a_checkpoint_of_it(every, saved):
-    """Unless no checkpoints are wanted; the one that was due is not written again."""
-    between = boundary(every_steps=every, best_metric="score")
-    go(between, 1, 3)
-    between.after_last_step({"step": 3, "kl_coef": 0.5})
-    assert between.checkpoints.steps == saved
-    assert all(between.checkpoints.dropping)
-    assert not any(between.checkpoints.best)
+    """Unless checkpoints are switched off; one that was due is not written again."""
+    hooks = make_hooks(every_steps=every, best_metric="score")
+    go(hooks, 1, 3)
+    hooks.after_last_step({"step": 3, "kl_coef": 0.5})
+    assert hooks.checkpoints.steps == saved
+    assert all(hooks.checkpoints.dropping)
+    assert not any(hooks.checkpoints.best)
 
 
 @pytest.mark.parametrize(("every", "dropping"), [(0, [False]), (3, [True]), (5, [False])])
-def test_a_signal_within_the_last_step_ends_the_run_before_the_answers(every, dropping):
-    between = boundary(every_steps=every)
-    go(between, 1, 3)
-    between.signals._receive(signal.SIGTERM, None)
+def test_a_signal_during_the_last_step_ends_the_run_before_the_evaluation(every, dropping):
+    hooks = make_hooks(every_steps=every)
+    go(hooks, 1, 3)
+    hooks.signals._receive(signal.SIGTERM, None)
     with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, checkpoint saved"):
-        between.after_last_step({"step": 3, "kl_coef": 0.5})
-    assert between.checkpoints.steps == [3]
-    assert between.checkpoints.dropping == dropping
+        hooks.after_last_step({"step": 3, "kl_coef": 0.5})
+    assert hooks.checkpoints.steps == [3]
+    assert hooks.checkpoints.dropping == dropping
 
 
 def test_a_signal_that_was_ignored_when_the_process_began_stays_ignored():
-    """`nohup rlhf train-ppo`: the terminal that is closed ends nothing, and all other signals are heard."""
+    """`nohup rlhf train-ppo`: a closed terminal does not end it, and it reacts to all other
+    signals.
+    """
     body = """
 import os, signal
 from rlhf_cli.system.signals import STOPPING, StopSignals
@@ -171,32 +173,32 @@ print(stop.received.name)
     assert ended.stdout == "None True\n['SIGTERM', 'SIGINT', 'SIGUSR1']\nSIGTERM\n"
 
 
-def test_a_signal_within_a_step_lets_it_come_to_its_end():
-    between = boundary(every_steps=4)
-    go(between, 1, 2)
-    between.before_step({"step": 2})
-    between.signals._receive(signal.SIGTERM, None)
-    between.check(3, {})
-    between.after_step({"step": 3}, {})
-    assert between.checkpoints.steps == []
+def test_a_signal_during_a_step_lets_it_finish():
+    hooks = make_hooks(every_steps=4)
+    go(hooks, 1, 2)
+    hooks.before_step({"step": 2})
+    hooks.signals._receive(signal.SIGTERM, None)
+    hooks.check(3, {})
+    hooks.after_step({"step": 3}, {})
+    assert hooks.checkpoints.steps == []
     with pytest.raises(Interrupted, match="after step 3"):
-        between.before_step({"step": 3})
+        hooks.before_step({"step": 3})
 
 
 def test_a_signal_that_reached_another_rank_ends_this_one_too(monkeypatch):
-    """This one has received none; the name is that of the rank that has."""
+    """This rank received none; the message names the signal of the other rank."""
     monkeypatch.setattr(distributed, "any_rank", lambda flag: not flag)
     monkeypatch.setattr(distributed, "gather_all", lambda mine: [mine, signal.SIGHUP])
-    between = boundary()
+    hooks = make_hooks()
     with pytest.raises(Interrupted, match="stopped by SIGHUP after step 1"):
-        between.before_step({"step": 1})
-    assert between.checkpoints.steps == [1]
+        hooks.before_step({"step": 1})
+    assert hooks.checkpoints.steps == [1]
 
 
-def test_the_watchdog_is_told_of_every_step():
-    between = boundary()
+def test_every_step_counts_as_progress_for_the_watchdog():
+    hooks = make_hooks()
     before = PROGRESS.ticked_at
-    between.before_step({"step": 6})
+    hooks.before_step({"step": 6})
     assert str(PROGRESS) == "in step of step 7"
     assert PROGRESS.ticked_at > before
 
@@ -206,11 +208,11 @@ def test_the_watchdog_is_told_of_every_step():
 )
 @pytest.mark.parametrize("every", [0, 1, 5])
 def test_a_guard_stops_the_run_once_the_step_is_saved(guard, error, code, every):
-    between = boundary(Says(finding(Action.stop, guard)), every_steps=every)
-    assert between.check(5, {}) == 1.0
-    assert between.checkpoints.steps == []
+    hooks = make_hooks(FixedGuards(finding(Action.stop, guard)), every_steps=every)
+    assert hooks.check(5, {}) == 1.0
+    assert hooks.checkpoints.steps == []
     with pytest.raises(error) as caught:
-        between.after_step({"step": 5}, {})
+        hooks.after_step({"step": 5}, {})
     assert type(caught.value) is error
     assert caught.value.code == code
     assert str(caught.value) == (
@@ -218,41 +220,43 @@ def test_a_guard_stops_the_run_once_the_step_is_saved(guard, error, code, every)
         "run.resume=true and other settings, or guard.action=warn, or from an earlier checkpoint "
         "(run.resume=PATH; `rlhf checkpoints` lists them)"
     )
-    assert between.checkpoints.steps == [5]
-    assert between.checkpoints.dropping == [False]  # an older one may be the one to go on from
+    assert hooks.checkpoints.steps == [5]
+    assert hooks.checkpoints.dropping == [False]  # the user may continue from an older one
 
 
 @pytest.mark.parametrize(("every", "best"), [(0, False), (2, False), (1, True), (5, True)])
-def test_a_step_that_a_guard_stops_can_be_the_best_where_it_is_due(every, best):
-    between = boundary(Says(finding(Action.stop)), every_steps=every, best_metric="score")
-    between.check(5, {"score": 1.0})
+def test_a_step_that_a_guard_stops_can_be_the_best_if_a_checkpoint_is_due(every, best):
+    hooks = make_hooks(FixedGuards(finding(Action.stop)), every_steps=every, best_metric="score")
+    hooks.check(5, {"score": 1.0})
     with pytest.raises(GuardError):
-        between.after_step({"step": 5}, {"score": 1.0})
-    assert between.checkpoints.best == [best]
-    assert between.checkpoints.states[0]["best"] == (1.0 if best else None)
+        hooks.after_step({"step": 5}, {"score": 1.0})
+    assert hooks.checkpoints.best == [best]
+    assert hooks.checkpoints.states[0]["best"] == (1.0 if best else None)
 
 
-def test_of_two_guards_that_stop_the_first_is_told():
-    between = boundary(
-        Says(finding(Action.warn), finding(Action.stop, "min_entropy"), finding(Action.stop, "max_skipped_steps"))
+def test_of_two_guards_that_stop_the_first_is_reported():
+    hooks = make_hooks(
+        FixedGuards(
+            finding(Action.warn), finding(Action.stop, "min_entropy"), finding(Action.stop, "max_skipped_steps")
+        )
     )
-    between.check(1, {})
+    hooks.check(1, {})
     with pytest.raises(GuardError):
-        between.after_step({"step": 1}, {})
+        hooks.after_step({"step": 1}, {})
 
 
-def test_a_guard_that_warns_is_heard(capsys):
-    between = boundary(Says(finding(Action.warn), finding(Action.wait)))
-    assert between.check(1, {}) == 1.0
-    between.after_step({"step": 1}, {})
+def test_a_guard_warns(capsys):
+    hooks = make_hooks(FixedGuards(finding(Action.warn), finding(Action.wait)))
+    assert hooks.check(1, {}) == 1.0
+    hooks.after_step({"step": 1}, {})
     assert capsys.readouterr().out == "warning: kl 2 since step 3; do less\n"
 
 
 def test_a_guard_raises_kl_coef_once_a_step(capsys):
-    between = boundary(Says(finding(Action.raise_kl_coef), finding(Action.raise_kl_coef)))
-    assert between.check(1, {}) == 1.5
+    hooks = make_hooks(FixedGuards(finding(Action.raise_kl_coef), finding(Action.raise_kl_coef)))
+    assert hooks.check(1, {}) == 1.5
     assert capsys.readouterr().out == "warning: kl 2 since step 3; do less; ppo.kl_coef is multiplied by 1.5\n" * 2
-    assert boundary().check(1, {}) == 1.0
+    assert make_hooks().check(1, {}) == 1.0
 
 
 NAN, INF = math.nan, math.inf
@@ -263,46 +267,46 @@ LOWEST = [True, False, False, False, False, False, False, False, True, False]
 
 @pytest.mark.parametrize(("lowest", "best", "figure"), [(False, HIGHEST, 0.9), (True, LOWEST, 0.1)])
 def test_the_best_is_named(lowest, best, figure):
-    """Better than all before, not as good; what is not finite is never the best."""
-    between = boundary(every_steps=1, best_metric="score", best_is_lowest=lowest)
-    go(between, 1, len(SCORES), lambda step: {"score": SCORES[step - 1], "kl": -step})
-    assert between.checkpoints.best == best
-    assert between.best == figure
-    assert between.checkpoints.states[0]["best"] == 0.5
+    """It must be better than all earlier ones, not equal; a value that is not finite never is."""
+    hooks = make_hooks(every_steps=1, best_metric="score", best_is_lowest=lowest)
+    go(hooks, 1, len(SCORES), lambda step: {"score": SCORES[step - 1], "kl": -step})
+    assert hooks.checkpoints.best == best
+    assert hooks.best == figure
+    assert hooks.checkpoints.states[0]["best"] == 0.5
 
 
 def test_a_first_score_that_is_not_finite_is_not_the_best():
-    between = boundary(every_steps=1, best_metric="score")
-    go(between, 1, 3, lambda step: {"score": [NAN, -5.0, -6.0][step - 1]})
-    assert between.checkpoints.best == [False, True, False]
-    assert [state["best"] for state in between.checkpoints.states] == [None, -5.0, -5.0]
+    hooks = make_hooks(every_steps=1, best_metric="score")
+    go(hooks, 1, 3, lambda step: {"score": [NAN, -5.0, -6.0][step - 1]})
+    assert hooks.checkpoints.best == [False, True, False]
+    assert [state["best"] for state in hooks.checkpoints.states] == [None, -5.0, -5.0]
 
 
 def test_only_a_step_with_a_checkpoint_can_be_the_best():
-    between = boundary(every_steps=2, best_metric="score")
-    go(between, 1, 4, lambda step: {"score": [9.0, 1.0, 9.0, 2.0][step - 1]})
-    assert between.checkpoints.best == [True, True]
+    hooks = make_hooks(every_steps=2, best_metric="score")
+    go(hooks, 1, 4, lambda step: {"score": [9.0, 1.0, 9.0, 2.0][step - 1]})
+    assert hooks.checkpoints.best == [True, True]
 
 
 def test_without_the_metric_none_is_the_best():
-    between = boundary(every_steps=1, best_metric="eval/loss")
-    go(between, 1, 2, lambda step: {"score": 1.0} if step == 1 else {"eval/loss": 1.0})
-    assert between.checkpoints.best == [False, True]
+    hooks = make_hooks(every_steps=1, best_metric="eval/loss")
+    go(hooks, 1, 2, lambda step: {"score": 1.0} if step == 1 else {"eval/loss": 1.0})
+    assert hooks.checkpoints.best == [False, True]
 
 
 def test_what_a_signal_saves_is_not_the_best():
-    """The metrics of its step are not looked at again."""
-    between = boundary(every_steps=5, best_metric="score")
-    go(between, 1, 3, lambda _: {"score": 1.0})
-    between.signals._receive(signal.SIGTERM, None)
+    """The metrics of its step are not read again."""
+    hooks = make_hooks(every_steps=5, best_metric="score")
+    go(hooks, 1, 3, lambda _: {"score": 1.0})
+    hooks.signals._receive(signal.SIGTERM, None)
     with pytest.raises(Interrupted):
-        between.before_step({"step": 3})
-    assert between.checkpoints.best == [False]
-    assert between.checkpoints.states[0]["best"] is None
+        hooks.before_step({"step": 3})
+    assert hooks.checkpoints.best == [False]
+    assert hooks.checkpoints.states[0]["best"] is None
 
 
-def test_who_goes_on_knows_what_was_known():
-    """Guards and best go through a checkpoint, and the trainer gets back its own part."""
+def test_a_resumed_run_restores_guards_and_best_metric():
+    """Guards and best metric are part of the checkpoint, and the trainer gets its own part back."""
     config = PPOGuardConfig(patience=3)
     options = {"every_steps": 1, "best_metric": "score"}
     metrics = {1: 1.0, 2: 5.0, 3: 4.0, 4: 4.5, 5: 6.0}
@@ -310,12 +314,12 @@ def test_who_goes_on_knows_what_was_known():
     def see(step):
         return {"score": metrics[step], "kl": 200.0 if step in (2, 3, 4) else 1.0, "entropy": 1.0}
 
-    through = boundary(Guards(config), **options)
+    through = make_hooks(Guards(config), **options)
     with pytest.raises(GuardError) as whole:
         go(through, 1, 5, see)
-    first = boundary(Guards(config), **options)
+    first = make_hooks(Guards(config), **options)
     go(first, 1, 3, see)
-    second = boundary(Guards(config), **options)
+    second = make_hooks(Guards(config), **options)
     second.checkpoints.best_step = 2  # as Checkpoints.load finds it
     assert second.resume(dict(first.checkpoints.states[-1])) == {"step": 3, "kl_coef": 0.5}
     assert second.best == 5.0
@@ -327,21 +331,21 @@ def test_who_goes_on_knows_what_was_known():
     assert first.checkpoints.best + second.checkpoints.best == through.checkpoints.best == [True, True, False, False]
 
 
-def test_a_resumed_best_is_still_to_be_beaten():
-    between = boundary(every_steps=1, best_metric="score", best_is_lowest=True)
-    between.guards.load_state_dict = lambda state: None
-    between.checkpoints.best_step = 1
-    between.resume({"step": 1, "best": 0.5, "guards": {}, "inputs": INPUTS})
-    go(between, 2, 4, lambda step: {"score": [0.6, 0.5, 0.4][step - 2]})
-    assert between.checkpoints.best == [False, False, True]
+def test_a_restored_best_must_still_be_beaten():
+    hooks = make_hooks(every_steps=1, best_metric="score", best_is_lowest=True)
+    hooks.guards.load_state_dict = lambda state: None
+    hooks.checkpoints.best_step = 1
+    hooks.resume({"step": 1, "best": 0.5, "guards": {}, "inputs": INPUTS})
+    go(hooks, 2, 4, lambda step: {"score": [0.6, 0.5, 0.4][step - 2]})
+    assert hooks.checkpoints.best == [False, False, True]
 
 
-def test_a_best_that_is_gone_is_not_to_be_beaten():
-    between = boundary(every_steps=1, best_metric="score", best_is_lowest=True)
-    between.guards.load_state_dict = lambda state: None
-    between.resume({"step": 1, "best": 0.5, "guards": {}, "inputs": INPUTS})
-    go(between, 2, 3, lambda step: {"score": [0.6, 0.7][step - 2]})
-    assert between.checkpoints.best == [True, False]
+def test_a_best_whose_checkpoint_is_deleted_need_not_be_beaten():
+    hooks = make_hooks(every_steps=1, best_metric="score", best_is_lowest=True)
+    hooks.guards.load_state_dict = lambda state: None
+    hooks.resume({"step": 1, "best": 0.5, "guards": {}, "inputs": INPUTS})
+    go(hooks, 2, 3, lambda step: {"score": [0.6, 0.7][step - 2]})
+    assert hooks.checkpoints.best == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -353,10 +357,10 @@ def test_a_best_that_is_gone_is_not_to_be_beaten():
     ],
 )
 def test_what_has_changed_since_the_checkpoint_is_refused(was, named):
-    between = boundary()
+    hooks = make_hooks()
     with pytest.raises(InputError) as caught:
-        between.require_same_inputs(was)
-    between.require_same_inputs(INPUTS)
+        hooks.require_same_inputs(was)
+    hooks.require_same_inputs(INPUTS)
     assert str(caught.value) == (
         f"{named} changed since this checkpoint was saved. Restore the original files, or start a new run with a "
         "different run.name"
@@ -364,13 +368,13 @@ def test_what_has_changed_since_the_checkpoint_is_refused(was, named):
 
 
 def test_a_signal_right_after_resuming_writes_nothing_again():
-    between = boundary()
-    between.guards.load_state_dict = lambda state: None
-    assert between.resume({"step": 4, "best": None, "guards": {}, "inputs": INPUTS}) == {"step": 4}
-    between.signals._receive(signal.SIGTERM, None)
+    hooks = make_hooks()
+    hooks.guards.load_state_dict = lambda state: None
+    assert hooks.resume({"step": 4, "best": None, "guards": {}, "inputs": INPUTS}) == {"step": 4}
+    hooks.signals._receive(signal.SIGTERM, None)
     with pytest.raises(Interrupted, match="after step 4"):
-        between.before_step({"step": 4})
-    assert between.checkpoints.steps == []
+        hooks.before_step({"step": 4})
+    assert hooks.checkpoints.steps == []
 
 
 @pytest.mark.parametrize(
@@ -383,15 +387,15 @@ def test_a_signal_right_after_resuming_writes_nothing_again():
 )
 def test_a_best_value_counts_for_its_own_metric_alone(more, best):
     options = {"every_steps": 1, "best_metric": "score"}
-    first = boundary(Guards(PPOGuardConfig()), **options)
+    first = make_hooks(Guards(PPOGuardConfig()), **options)
     go(first, 1, 2, lambda step: {"score": 0.5, "kl": 9.0})
     saved = first.checkpoints.states[-1]
-    other = boundary(Guards(PPOGuardConfig()), **{**options, **more})
+    other = make_hooks(Guards(PPOGuardConfig()), **{**options, **more})
     other.checkpoints.best_step = 1
     other.resume(dict(saved))
     assert other.best == best
     del saved["best_of"]  # of a version that did not write it
-    older = boundary(Guards(PPOGuardConfig()), **options)
+    older = make_hooks(Guards(PPOGuardConfig()), **options)
     older.checkpoints.best_step = 1
     older.resume(saved)
     assert older.best == 0.5

@@ -1,4 +1,4 @@
-"""The trainers' bookkeeping with stand-ins for engines and models: what is summed, divided and handed on, by hand."""
+"""The trainers' sums, means and call order by hand, with stand-ins for engines and models."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LOG2, LOG3 = math.log(2), math.log(3)
 
 
 class Engine:
-    """Stands in for a model in training: gives back one tensor, keeps gradients, notes the numbers of its updates."""
+    """Replaces a trained model: returns one tensor, keeps gradients, records its update numbers."""
 
     has_full_weights = True
 
@@ -65,7 +65,7 @@ class Engine:
 
 
 def config_of(seed=7, pretrain=None, temperature=1.0, **options):
-    """Four responses a step, two a minibatch, two epochs."""
+    """Four responses per step, two per minibatch, two epochs."""
     ppo = {"num_steps": 3, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 2, "num_epochs": 2, **options}
     return TrainPPOConfig(
         run=RunConfig(name="x", seed=seed),
@@ -96,7 +96,7 @@ def sequence(length, prompt=1):
 
 
 def batch_of(lengths):
-    """A rollout of zeros, for tests that look at its lengths alone."""
+    """A rollout of zeros, for tests that depend on lengths only."""
     row = [torch.zeros(length) for length in lengths]
     episodes = [Episode(0, sequence(n), True, z, z, z, z, torch.zeros(1)) for n, z in zip(lengths, row, strict=True)]
     rollout = Rollout.of(episodes, ONE_SOURCE)
@@ -105,30 +105,29 @@ def batch_of(lengths):
 
 def updated(config, sums, state=None, skips=((), ())):
     """Run `update` on minibatches of 3 and 6 tokens, twice each, whose value model reports `sums`.
-
-    Also return what they were told, model by model, and the numbers of both models' updates.
+    Also return the calls, model by model, and the update numbers of both models.
     """
     policy, value_model = Engine(skips=skips[0]), Engine(skips=skips[1])
     trainer = trainer_of(config, policy, value_model)
     trainer.state = state or PPOState(0.1)
-    told = []
+    calls = []
     trainer._minibatches = lambda: iter([[0, 1], [2, 3]] * 2)
 
     def accumulate(batch, rows, tokens, backward):
         is_value = backward == trainer._value_backward
         assert is_value or backward == trainer._policy_backward
-        told.append((rows, tokens, "value" if is_value else "policy"))
+        calls.append((rows, tokens, "value" if is_value else "policy"))
         return {name: total for name, total in sums.items() if name.endswith("/value") is is_value}
 
     trainer._accumulate = accumulate
-    return trainer.update(batch_of([1, 2, 2, 4])), told, (policy.updates, value_model.updates)
+    return trainer.update(batch_of([1, 2, 2, 4])), calls, (policy.updates, value_model.updates)
 
 
 def test_an_update_divides_by_the_tokens_of_all_its_minibatches(one_rank):
     """Sums of 9 and 4.5 in each of four minibatches of 3, 6, 3 and 6 tokens: 36 / 18, 18 / 18."""
-    metrics, told, updates = updated(config_of(), {"loss/value": 9.0, "loss/policy": 4.5})
+    metrics, calls, updates = updated(config_of(), {"loss/value": 9.0, "loss/policy": 4.5})
     small, large = ([0, 1], 3), ([2, 3], 6)
-    assert told == [(*rows, model) for rows in (small, large) for model in ("policy", "value")] * 2
+    assert calls == [(*rows, model) for rows in (small, large) for model in ("policy", "value")] * 2
     assert updates == ([0, 1, 2, 3], [0, 1, 2, 3])
     assert metrics == {
         "loss/value": 2.0,
@@ -143,16 +142,16 @@ def test_an_update_divides_by_the_tokens_of_all_its_minibatches(one_rank):
 
 
 def test_updates_are_numbered_over_the_run_and_the_policys_from_the_end_of_its_warmup(one_rank):
-    """Step 2 of four updates each, of which the first step trained the value model alone."""
-    _, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step=2))
+    """Step 2, with four updates per step; the first step trained the value model only."""
+    _, calls, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step=2))
     assert updates == ([4, 5, 6, 7], [8, 9, 10, 11])
-    assert [model for *_, model in told] == ["policy", "value"] * 4
+    assert [model for *_, model in calls] == ["policy", "value"] * 4
 
 
 def test_the_policy_learns_from_the_first_step_after_the_warmup(one_rank):
     for step, learns in ((0, False), (1, True)):
-        metrics, told, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step))
-        assert [model for *_, model in told] == (["policy", "value"] if learns else ["value"]) * 4
+        metrics, calls, updates = updated(config_of(value_warmup_steps=1), {"loss/value": 0.0}, PPOState(0.1, step))
+        assert [model for *_, model in calls] == (["policy", "value"] if learns else ["value"]) * 4
         assert updates == ([0, 1, 2, 3] if learns else [], [4 * step + n for n in range(4)])
         assert ("lr/policy" in metrics) is learns
 
@@ -165,7 +164,9 @@ def test_skipped_updates_of_both_models_count(one_rank):
 
 @pytest.mark.parametrize(("target", "num_updates"), [(0.5, 4), (0.49, 1), (0.24, 1), (2.0, 4)])
 def test_the_updates_of_a_step_end_once_the_mean_kl_is_above_its_target(target, num_updates, one_rank):
-    """1.5 nats over the 3 tokens of the first minibatch: 0.5; the target itself is not above the target."""
+    """1.5 nats over the 3 tokens of the first minibatch: 0.5; the target itself is not above the
+    target.
+    """
     metrics, *_ = updated(config_of(early_stop_kl=target), {"approx_kl": 1.5})
     assert metrics["num_updates"] == num_updates
 
@@ -189,8 +190,8 @@ def test_without_a_target_the_coefficient_stays(one_rank):
     assert trainer._next_state(12.0) == PPOState(0.3, 1)
 
 
-def test_two_steps_take_every_prompt_once_with_keys_of_seed_step_and_place(one_rank):
-    """Eight prompts, four a step; the seed is no step, nor the step a batch size."""
+def test_two_steps_take_every_prompt_once_with_keys_of_seed_step_and_row(one_rank):
+    """Eight prompts, four per step; the keys do not mix up seed, step and batch size."""
     prompts = [Prompt("", (n,), str(n)) for n in range(8)]
     trainer = trainer_of(config_of(seed=6), prompts=prompts)
     asked = []
@@ -203,13 +204,13 @@ def test_two_steps_take_every_prompt_once_with_keys_of_seed_step_and_place(one_r
     assert asked[1][0] == [(n,) for n in batch_indices(8, 4, step=1, seed=6)]
 
 
-JUNK = 50.0  # what stands in the padding below
+JUNK = 50.0  # the value of padding below
 
 
 def policy_case(**options):
-    """Two responses of 2 and 1 tokens over a vocabulary of 2 whose logits are 0: every logprob is -log 2.
-
-    Old logprobs: ratios 2, 1 and 1/2, advantages 3, -1 and -5. The targets' padding is junk all over.
+    """Two responses of 2 and 1 tokens over a vocabulary of 2 with logits of 0: every logprob is
+    -log 2. Old logprobs give the ratios 2, 1 and 1/2; advantages are 3, -1 and -5. The padding
+    holds junk.
     """
     logits = torch.zeros(3, 2, requires_grad=True)
     tokens = collate([TokenSequence((1,), (0, 1)), TokenSequence((1,), (1,))], 0, CPU)
@@ -229,10 +230,11 @@ def policy_case(**options):
 
 
 def test_the_policys_gradients_and_sums_leave_the_padding_out(one_rank):
-    """Losses: -min(2 * 3, 1.2 * 3) = -3.6, clipped; 1 * 1; -min(-2.5, 0.8 * -5) = 4, clipped. Sum 1.4.
+    """Losses: -min(2 * 3, 1.2 * 3) = -3.6, clipped; 1 * 1; -min(-2.5, 0.8 * -5) = 4, clipped. Sum
+    1.4.
 
-    approx_kl: 1 - log 2, 0 and log 2 - 1/2. Only the middle token has a gradient: its loss is -ratio * A, so that
-    d/dlogits = -A * (one_hot - p) / 10 = (one_hot - 0.5) / 10, at token 1.
+    approx_kl: 1 - log 2, 0 and log 2 - 1/2. Only the middle token has a gradient: its loss is
+    -ratio * A, so that d/dlogits = -A * (one_hot - p) / 10 = (one_hot - 0.5) / 10, at token 1.
     """
     sums, gradient = policy_case()
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(
@@ -242,7 +244,8 @@ def test_the_policys_gradients_and_sums_leave_the_padding_out(one_rank):
 
 
 def test_the_kl_and_the_entropy_in_the_loss_leave_the_padding_out(one_rank):
-    """k2 of log-ratios 1, 0 and -3: (1 + 0 + 9) / 2. Its gradient is k1 * (one_hot - p) * 0.4 / 10, at tokens 0, 1, 1.
+    """k2 of log-ratios 1, 0 and -3: (1 + 0 + 9) / 2. Its gradient is k1 * (one_hot - p) * 0.4 / 10,
+    at tokens 0, 1, 1.
 
     At equal logits the entropy has none.
     """
@@ -252,19 +255,22 @@ def test_the_kl_and_the_entropy_in_the_loss_leave_the_padding_out(one_rank):
 
 
 def test_the_entropy_pulls_the_likelier_token_down_and_no_padding(one_rank):
-    """Probabilities 1/4 and 3/4: d(entropy)/d(logit 1) = -p0 p1 log 3 = -3/16 log 3, and its negative at logit 0."""
+    """Probabilities 1/4 and 3/4: d(entropy)/d(logit 1) = -p0 p1 log 3 = -3/16 log 3, and its
+    negative at logit 0.
+    """
     logits = torch.tensor([[0.0, LOG3], [0.0, LOG3]], requires_grad=True)
     trainer = trainer_of(config_of(entropy_coef=0.5), policy=Engine(logits))
     tokens, zero = collate([TokenSequence((1,), (1, 1))], 0, CPU), torch.zeros(1, 2)
-    mask = torch.tensor([[True, False]])  # the second token is there for company
+    mask = torch.tensor([[True, False]])  # the second token is not trained on
     trainer._policy_backward(PPOTargets(mask, zero, zero, zero, zero, zero), tokens, num_tokens=10)
     slope = 0.5 * 3 / 16 * LOG3 / 10
     assert_close(logits.grad, torch.tensor([[-slope, slope], [0.0, 0.0]]), atol=1e-7, rtol=0)
 
 
 def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
-    """Values 1, 1 and 3 before the tokens; old ones 0, 1, 3; returns 0.9, 2, 1. Errors: the clipped value 0.2 is 0.7
-    off, the value itself 0.1, so 0.245 without gradient; 1 / 2; 4 / 2. Gradients: V - R by 10 tokens.
+    """Values 1, 1 and 3 before the tokens; old ones 0, 1, 3; returns 0.9, 2, 1. Errors: the clipped
+    value 0.2 is 0.7 off, the value itself 0.1, so 0.245 without gradient; 1 / 2; 4 / 2. Gradients:
+    V - R by 10 tokens.
     """
     values = torch.tensor([[1.0, 1.0, JUNK], [3.0, JUNK, JUNK]], requires_grad=True)
     old = torch.tensor([[0.0, 1.0], [3.0, JUNK]])
@@ -280,8 +286,8 @@ def test_the_values_gradients_and_sums_leave_the_padding_out(one_rank):
 
 
 def test_the_text_loss_is_a_mean_over_the_tokens_of_all_blocks(one_rank):
-    """Two blocks of 3 and 1 tokens, every logprob -log 2 (at the sampling temperature it would still be): the mean is
-    log 2. Gradient: coef * (p - one_hot) / 4 at each token.
+    """Two blocks of 3 and 1 tokens, every logprob -log 2 at any temperature: the mean is log 2.
+    Gradient: coef * (p - one_hot) / 4 at each token.
     """
     logits = torch.zeros(4, 2, requires_grad=True)
     pretrain = PretrainConfig(path="x", coef=0.5, batch_size=2, micro_batch_size=2)
@@ -292,7 +298,7 @@ def test_the_text_loss_is_a_mean_over_the_tokens_of_all_blocks(one_rank):
 
 
 def test_the_text_loss_takes_the_blocks_of_its_update(one_rank):
-    """Four blocks, two an update: two updates of a pass take each once."""
+    """Four blocks, two per update: two updates of an epoch take each block once."""
     pretrain = PretrainConfig(path="x", batch_size=2, micro_batch_size=2)
     logits = torch.zeros(2, 60, requires_grad=True)
     trainer = trainer_of(
@@ -309,8 +315,10 @@ def test_without_texts_there_is_no_text_loss(one_rank):
     assert trainer_of(config_of())._pretrain(0) == {}
 
 
-def test_forward_passes_add_up_and_one_for_company_has_no_token_to_train_on(one_rank):
-    """Rows 3, 2, 1, 0 of lengths 1, 3, 1, 2 and prompts of 1 are dealt by length: 1, 3, 0, 2."""
+def test_forward_passes_add_up_and_one_that_keeps_in_step_trains_on_no_token(one_rank):
+    """Rows 3, 2, 1, 0 with responses of 1, 3, 1, 2 tokens and prompts of 1 are dealt by length: 1,
+    3, 0, 2.
+    """
     trainer, seen = trainer_of(config_of()), []
     trainer.passes.micro_batches = lambda sequences: [([0, 1], True), ([2, 3], True), ([2, 3], False)]
 
@@ -325,7 +333,7 @@ def test_forward_passes_add_up_and_one_for_company_has_no_token_to_train_on(one_
 
 
 def test_the_targets_of_a_forward_pass_are_those_of_its_own_rows(one_rank):
-    """Each row's old logprobs are its number, whatever order its sequence comes in."""
+    """Each row's old logprobs equal its number, whatever the order of its sequence."""
     trainer, batch = trainer_of(config_of()), batch_of((4, 1, 3, 2))
     numbers = torch.arange(4.0)[:, None].expand(4, 4)
     batch = replace(batch, rollout=replace(batch.rollout, logprobs=numbers))
@@ -341,11 +349,15 @@ def test_the_targets_of_a_forward_pass_are_those_of_its_own_rows(one_rank):
 
 @pytest.mark.parametrize(("tokens", "expected"), [(None, [([0], True)]), (99, [([0], True), ([0], False)])])
 def test_ranks_make_as_many_forward_passes_as_the_busiest_when_sizes_vary(tokens, expected, one_rank, monkeypatch):
-    """Another rank has two passes. With a fixed number of rows all have as many, and nothing is exchanged."""
+    """Another rank has two passes. With a fixed number of rows all ranks have equally many, and
+    nothing is exchanged.
+    """
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 2])
     trainer = trainer_of(config_of(micro_batch_tokens=tokens))
     assert trainer.passes.micro_batches([sequence(1)]) == expected
-    assert trainer.passes.micro_batches([sequence(1)], in_step=False) == [([0], True)]  # where whole weights are held
+    assert trainer.passes.micro_batches([sequence(1)], in_step=False) == [
+        ([0], True)
+    ]  # with full weights on every rank
 
 
 def test_micro_batches_count_prompt_and_response_tokens(one_rank):
@@ -361,7 +373,9 @@ def test_micro_batches_count_prompt_and_response_tokens(one_rank):
 
 @pytest.mark.parametrize(("packed", "read"), [(False, (2 + 4) + (3 + 9)), (True, 4 + 9)])
 def test_the_tokens_that_models_read_are_counted(packed, read, one_rank):
-    """Two models read 1 + 1 and 1 + 3 tokens, then 1 + 2 and 1 + 8: the longer text begins with the other."""
+    """Two models read 1 + 1 and 1 + 3 tokens, then 1 + 2 and 1 + 8; the longer text starts with the
+    other.
+    """
     trainer = trainer_of(config_of())
     trainer.passes.packed = packed
     for lengths in ((1, 3), (2, 8)):
@@ -372,7 +386,7 @@ def test_the_tokens_that_models_read_are_counted(packed, read, one_rank):
 
 
 class ByLength(Engine):
-    """The logit of token 1 is the row's number of real tokens, of which the padding is 0; so is the value."""
+    """The logit of token 1 is the row's number of real tokens (padding is 0); so is the value."""
 
     def __init__(self):
         super().__init__()
@@ -394,8 +408,7 @@ class ByLength(Engine):
 
 @pytest.mark.parametrize("gather", [True, False])
 def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_rank, monkeypatch):
-    """Each row's logits, values and score are those of its own sequence, though the longer ones are scored apart.
-
+    """Each row gets its own logits, values and score, although the longer rows are scored apart.
     Each model is held once, one after the other.
     """
     rows = [TokenSequence((1,), (1,) * length) for length in (3, 1, 2, 1)]
@@ -411,11 +424,11 @@ def test_scoring_keeps_the_order_of_its_sequences_and_their_lengths(gather, one_
     monkeypatch.setattr(
         distributed, "pad_to_same_count", lambda groups: (in_step.append(groups), pad_to_same_count(groups))[1]
     )
-    trainer.passes.num_read = 10**6  # what a self-check has read before is not the step's
+    trainer.passes.num_read = 10**6  # tokens that a check read before do not count
     rollout = trainer.score(Samples([None] * 4, [7, 5, 3, 1], rows))
     assert rollout.prompt_indices == [7, 5, 3, 1]
     assert trainer._read == TokensRead(score=4 + 2 + 3 + 2)
-    assert len(in_step) == (0 if gather else 4)  # where weights are fetched in each pass, ranks pass together
+    assert len(in_step) == (0 if gather else 4)  # if each pass gathers weights, ranks stay in step
     lengths = [4.0, 2.0, 3.0, 2.0]
     assert rollout.sequences == rows
     assert rollout.scores.tolist() == [14.0, 12.0, 13.0, 12.0]
@@ -438,28 +451,28 @@ SIZES = ModelSizes(policy=ModelSize(10, 6, 1, 2), scorer=ModelSize(8, 0, 1, 2))
 
 
 def test_the_work_of_a_step_by_hand():
-    """Texts of 3 + 2 and 1 + 2 tokens. Policy: 2 * 10 * 8 + 2 * 6 * 4 + 2 * 2 * (25 + 9) = 344; scorer: 128 + 136.
-
-    Scoring reads with two models of each kind; an update reads once and goes back through twice as much.
+    """Texts of 3 + 2 and 1 + 2 tokens. Policy: 2 * 10 * 8 + 2 * 6 * 4 + 2 * 2 * (25 + 9) = 344;
+    scorer: 128 + 136. Scoring runs two models of each kind. An update takes a forward pass and a
+    backward pass, which counts twice.
     """
     texts = [TokenSequence((1, 1, 1), (2, 2)), TokenSequence((1,), (2, 2))]
-    whole = TokensRead(score=8, update=2 * 8, num_epochs=2)
-    assert SIZES.work(texts, whole, trains_policy=True) == {
+    full = TokensRead(score=8, update=2 * 8, num_epochs=2)
+    assert SIZES.work(texts, full, trains_policy=True) == {
         "rollout": Work(344, 4),
         "score": Work(2 * 344 + 2 * 264, 8),
         "update": Work(3 * 2 * (344 + 264), 2 * 8),
     }
     assert SIZES.work(texts, TokensRead(8, 8, 1), trains_policy=False)["update"] == Work(3 * 264, 8)
-    # where the update goes on from scoring's pass of the policy, it does not read its texts again
-    reused = SIZES.work(texts, replace(whole, reused=True), trains_policy=True)["update"]
+    # an update that reuses scoring's pass of the policy saves one pass
+    reused = SIZES.work(texts, replace(full, reused=True), trains_policy=True)["update"]
     assert reused == Work(3 * 2 * (344 + 264) - 344, 2 * 8)
-    # a token that is read once instead of twice saves the products with all weights, and no attention
+    # a token that is read once instead of twice saves its matrix products, but no attention
     packed = SIZES.work(texts, TokensRead(score=7, update=7, num_epochs=1), trains_policy=True)
     assert packed["score"] == Work(2 * (344 - 20) + 2 * (264 - 16), 7)
     assert packed["update"] == Work(3 * (344 - 20 + 264 - 16), 7)
 
 
-def test_the_policy_is_not_at_work_in_the_value_warmup(one_rank):
+def test_the_value_warmup_counts_no_policy_update_as_work(one_rank):
     trainer = trainer_of(config_of(value_warmup_steps=1))
     rollout = batch_of([2, 3]).rollout
     assert trainer._work(rollout) == {}  # where nobody has measured the models
@@ -470,7 +483,7 @@ def test_the_policy_is_not_at_work_in_the_value_warmup(one_rank):
 
 
 def test_the_work_of_a_reward_step_by_hand(one_rank):
-    """Answers of 3, 4 | 3, 4, 5 tokens: 19 in all, 75 when squared."""
+    """Answers of 3, 4 | 3, 4, 5 tokens: 19 in total; the sum of squares is 75."""
     trainer, _ = reward_trainer([PAIR, TRIPLE])
     assert trainer._work() == {}
     trainer.size = SIZES.scorer
@@ -532,14 +545,14 @@ def test_the_summary_reads_no_padding():
 @pytest.mark.parametrize(
     ("logprobs", "warned"),
     [
-        ([[-5.0, 4.0]] * 3, 1),  # -1 nat each, without any spread, though the places differ by far more
+        ([[-5.0, 4.0]] * 3, 1),  # -1 nat per response, without spread; the tokens differ by far more
         ([[-1.0, JUNK]] * 3, 1),
         ([[1.0, -JUNK]] * 3, 0),
         ([[-9.0, 0.0], [7.0, 0.0], [-9.0, 0.0]], 0),  # -11 / 3, with a standard error of 16 / 3
     ],
 )
 def test_the_kl_is_judged_response_by_response_without_its_padding(logprobs, warned, monkeypatch):
-    """The reference's logprobs are 0; where the second place holds junk, the responses have one token."""
+    """The reference's logprobs are 0. Responses with junk at the second index have one token."""
     batch = batch_of([1 if abs(row[1]) == JUNK else 2 for row in logprobs])
     mask = torch.tensor([[True, abs(row[1]) != JUNK] for row in logprobs])
     rollout = replace(
@@ -559,7 +572,7 @@ def test_a_missing_eos_penalty_of_zero_that_is_subtracted_leaves_the_scores_alon
     assert shaped_scores(rollout, PPOConfig()).tolist() == [1.0, 2.0]
 
 
-# the reward model: the score of an answer is its last id, and the head reads (last id, number of tokens - 1)
+# the reward model: an answer's score is its last id; the head reads (last id, number of tokens - 1)
 
 
 class LastId:
@@ -586,7 +599,7 @@ class LastId:
 
 
 def ranking(*last, prompt=2, longer_wins=0.5, **more):
-    """Answers that end in these ids; each is one token longer than the one before."""
+    """Answers that end with these ids; each is one token longer than the previous one."""
     answers = tuple(TokenSequence((1,) * prompt, (*(9,) * place, id)) for place, id in enumerate(last))
     return Ranking(answers, longer_wins, "", **more)
 
@@ -610,7 +623,7 @@ PAIR, TRIPLE = ranking(3, 1, longer_wins=1.0), ranking(2, 5, 2, longer_wins=0.25
 
 
 def test_the_steps_of_a_run():
-    """Two passes over ten rows in batches of four: five steps; over eleven: six."""
+    """Two epochs of ten rows in batches of four take five steps; of eleven rows, six."""
     config = TrainRMConfig(run=RunConfig(name="x"), train=RewardConfig(num_epochs=2, batch_size=4))
     assert num_steps(config, 10) == 5
     assert num_steps(config, 11) == 6
@@ -618,7 +631,7 @@ def test_the_steps_of_a_run():
 
 
 def test_the_pairs_of_two_and_of_three_ranked_answers():
-    """Answers 0 and 1, then 2, 3 and 4, whose three pairs weigh a third each, then 5 and 6."""
+    """Answers 0 and 1, then 2, 3 and 4 with three pairs of weight 1/3, then 5 and 6."""
     rows = [ranking(3, 1, margin=0.5), ranking(2, 5, 2, confidence=0.75), ranking(1, 2)]
     pairs = Pairs.of(rows, 0.1, CPU)
     assert pairs.better.tolist() == [0, 2, 2, 3, 5]
@@ -639,10 +652,9 @@ def test_the_sums_of_pairs_by_hand():
 
 @pytest.mark.parametrize("centering_coef", [0.0, 0.25])
 def test_an_update_of_the_reward_model_by_hand(centering_coef, one_rank):
-    """Means over two rankings of the sums above; with a prompt of 2, answers of 3, 4 | 3, 4, 5 tokens.
-
-    d(loss)/d(scale) is the sum of -weight * x * sigmoid(-x) over the differences x, by 2; that of the centering term,
-    which is quadratic in the scores, is twice the term.
+    """Means over two rankings of the sums above; with a prompt of 2, answers have 3, 4 | 3, 4, 5
+    tokens. d(loss)/d(scale) is the sum of -weight * x * sigmoid(-x) over the differences x, divided
+    by 2. The derivative of the centering term, quadratic in the scores, is twice the term.
     """
     trainer, _ = reward_trainer([PAIR, TRIPLE], centering_coef=centering_coef)
     metrics, num_tokens = trainer.update()
@@ -664,7 +676,7 @@ def test_an_update_of_the_reward_model_by_hand(centering_coef, one_rank):
 
 
 def test_weights_of_rows_are_divided_by_their_mean(one_rank):
-    """Weights 3 and 1 count as 1.5 and 0.5 in loss and centering term; accuracy and margin are of all rows alike."""
+    """Weights 3 and 1 count as 1.5 and 0.5 in loss and centering term, not in accuracy and margin."""
     rows = [replace(PAIR, weight=3.0), TRIPLE]
     trainer, _ = reward_trainer(rows, rows, centering_coef=0.25)
     metrics, _ = trainer.update()
@@ -686,7 +698,7 @@ def test_rows_without_any_weight_are_refused():
 
 
 def test_tied_answers_make_no_pair():
-    """Ranks 0, 1, 1 of answers with scores 2, 5, 2: differences -3 and 0, which weigh a half each."""
+    """Ranks 0, 1, 1 of answers with scores 2, 5, 2: differences -3 and 0, with weights of a half."""
     pairs, scores = Pairs.of([replace(TRIPLE, ranks=(0, 1, 1))], 0.0, CPU), torch.tensor([2.0, 5.0, 2.0])
     assert pairs.margins(scores).tolist() == [-3.0, 0.0]
     assert pairs.loss(scores).item() == pytest.approx((softplus(3) + LOG2) / 2, rel=1e-6)
@@ -699,14 +711,14 @@ def test_every_micro_batch_of_the_reward_model_counts(one_rank):
     assert trainer.model.widths == [(2, 4), (3, 5)]
 
 
-def test_a_row_for_company_has_no_weight(one_rank):
+def test_a_row_that_keeps_ranks_in_step_has_no_weight(one_rank):
     trainer, _ = reward_trainer(centering_coef=1.0)
     assert trainer._accumulate([PAIR], False).tolist() == [0.0] * 5
     assert trainer.model.scale.grad.item() == 0.0
     assert trainer._accumulate([PAIR], True).tolist() == pytest.approx([softplus(-2), 16.0, 1.0, 2.0, 7.0])
 
 
-def test_the_reward_models_micro_batches_count_whole_answers(one_rank, monkeypatch):
+def test_the_reward_models_micro_batches_count_prompt_and_answer(one_rank, monkeypatch):
     """Two pairs whose longer answers have 4 tokens, prompt included: 2 * 2 * 4 = 16 tokens."""
     for tokens, expected in ((16, [([PAIR, PAIR], True)]), (15, [([PAIR], True), ([PAIR], True)])):
         assert reward_trainer(micro_batch_tokens=tokens)[0]._micro_batches([PAIR, PAIR]) == expected
@@ -716,7 +728,7 @@ def test_the_reward_models_micro_batches_count_whole_answers(one_rank, monkeypat
 
 
 def test_the_reward_models_micro_batches_of_packed_answers_count_a_shared_prompt_once(one_rank):
-    """The same pair twice is one pair; an answer has other tokens than the other, their prompt is the same."""
+    """The same pair twice takes the room of one; the two answers of a pair share only the prompt."""
     num_tokens = len({answer.ids[: end + 1] for answer in PAIR.answers for end in range(len(answer))})
     trainer, _ = reward_trainer(micro_batch_tokens=num_tokens)
     assert len(trainer._micro_batches([PAIR, PAIR])) == 2
@@ -740,7 +752,9 @@ def test_two_updates_take_every_row_once(one_rank):
 
 @pytest.mark.parametrize("micro", [1, 16])
 def test_the_evaluation_by_hand(micro, one_rank):
-    """Scores as above, by the model's own head; the head (0, 1) reads the number of the last token: 2, 3 | 2, 3, 4."""
+    """Scores as above, by the model's own head; the head (0, 1) reads the number of the last token:
+    2, 3 | 2, 3, 4.
+    """
     trainer, record = reward_trainer(eval_rows=[TRIPLE, PAIR], eval_micro_batch_size=micro)
     figures = {
         "eval/accuracy": 0.75,
@@ -762,10 +776,12 @@ def test_without_held_out_rows_there_is_no_evaluation(one_rank):
 
 
 def test_the_calibration_by_hand(one_rank):
-    """Ids 8, 4 | 4, 8 are read as (8, 2), (4, 3) | (4, 2), (8, 3): mean (6, 2.5), deviations 2 and 1/2, uncorrelated.
+    """Ids 8, 4 | 4, 8 are read as (8, 2), (4, 3) | (4, 2), (8, 3): mean (6, 2.5), deviations 2 and
+    1/2, uncorrelated.
 
-    In two dimensions the new head can only be orthogonal to the mean: along (5, -12), with the scores 16, -16 | -4, 4,
-    whose variance is 136. The pairs' differences, 4 and -4, become 32 and -8.
+    In two dimensions the new head can only be orthogonal to the mean: along (5, -12), with the
+    scores 16, -16 | -4, 4, whose variance is 136. The pairs' differences, 4 and -4, become 32 and
+    -8.
     """
     trainer, record = reward_trainer([ranking(8, 4), ranking(4, 8)])
     head, figures = trainer.calibrate(torch.tensor([[1.0, 0.0]]))
@@ -779,9 +795,11 @@ def test_the_calibration_by_hand(one_rank):
 
 
 def test_the_calibration_is_measured_on_the_rounded_head(one_rank):
-    """Prompts one token longer: mean (6, 3.5), so that the head is along (7, -12), of variance 49 * 4 + 144 / 4 = 232.
+    """Prompts one token longer: mean (6, 3.5), so that the head is along (7, -12), of variance 49 *
+    4 + 144 / 4 = 232.
 
-    (7, -12) / sqrt(232) is (235 / 512, -202 / 256) in bfloat16: its mean is 6 * 235 / 512 - 3.5 * 202 / 256 = -1 / 128.
+    (7, -12) / sqrt(232) is (235 / 512, -202 / 256) in bfloat16: its mean is 6 * 235 / 512 - 3.5 *
+    202 / 256 = -1 / 128.
     """
     trainer, _ = reward_trainer([ranking(8, 4, prompt=3), ranking(4, 8, prompt=3)])
     head, figures = trainer.calibrate(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16))
@@ -791,21 +809,23 @@ def test_the_calibration_is_measured_on_the_rounded_head(one_rank):
     assert figures["calibration/std"] == pytest.approx(math.sqrt(4 * (235 / 512) ** 2 + (202 / 256) ** 2 / 4), rel=1e-6)
 
 
-def test_a_calibration_that_turns_a_pair_round_says_so(one_rank):
-    """As above, but the weight reads lengths, and the new head is along (-5, 12): -1 and -1 become -32 and 8."""
+def test_a_calibration_that_reverses_a_pair_reports_it(one_rank):
+    """As above, but the weight reads lengths: the new head is along (-5, 12), and -1, -1 become
+    -32, 8.
+    """
     trainer, _ = reward_trainer([ranking(8, 4), ranking(4, 8)])
     _, figures = trainer.calibrate(torch.tensor([[0.0, 1.0]]))
     assert figures["calibration/same_order"] == 0.5
 
 
-def test_the_calibration_reads_so_many_rows_and_no_more(one_rank):
+def test_the_calibration_reads_num_calibration_pairs_rows(one_rank):
     rows = [ranking(8, 4), ranking(4, 8), ranking(5, 6), ranking(6, 5)]
     trainer, _ = reward_trainer(rows, num_calibration_pairs=3, eval_micro_batch_size=16)
     trainer.calibrate(torch.tensor([[1.0, 0.0]]))
     assert trainer.model.widths == [(6, 4)]
 
 
-def test_pairs_stand_on_the_rank_s_device_unless_told_otherwise(one_rank, monkeypatch):
+def test_pairs_are_on_the_ranks_device_by_default(one_rank, monkeypatch):
     monkeypatch.setattr(distributed, "device", lambda: torch.device("meta"))
     trainer, _ = reward_trainer()
     assert trainer._pairs([PAIR]).weight.device.type == "meta"
@@ -840,8 +860,8 @@ def test_what_is_not_finite_is_named_by_its_row(bad, name, place, what):
     assert rollout.not_finite() == {0: "score", 2: "score"}
 
 
-def test_held_out_pairs_are_told_with_their_scores():
-    """Three answers make three pairs of a third each; the second column is what training fits."""
+def test_held_out_pairs_are_recorded_with_their_scores():
+    """Three answers make three pairs of weight 1/3; the second column is what training fits."""
     prompt = json.dumps([{"role": "user", "content": "why?"}])
     row = Ranking(tuple(TokenSequence((1,), (n,) * n) for n in (3, 1, 2)), 0.5, prompt, category="refund")
     scores = torch.tensor([[1.0, 5.0], [0.5, 3.0], [-1.0, 4.0]])
@@ -867,8 +887,8 @@ def test_held_out_pairs_are_told_with_their_scores():
 
 
 @pytest.mark.parametrize(("best", "steps"), [(None, [1]), ("loss", [1]), ("eval/loss", [1, 2])])
-def test_the_last_step_is_evaluated_where_that_may_name_the_best_checkpoint(best, steps, one_rank):
-    """Else the evaluation of the exported model, which follows, is enough."""
+def test_the_last_step_is_evaluated_if_it_may_be_the_best_checkpoint(best, steps, one_rank):
+    """Otherwise the evaluation of the exported model, which follows, is enough."""
     trainer, record = reward_trainer([PAIR, PAIR], [PAIR], num_steps=2, eval_every_steps=1)
     trainer.config = replace(trainer.config, checkpoint=replace(trainer.config.checkpoint, best_metric=best))
     seen = []
