@@ -95,19 +95,12 @@ def _start_checks(
         (rollout.source_scores - again.source_scores)[:, of_models],
     )
     frozen = sum(_num_unfrozen(engine) for engine in (models.reference, *models.rewards.engines.values()))
+    kl = largest(rollout.logprobs - rollout.ref_logprobs)
+    same_weights = "the reference must start with the policy's weights and dtype"
+    no_noise = "a model has dropout, noise or random routing; switch it off"
     return [
-        Check(
-            "KL(policy || reference) is 0",
-            largest(rollout.logprobs - rollout.ref_logprobs),
-            bounds.same,
-            "the reference must start with the policy's weights and dtype",
-        ),
-        Check(
-            "a second pass gives the same numbers",
-            repeated,
-            bounds.same,
-            "a model has dropout, noise or random routing; switch it off",
-        ),
+        Check("KL(policy || reference) is 0", kl, bounds.same, same_weights),
+        Check("a second pass gives the same numbers", repeated, bounds.same, no_noise),
         _value_check(trainer, sequences, bounds),
         Check("reference and reward model are frozen", frozen, 0, "parameters with gradients, or layers in train mode"),
     ]
@@ -116,12 +109,9 @@ def _start_checks(
 def _value_check(trainer: PPOTrainer, sequences: list[TokenSequence], bounds: Bounds) -> Check:
     models = trainer.models
     if trainer.config.value_model.init is ValueInit.policy:
-        return Check(
-            "the value model starts from the policy's backbone",
-            models.value_model.largest_difference(models.policy),
-            0,
-            "the weights of policy and value model differ beyond their heads",
-        )
+        difference = models.value_model.largest_difference(models.policy)
+        advice = "the weights of policy and value model differ beyond their heads"
+        return Check("the value model starts from the policy's backbone", difference, 0, advice)
     reward_model, differences = models.rewards.reward_model, []
     assert reward_model is not None  # TrainPPOConfig.check_together
     for part in chunks(sequences, trainer.config.ppo.micro_batch_size):
@@ -139,14 +129,9 @@ def _padding_checks(trainer: PPOTrainer, sequences: list[TokenSequence], bounds:
     parts = chunks(mixed, max(2, trainer.config.ppo.micro_batch_size))
     together = torch.cat([row for part in parts for row in trainer.passes.response_logprobs(part)])
     alone = torch.cat([trainer.passes.response_logprobs([sequence])[0] for sequence in mixed])
-    checks = [
-        Check(
-            "logprobs do not depend on padding or neighbours",
-            float((together - alone).abs().mean()),
-            bounds.padded,
-            "masks or positions are wrong, or the model mixes rows; see the model's attention implementation",
-        )
-    ]
+    difference = float((together - alone).abs().mean())
+    advice = "masks or positions are wrong, or the model mixes rows; see the model's attention implementation"
+    checks = [Check("logprobs do not depend on padding or neighbours", difference, bounds.padded, advice)]
     reward_model = trainer.models.rewards.reward_model
     if reward_model is None:
         return checks
@@ -212,13 +197,11 @@ def _sampling_check(trainer: PPOTrainer, sequences: list[TokenSequence], keys: l
         distances.append(distance_from_slice(logits, ids, numbers, rollout.temperature))
     neutral = rollout.top_p == 1
     advice = "sampling and scoring differ: check temperature and masks"
-    return Check(
-        "responses are drawn from the scored distribution",
-        float(torch.cat(distances).mean()),
-        bounds.drawn,
-        advice if neutral else f"rollout.top_p={rollout.top_p:g} truncates the distribution; 1 does not",
-        warns=not neutral,
-    )
+    if not neutral:
+        advice = f"rollout.top_p={rollout.top_p:g} truncates the distribution; 1 does not"
+    distance = float(torch.cat(distances).mean())
+    name = "responses are drawn from the scored distribution"
+    return Check(name, distance, bounds.drawn, advice, warns=not neutral)
 
 
 def _text_checks(samples: Samples, tokenizers: Tokenizers) -> list[Check]:
@@ -243,15 +226,11 @@ def _end_checks(trainer: PPOTrainer, sequences: list[TokenSequence], renderer: R
         or (len(sequence.response_ids) < longest and not ends.ended(sequence))
         for sequence in sequences
     )
+    name, not_an_end = "the chat template's end of turn ends a response", int(renderer.end_id not in ends.ids)
+    advice = "add the template's end-of-turn token to the model's generation config as an eos_token_id"
     return [
         Check("responses end at their first EOS", num_wrong, 0, "the sampler continues after EOS, or stops before it"),
-        Check(
-            "the chat template's end of turn ends a response",
-            int(renderer.end_id not in ends.ids),
-            0,
-            "add the template's end-of-turn token to the model's generation config as an eos_token_id",
-            warns=True,
-        ),
+        Check(name, not_an_end, 0, advice, warns=True),
     ]
 
 

@@ -27,29 +27,17 @@ def check_rm(trainer: RewardTrainer, end_id: int, bounds: Bounds) -> list[Check]
     alone = torch.cat([trainer.scores([row]) for row in single])
     num_open = sum(answer.response_ids[-1] != end_id for row in rows for answer in row.answers)
     num_early = sum(end_id in answer.response_ids[:-1] for row in rows for answer in row.answers)
+    start = trainer.mean_loss(parts[0]) - math.log(2)
+    bad_masks = "masks, positions or the index of the last token are wrong"
+    noise = "the model has dropout, noise or random routing; switch it off"
+    swapped = "a new head starts near 0.69; check whether chosen and rejected are swapped"
     checks = [
-        Check(
-            "scores do not depend on padding or neighbours",
-            relative(together, alone),
-            bounds.score,
-            "masks, positions or the index of the last token are wrong",
-        ),
-        Check(
-            "a second pass gives the same numbers",
-            largest(together - again),
-            bounds.same,
-            "the model has dropout, noise or random routing; switch it off",
-        ),
+        Check("scores do not depend on padding or neighbours", relative(together, alone), bounds.score, bad_masks),
+        Check("a second pass gives the same numbers", largest(together - again), bounds.same, noise),
         Check("every answer ends with its end token", num_open, 0, "training and PPO read the score there"),
         Check(
             "no answer contains an earlier end token", num_early, 0, "PPO's responses end at the first one", warns=True
         ),
-        Check(
-            "the loss starts near or below ln 2",
-            trainer.mean_loss(parts[0]) - math.log(2),
-            1.0,
-            "a new head starts near 0.69; check whether chosen and rejected are swapped",
-            warns=True,
-        ),
+        Check("the loss starts near or below ln 2", start, 1.0, swapped, warns=True),
     ]
     return worst_of_all_ranks(checks)

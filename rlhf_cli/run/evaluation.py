@@ -215,7 +215,7 @@ def metrics(before: Sequence[HeldOutResponse], now: Sequence[HeldOutResponse]) -
             continue
         found |= {
             f"{prefix}score": _mean([one.score for one in last]),
-            **_named(f"{prefix}win_rate", _win_rate([(a.score, b.score) for a, b in zip(first, last, strict=True)])),
+            **_named(f"{prefix}win_rate", _win_rate(_score_pairs(first, last))),
             f"{prefix}response_length": _mean([one.num_tokens for one in last]),
             f"{prefix}eos_rate": _mean([one.ended for one in last]),
         }
@@ -238,7 +238,7 @@ def compare(before: Sequence[HeldOutResponse], after: Sequence[HeldOutResponse])
         if first and last:
             figures[mode] = {
                 "num_prompts": len(first),
-                **_compared("", [(a.score, b.score) for a, b in zip(first, last, strict=True)]),
+                **_compared("", _score_pairs(first, last)),
                 **_compared("gold_", _gold_pairs(first, last)),
                 "response_length_before": _mean([one.num_tokens for one in first]),
                 "response_length_after": _mean([one.num_tokens for one in last]),
@@ -259,6 +259,10 @@ def _compared(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, fl
         **{f"{prefix}difference_{name}": value for name, value in asdict(gain).items()},
         **_named(f"{prefix}win_rate", _win_rate(pairs)),
     }
+
+
+def _score_pairs(first: Sequence[HeldOutResponse], last: Sequence[HeldOutResponse]) -> list[tuple[float, float]]:
+    return [(a.score, b.score) for a, b in zip(first, last, strict=True)]
 
 
 def _gold_pairs(first: Sequence[HeldOutResponse], last: Sequence[HeldOutResponse]) -> list[tuple[float, float]]:

@@ -52,7 +52,7 @@ class PPOState:
     @classmethod
     def of(cls, saved: dict[str, Any]) -> Self:
         """Rebuild a state from its `asdict`."""
-        moments = {name: Moments(**one) for name, one in saved.get("moments", {}).items()}
+        moments = {name: Moments(**one) for name, one in saved["moments"].items()}
         return cls(**{**saved, "moments": moments})
 
 
@@ -406,9 +406,8 @@ class PPOTrainer:
     def _skip_not_finite(self, rollout: Rollout, not_finite: dict[int, str]) -> dict[str, float]:
         """Warn that the step is skipped, and count its updates as skipped."""
         named = [f"{rollout.prompt_indices[row]} ({what})" for row, what in list(not_finite.items())[:8]]
-        self.report.warn(
-            f"step {self.state.step + 1} is skipped: a number is not finite for prompts {', '.join(named)}"
-        )
+        what = f"these prompts have numbers that are not finite: {', '.join(named)}"
+        self.report.warn(f"step {self.state.step + 1} is skipped: {what}")
         return {
             "nonfinite_responses": float(len(not_finite)),
             "skipped_updates": float(2 * self.config.ppo.updates_per_step),

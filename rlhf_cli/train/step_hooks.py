@@ -51,7 +51,7 @@ class StepHooks:
         """Restore guards and best metric from a checkpoint's state; return the trainer's part."""
         del state["inputs"]  # checked by require_same_inputs
         self.guards.load_state_dict(state.pop("guards"))
-        best, best_of = state.pop("best"), state.pop("best_of", self._best_of)
+        best, best_of = state.pop("best"), state.pop("best_of")
         if best_of != self._best_of:
             best = None  # values of another metric do not compare
         self.best = None if self.checkpoints.best_step is None else best  # it may be deleted

@@ -140,7 +140,7 @@ def test_a_score_that_is_not_finite_is_skipped_and_counted(tmp_path):
     """On rank 1, in step 2 alone: nothing is learnt there, the others learn as ever."""
     done = with_fault(tmp_path, "one-nan-score", 1, *TINY, "run.name=a")
     assert [one.returncode for one in done] == [0, 0], done[0].stderr
-    assert "warning: step 2 is skipped: not finite for prompts " in done[0].stdout
+    assert "warning: step 2 is skipped: these prompts have numbers that are not finite: " in done[0].stdout
     records = metrics(tmp_path / "outputs/a")
     assert [record["skipped_updates"] for record in records] == [0, 4, 0, 0, 0, 0, 0, 0]
     assert records[1]["nonfinite_responses"] == 4

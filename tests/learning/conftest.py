@@ -1,6 +1,4 @@
-"""A process group of one, as the unit tests have it, but given back when the folder is done: there
-can be only one.
-"""
+"""A process group of one rank, as for the unit tests, but closed at the end of this folder."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ NO_FILES = CheckpointConfig(every_steps=0)
 
 @dataclass
 class EvenShare:
-    """Stands for the reward model: even ids of the response, out of `size` that it can have. 130 of
-    259 ids are even.
+    """Replaces the reward model: the number of even ids in the response, divided by `size`.
 
-    A policy that draws ids evenly gets 0.502 where no response ends early; the highest score is 1.
+    130 of 259 ids are even. A policy that draws ids uniformly gets 0.502 if no response ends early;
+    the highest score is 1.
     """
 
     size: int
@@ -45,7 +45,7 @@ class EvenShare:
 
 @dataclass
 class Constant:
-    """Stands for a reward model to which every response is worth 1."""
+    """Replaces the reward model: every response has a score of 1."""
 
     def score(self, sequences: list[TokenSequence]) -> Tensor:
         return torch.ones(len(sequences))
@@ -59,12 +59,11 @@ class Optimum:
 
 
 def optimum(size: int, kl_coef: float) -> Optimum:
-    """What is best on EvenShare against a reference p that draws ids evenly, with `size` tokens a
-    response.
+    """Return the optimum on EvenShare against a reference p that draws ids uniformly.
 
-    The best policy is proportional to p exp(score / kl_coef) (arXiv:2305.18290, eq. 4). The score
-    is a sum over the tokens, which are hence independent: each is even with odds p / (1 - p) x
-    exp(1 / (size kl_coef)).
+    size: tokens per response. The best policy is proportional to p exp(score / kl_coef)
+    (arXiv:2305.18290, eq. 4). The score is a sum over the tokens, which are therefore independent:
+    each is even with odds p / (1 - p) x exp(1 / (size kl_coef)).
     """
     p = 130 / 259
     odds = p / (1 - p) * math.exp(1 / (size * kl_coef))
@@ -97,16 +96,14 @@ class Toy:
         )
 
     def models(self) -> dict[str, nn.Module]:
-        """The four models as a run has them: the reference is the policy, the value model is the
-        reward model.
-        """
+        """Return the models as a run starts: reference = policy, value model = reward model."""
         config = tiny_config("gpt2")
         policy = load_causal_lm(config, "model", TOKENIZER, self.seed)
         scorer = load_sequence_classifier(config, "reward_model", TOKENIZER, self.seed, new_head=True)
         return {"policy": policy, "reference": policy, "reward_model": scorer, "value_model": scorer}
 
     def trainer(self, models: dict[str, nn.Module], record: Record) -> PPOTrainer:
-        """The real trainer around copies of the models."""
+        """Return the real trainer with copies of the models."""
         trainer = ppo_trainer(self.config(), models, "plain", record, EndTokens(self.end_ids, 0))
         if self.score is not None:
             trainer.models.rewards.reward_model.score = self.score.score
@@ -119,7 +116,7 @@ class Toy:
 
 
 def start_and_end(record: Record, name: str, num_steps: int = 8) -> tuple[float, float]:
-    """A metric at the first step, when nothing has been learnt, and its mean over the last
+    """Return a metric at the first step, before any learning, and its mean over the last
     `num_steps`.
     """
     values = [metrics[name] for metrics in record.metrics]
@@ -127,8 +124,8 @@ def start_and_end(record: Record, name: str, num_steps: int = 8) -> tuple[float,
 
 
 def explained_variance(record: Record, num_steps: int = 8) -> float:
-    """1 - Var(return - value) / Var(return) over the tokens of the last `num_steps`; a constant
-    value has 0.
+    """Return 1 - Var(return - value) / Var(return) over the tokens of the last `num_steps`; a
+    constant value has 0.
     """
     returns, values = [], []
     for batch in record.batches[-num_steps:]:
@@ -143,9 +140,7 @@ MARK = 77
 
 
 def marked_pairs(size: int, shuffled: bool, seed: int = SEED) -> list[Ranking]:
-    """Pairs of answers of equal length, the better with more marks in it; shuffled: either is
-    called the better.
-    """
+    """Return pairs of answers of equal length, the better one with more marks; shuffled: at random."""
     generator = random.Random(seed)
     others = [token for token in range(50, 250) if token != MARK]
     rows = []

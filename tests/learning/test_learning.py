@@ -31,7 +31,7 @@ def one_epoch(sign=1, kl_coef=KL_COEF):
 
 
 def test_the_optimum_is_the_best_of_all_shares():
-    """Score less penalty where a share q of the tokens is even, for q in steps of a thousandth."""
+    """Compare with the score less the penalty for all shares of even tokens, in steps of 0.001."""
     best, even = optimum(4, KL_COEF), 130 / 259
     shares = torch.arange(1, 1000, dtype=torch.float64) / 1000
     both = torch.stack([shares, 1 - shares])
@@ -43,8 +43,8 @@ def test_the_optimum_is_the_best_of_all_shares():
 
 
 def test_ppo_comes_near_the_optimum(one_rank):
-    """From 0.50 to 0.87 - 0.91 in 40 steps; the best score is 0.925, at 1.69 nats a response (1.43
-    - 1.68 found).
+    """The score goes from 0.50 to 0.87 - 0.91 in 40 steps. The optimum is 0.925, at 1.69 nats per
+    response (found: 1.43 - 1.68).
     """
     record, best = one_epoch(), optimum(4, KL_COEF)
     start, score = start_and_end(record, "score")
@@ -57,8 +57,8 @@ def test_ppo_comes_near_the_optimum(one_rank):
 
 
 def test_the_sign_of_the_reward_turns_the_run_round(one_rank):
-    """The same run, rewarded for odd ids: the share of even ones falls from 0.50 to 0.12 - 0.16;
-    the least is 0.075.
+    """Rewarded for odd ids, the share of even ones falls from 0.50 to 0.12 - 0.16; the optimum is
+    0.075.
     """
     start, end = (-score for score in start_and_end(one_epoch(sign=-1), "score"))
     assert start == start_and_end(one_epoch(), "score")[0]
@@ -66,8 +66,8 @@ def test_the_sign_of_the_reward_turns_the_run_round(one_rank):
 
 
 def test_a_huge_kl_coef_holds_the_policy_at_the_reference(one_rank):
-    """At 10 in place of 0.1 the best score is 0.508; found 0.485 - 0.516, with at most 0.16 nats in
-    any step.
+    """With 10 instead of 0.1 the best score is 0.508; found: 0.485 - 0.516, with at most 0.16 nats
+    in any step.
     """
     record = one_epoch(kl_coef=10.0)
     _, score = start_and_end(record, "score")
@@ -78,8 +78,8 @@ def test_a_huge_kl_coef_holds_the_policy_at_the_reference(one_rank):
 
 
 def test_four_epochs_of_four_minibatches_are_stable(one_rank):
-    """16 updates a step, responses of up to 8 tokens that may end early: 0.30 to 0.79 - 0.84 in 24
-    steps.
+    """16 updates per step, responses of up to 8 tokens that may end early: 0.30 to 0.79 - 0.84 in
+    24 steps.
     """
     ppo = {"num_steps": 24, "num_epochs": 4, "minibatch_size": 16, "micro_batch_size": 16}
     toy = Toy(score=EvenShare(8), size=8, end_ids=END_IDS, learning_rate=0.003, ppo=ppo)
@@ -102,8 +102,8 @@ def test_four_epochs_of_four_minibatches_are_stable(one_rank):
 
 
 def test_the_reward_model_learns_a_rule_and_no_more(one_rank):
-    """On 256 held-out pairs 0.996 - 1; with shuffled labels, learnt by heart to 0.68 - 0.78, there
-    0.50 - 0.58.
+    """Accuracy on 256 held-out pairs: 0.996 - 1. With shuffled labels: 0.50 - 0.58, although
+    training reaches 0.68 - 0.78.
     """
     rows, shuffled = marked_pairs(768, shuffled=False), marked_pairs(768, shuffled=True)
     assert [set(row.answers) for row in rows] == [set(row.answers) for row in shuffled]
@@ -117,8 +117,8 @@ def test_the_reward_model_learns_a_rule_and_no_more(one_rank):
 
 
 def one_step(score):
-    """One step of four updates; without KL and with values 0 every advantage is the score, before
-    whitening.
+    """Run a step of four updates. Without KL and with values of 0, every advantage is the score
+    before whitening.
     """
     ppo = {"num_steps": 1, "num_epochs": 2, "minibatch_size": 32, "kl_coef": 0.0, "lam": 1.0}
     toy, record = Toy(score=score, ppo=ppo), Record()
@@ -130,7 +130,7 @@ def one_step(score):
 
 
 def unchanged(before, engine):
-    """For each tensor of a model whether an engine around its copy still has every bit of it."""
+    """Return for each tensor of a model whether the engine's copy has kept every bit."""
     after = engine.module.model.state_dict()
     return [torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items()]
 
@@ -146,7 +146,7 @@ def test_without_advantages_no_bit_of_the_policy_changes(one_rank):
 
 
 def test_frozen_models_keep_every_bit(one_rank):
-    """The reference starts as the policy and the reward model as the value model; after three steps
+    """The reference starts as the policy, the reward model as the value model; after three steps
     they differ.
     """
     toy = Toy(end_ids=END_IDS, ppo={"num_steps": 3, "num_epochs": 2, "minibatch_size": 32})

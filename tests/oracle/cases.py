@@ -45,11 +45,11 @@ from tests.unit.models.tiny import tiny_config
 
 TOKENIZER = byte_tokenizer()
 EOS: int = TOKENIZER.eos_token_id
-END_IDS = frozenset({EOS, *range(3, 40)})  # a random model ends a response in one of these every seventh token
+END_IDS = frozenset({EOS, *range(3, 40)})  # a seventh of a random model's tokens
 ENDS = EndTokens(END_IDS, pad_id=0)
 ZERO3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
 CPU = torch.device("cpu")
-# Adam divides a gradient by its own size; a large eps keeps the rounding of the smallest gradients small
+# Adam divides a gradient by its size; a large eps limits the rounding of small gradients
 OPTIM = OptimConfig(learning_rate=0.01, eps=4e-3, warmup_ratio=0.25, min_lr_ratio=0.2, weight_decay=0.05)
 PROMPTS = [Prompt("", tuple(range(50 + n, 52 + 2 * n)), str(n)) for n in range(8)]  # uneven lengths
 TEXTS = [TokenSequence((60 + n,), tuple(range(70, 75 + n))) for n in range(5)]
@@ -142,8 +142,8 @@ def ppo_config(name: str, **more: Any) -> TrainPPOConfig:
 
 
 def ppo_models(architecture: str = "gpt2") -> dict[str, nn.Module]:
-    """Four plain models; the reference has moved away from the policy, the value model from the
-    reward model.
+    """Four plain models. The reference differs from the policy, the value model from the reward
+    model.
     """
     config = tiny_config(architecture)
     policy = load_causal_lm(config, "model", TOKENIZER, 0)
@@ -168,8 +168,8 @@ def _moved(model: nn.Module, seed: int) -> nn.Module:
 def train_engine(
     kind: str, module: nn.Module, optim: OptimConfig, num_updates: int, ema_decay: float | None = None
 ) -> Any:
-    """An engine that trains. kind: simple (of the tests), plain (the product's on one rank) or zero
-    (DeepSpeed's).
+    """Return an engine that trains; kind: simple (of the tests), plain (one rank) or zero
+    (DeepSpeed).
     """
     if kind == "zero":
         return ZeroTrain(module, torch.float32, optim, num_updates, ZERO3, ema_decay)
@@ -177,7 +177,7 @@ def train_engine(
 
 
 def frozen_engine(kind: str, module: nn.Module) -> Any:
-    """An engine that is only read."""
+    """Return a frozen engine."""
     if kind == "zero":
         return ZeroFrozen(module, torch.float32, ZERO3)
     return {"simple": SimpleFrozen, "plain": PlainFrozen}[kind](module)
@@ -186,7 +186,7 @@ def frozen_engine(kind: str, module: nn.Module) -> Any:
 def ppo_trainer(
     config: TrainPPOConfig, models: dict[str, nn.Module], kind: str, record: Record, ends: EndTokens = ENDS
 ) -> PPOTrainer:
-    """The real trainer around copies of the models; kind: of their engines."""
+    """Return the real trainer with copies of the models; kind: of their engines."""
     own = {name: copy.deepcopy(model) for name, model in models.items()}
     ppo = config.ppo
     updates = ppo.num_steps * ppo.updates_per_step
@@ -217,9 +217,7 @@ def _record_updates(trainer: PPOTrainer, record: Record) -> None:
 
 
 def run_oracle(config: TrainPPOConfig, models: dict[str, nn.Module], record: Record) -> tuple[Oracle, list[Any]]:
-    """Take the oracle through the steps that the trainer recorded; of those it sees the sampled ids
-    alone.
-    """
+    """Run the oracle on the steps that the trainer recorded; it gets only the sampled ids."""
     oracle = Oracle(
         models, config.ppo, config.pretrain, (config.optim, config.value_optim), config.rollout.temperature, EOS
     )
@@ -244,8 +242,8 @@ def _blocks(config: TrainPPOConfig, step: int, num_updates: int) -> list[list[li
 def run_simple(
     config: TrainPPOConfig, architecture: str = "gpt2", pad_id: int = 0
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Run the real trainer on simple engines; return all weights it leaves, averages included, and
-    its metrics.
+    """Run the real trainer on simple engines; return its final weights, averages included, and
+    metrics.
     """
     record = Record()
     trainer = ppo_trainer(config, ppo_models(architecture), "simple", record, EndTokens(END_IDS, pad_id))
@@ -259,9 +257,7 @@ def run_simple(
 
 
 def check_ppo_case(name: str, kind: str, architecture: str = "gpt2", gather: bool = True) -> None:
-    """The real trainer and the oracle agree on everything, from the logprobs to the updated
-    weights.
-    """
+    """Check that trainer and oracle agree on everything, from the logprobs to the updated weights."""
     config, models, record = ppo_config(name), ppo_models(architecture), Record()
     config = replace(config, rollout=replace(config.rollout, gather=gather))
     trainer = ppo_trainer(config, models, kind, record)
@@ -297,7 +293,7 @@ def _check_batch(batch: PPOBatch, step: Any) -> None:
     for key, padded in found.items():
         for row, expected in enumerate(getattr(step, key)):
             got = padded[row, : len(expected)].double()
-            # whitening divides by a deviation: what rounding left of a mean is relative to the largest entry
+            # whitening makes rounding errors relative to the largest entry
             assert_close(
                 got, torch.as_tensor(expected).double(), rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
             )
@@ -305,7 +301,9 @@ def _check_batch(batch: PPOBatch, step: Any) -> None:
 
 
 def _check_weights(state: dict[str, Tensor], before: nn.Module, after: list[Tensor]) -> None:
-    """Every tensor within 1e-5 of its own size; one near 0 (a bias without effect) within 1e-6."""
+    """Check every tensor to within 1e-5 of its size, and 1e-6 if that is near 0 (a bias without
+    effect).
+    """
     moved = 0.0
     for (name, start), expected in zip(before.named_parameters(), after, strict=True):
         size, difference = expected.detach().norm(), (state[f"model.{name}"].double() - expected.detach()).norm()
@@ -354,7 +352,7 @@ def rm_config(name: str) -> TrainRMConfig:
 
 
 def check_rm_case(name: str, kind: str, architecture: str = "gpt2") -> None:
-    """Three updates of the real reward-model trainer against one answer at a time in float64."""
+    """Compare three updates of the real reward-model trainer with one answer at a time in float64."""
     config, rows = rm_config(name), rm_rows(name)
     model = load_sequence_classifier(tiny_config(architecture), "model", TOKENIZER, 1, new_head=True)
     engine = train_engine(kind, TokenScorer(copy.deepcopy(model)), config.optim, 3)
@@ -377,10 +375,9 @@ def check_rm_case(name: str, kind: str, architecture: str = "gpt2") -> None:
 def rm_update(
     model: nn.Module, adam: Adam, batch: list[Ranking], train: RewardConfig, step: int, mean_weight: float
 ) -> dict[str, float]:
-    """Bradley-Terry (arXiv:2203.02155, eq. 1) over every pair of a prompt; -log sigmoid(x) = log(1
-    + e^-x).
+    """Make an update of Bradley-Terry (arXiv:2203.02155, eq. 1) over all pairs of each prompt.
 
-    mean_weight: of all rows; of weights 0, 0.5, ... 2.5 it is 1.25.
+    -log sigmoid(x) = log(1 + e^-x). mean_weight: of all rows; for weights 0, 0.5, ... 2.5 it is 1.25.
     """
     loss = centering = difference = torch.zeros((), dtype=torch.float64)
     correct = 0.0

@@ -1,8 +1,7 @@
-"""Plain torch behind the interface of the engines, for unit tests of the trainers: one process, no
-sharding.
+"""Engines in plain torch for unit tests of the trainers: one process, no sharding.
 
-Written apart from rlhf_cli/engine/plain.py, which is tested against it: gradients stay where
-autograd puts them, torch clips them and AdamW is not fused.
+They are independent of rlhf_cli/engine/plain.py, which is tested against them: gradients stay where
+autograd puts them, torch clips them, and AdamW is not fused.
 """
 
 from __future__ import annotations

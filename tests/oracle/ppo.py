@@ -1,9 +1,8 @@
-"""One PPO run, slowly: float64, one sequence at a time, no padding, no batches, no ranks; written
-from the papers.
+"""A slow PPO run in float64: one sequence at a time, no padding, batches or ranks.
 
-It shares no mathematics with rlhf_cli: of the package it reads options and the ids that were
-sampled. Sources: arXiv:1707.06347 (PPO), arXiv:1506.02438 (GAE), arXiv:2203.02155 (RLHF), and those
-beside the options' lines.
+It is written from the papers and shares no mathematics with rlhf_cli: it reads only the options and
+the sampled ids. Sources: arXiv:1707.06347 (PPO), arXiv:1506.02438 (GAE), arXiv:2203.02155 (RLHF),
+and those given next to the options.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from rlhf_cli.config.sections import OptimConfig, Schedule
 
 @dataclass
 class Sample:
-    """What was sampled: ids, and whether the response ended by itself."""
+    """A sampled response: its ids, and whether it ended by itself."""
 
     prompt: list[int]
     response: list[int]
@@ -43,8 +42,8 @@ class Step:
 
 
 class Adam:
-    """AdamW (arXiv:1711.05101) with clipping to a global norm and the learning rate of an update's
-    number.
+    """AdamW (arXiv:1711.05101), with clipping to a global norm and a learning rate set by the
+    update's number.
     """
 
     def __init__(self, model: nn.Module, optim: OptimConfig, num_updates: int) -> None:
@@ -85,7 +84,7 @@ class Adam:
 
 
 class Oracle:
-    """Four plain models, in float64, and the steps they take."""
+    """Four plain models in float64, and their training steps."""
 
     def __init__(
         self,
@@ -109,7 +108,9 @@ class Oracle:
         self.beta, self.done = ppo.kl_coef, 0
 
     def step(self, samples: list[Sample], minibatches: list[list[int]], blocks: list[list[list[int]]]) -> Step:
-        """minibatches: rows of every planned update; blocks: the texts of every planned update."""
+        """Run a step; minibatches: rows of each planned update; blocks: texts of each planned
+        update.
+        """
         out = Step()
         with torch.no_grad():
             for sample in samples:
@@ -127,7 +128,7 @@ class Oracle:
         return out
 
     def _distributions(self, model: nn.Module, sample: Sample, temperature: float) -> Tensor:
-        """Log-probabilities of every token of the vocabulary at each response place [T, V]."""
+        """Return the logprobs of every token of the vocabulary for each response token [T, V]."""
         logits = model(torch.tensor([sample.prompt + sample.response])).logits[0]
         first = len(sample.prompt) - 1
         return torch.log_softmax(logits[first : first + len(sample.response)] / temperature, dim=-1)
@@ -261,7 +262,9 @@ class Oracle:
         return total
 
     def _text_loss(self, texts: list[list[int]]) -> Tensor:
-        """Mean over all predicted tokens of -log p (arXiv:2203.02155, eq. 2, third term)."""
+        """Return the mean over all predicted tokens of -log p (arXiv:2203.02155, eq. 2, third
+        term).
+        """
         total, count = torch.zeros((), dtype=torch.float64), 0
         for ids in texts:
             block = Sample(ids[:1], ids[1:], ended=False)
