@@ -25,7 +25,7 @@ _ENDING = 0.5  # the average at which a policy counts as ending its responses
 Metrics = Mapping[str, float]
 
 
-class Action(Enum):
+class Reaction(Enum):
     """What a guard does about a finding."""
 
     wait = "wait"  # until the limit is exceeded for long enough; also after a warning was given
@@ -43,7 +43,7 @@ class Finding:
     problem: str  # the figure and its limit
     remedy: str  # options to set
     since: int = 0  # first of the consecutive steps
-    action: Action = Action.wait
+    reaction: Reaction = Reaction.wait
 
     def __str__(self) -> str:
         return f"{self.problem} since step {self.since}; {self.remedy}"
@@ -110,24 +110,24 @@ class Guards:
             return None
         count, since = rows.get(metric, [0, step])
         rows[metric] = [count + 1, since]
-        action = self._action(reading.guard, count + 1)
-        if action is Action.stop:
+        reaction = self._reaction(reading.guard, count + 1)
+        if reaction is Reaction.stop:
             del rows[metric]  # a resumed run with other options starts to count again
-        return replace(reading, since=since, action=action)
+        return replace(reading, since=since, reaction=reaction)
 
-    def _action(self, guard: str, count: int) -> Action:
+    def _reaction(self, guard: str, count: int) -> Reaction:
         """Return what a guard does at the `count`-th consecutive step."""
         config, raises = self.config, 0
         if guard == "kl_limit" and isinstance(config, PPOGuardConfig):
             raises = config.kl_raises
         late = count - (config.max_skipped_steps if guard == "max_skipped_steps" else config.patience)
         if late < 0:
-            return Action.wait
+            return Reaction.wait
         if late < raises:
-            return Action.raise_kl_coef
+            return Reaction.raise_kl_coef
         if config.action is GuardAction.stop:
-            return Action.stop
-        return Action.warn if late == raises else Action.wait
+            return Reaction.stop
+        return Reaction.warn if late == raises else Reaction.wait
 
 
 def _skipped(config: GuardConfig, metrics: Metrics) -> Readings:

@@ -12,7 +12,7 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.engine.checkpoint import Checkpoints
 from rlhf_cli.system.signals import StopSignals
 from rlhf_cli.system.watchdog import PROGRESS
-from rlhf_cli.train.guards import KL_COEF_FACTOR, Action, Guards
+from rlhf_cli.train.guards import KL_COEF_FACTOR, Guards, Reaction
 from rlhf_cli.train.run_log import RunLog
 
 _NON_FINITE = "max_skipped_steps"  # the guard whose stop has its own exit code
@@ -103,13 +103,13 @@ class StepHooks:
         """
         factor = 1.0
         for finding in self.guards.check(step, metrics):
-            match finding.action:
-                case Action.warn:
+            match finding.reaction:
+                case Reaction.warn:
                     self.report.warn(str(finding), "guard")
-                case Action.raise_kl_coef:
+                case Reaction.raise_kl_coef:
                     factor = KL_COEF_FACTOR
                     self.report.warn(f"{finding}; ppo.kl_coef is multiplied by {factor:g}", "guard")
-                case Action.stop:
+                case Reaction.stop:
                     self.report.event("guard", f"{finding}; the run is stopped")
                     kind = NonFiniteError if finding.guard == _NON_FINITE else GuardError
                     self._stop = self._stop or kind(
@@ -117,7 +117,7 @@ class StepHooks:
                         f"run.resume=true and other settings, or guard.action=warn, or from an earlier checkpoint "
                         f"(run.resume=PATH; `rlhf checkpoints` lists them)"
                     )
-                case Action.wait:
+                case Reaction.wait:
                     pass
         return factor
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.guard_options import GuardAction, GuardConfig, PPOGuardConfig
 from rlhf_cli.config.objectives import PPOConfig
-from rlhf_cli.train.guards import Action, Finding, Guards
+from rlhf_cli.train.guards import Finding, Guards, Reaction
 
 NAN, INF = math.nan, math.inf
 
@@ -39,13 +39,13 @@ HEALTHY = {
 WARM_UP = [{}] * 12  # healthy steps, for baseline and medians
 
 
-def actions(changes, config=None):
-    """Return the actions of each step by guard, when the healthy metrics have these changes from
+def reactions(changes, config=None):
+    """Return the reactions of each step, by guard, when the healthy metrics have these changes from
     step 1.
     """
     guards = Guards(config or PPOGuardConfig())
     return [
-        {finding.guard: finding.action for finding in guards.check(step, {**HEALTHY, **change})}
+        {finding.guard: finding.reaction for finding in guards.check(step, {**HEALTHY, **change})}
         for step, change in enumerate(changes, start=1)
     ]
 
@@ -163,7 +163,7 @@ FAULTS = [
 def test_a_guard_stops_the_run_at_the_third_consecutive_step_and_says_why(guard, fault, metric, message):
     found = findings([*WARM_UP, fault, fault, fault])
     assert [finding.guard for finding in found] == [guard] * 3
-    assert [finding.action for finding in found] == [Action.wait, Action.wait, Action.stop]
+    assert [finding.reaction for finding in found] == [Reaction.wait, Reaction.wait, Reaction.stop]
     assert [finding.since for finding in found] == [13, 13, 13]
     assert found[-1].metric == metric
     assert str(found[-1]) == message
@@ -171,8 +171,8 @@ def test_a_guard_stops_the_run_at_the_third_consecutive_step_and_says_why(guard,
 
 @pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
 def test_a_step_without_the_fault_restarts_the_count(guard, fault, metric, message):
-    steps = actions([*WARM_UP, fault, fault, {}, fault, fault, {}])
-    once = {guard: Action.wait}
+    steps = reactions([*WARM_UP, fault, fault, {}, fault, fault, {}])
+    once = {guard: Reaction.wait}
     assert steps[12:] == [once, once, {}, once, once, {}]
 
 
@@ -185,21 +185,21 @@ def test_a_guard_that_is_off_sees_nothing(guard, fault, metric, message):
 @pytest.mark.parametrize(("guard", "fault", "metric", "message"), FAULTS)
 def test_a_warning_is_given_once_and_again_after_a_recovery(guard, fault, metric, message):
     warns = PPOGuardConfig(action=GuardAction.warn)
-    steps = actions([*WARM_UP, *[fault] * 5, {}, *[fault] * 3], warns)
+    steps = reactions([*WARM_UP, *[fault] * 5, {}, *[fault] * 3], warns)
     assert [step.get(guard) for step in steps[12:]] == [
-        *[Action.wait, Action.wait, Action.warn, Action.wait, Action.wait],
+        *[Reaction.wait, Reaction.wait, Reaction.warn, Reaction.wait, Reaction.wait],
         None,
-        *[Action.wait, Action.wait, Action.warn],
+        *[Reaction.wait, Reaction.wait, Reaction.warn],
     ]
 
 
 def test_patience_of_one_acts_at_once():
-    assert actions([{"kl": 101.0}], PPOGuardConfig(patience=1)) == [{"kl_limit": Action.stop}]
+    assert reactions([{"kl": 101.0}], PPOGuardConfig(patience=1)) == [{"kl_limit": Reaction.stop}]
 
 
 def test_max_skipped_steps_has_its_own_patience():
     config = PPOGuardConfig(patience=5, max_skipped_steps=2)
-    assert actions([{"loss/value": NAN}] * 2, config)[1] == {"max_skipped_steps": Action.stop}
+    assert reactions([{"loss/value": NAN}] * 2, config)[1] == {"max_skipped_steps": Reaction.stop}
 
 
 def test_a_limit_itself_is_not_passed():
@@ -209,30 +209,30 @@ def test_a_limit_itself_is_not_passed():
 
 
 def test_a_run_that_is_resumed_after_a_stop_has_its_full_patience_again():
-    steps = actions([{"kl": 200.0}] * 6)
-    assert [step["kl_limit"] for step in steps] == [Action.wait, Action.wait, Action.stop] * 2
+    steps = reactions([{"kl": 200.0}] * 6)
+    assert [step["kl_limit"] for step in steps] == [Reaction.wait, Reaction.wait, Reaction.stop] * 2
 
 
 def test_kl_coef_is_raised_a_limited_number_of_times_before_the_action():
     config = PPOGuardConfig(patience=2, kl_raises=3)
-    steps = actions([{"kl": 150.0}] * 5, config)
-    raises = [Action.raise_kl_coef] * 3
-    assert [step["kl_limit"] for step in steps] == [Action.wait, *raises, Action.stop]
+    steps = reactions([{"kl": 150.0}] * 5, config)
+    raises = [Reaction.raise_kl_coef] * 3
+    assert [step["kl_limit"] for step in steps] == [Reaction.wait, *raises, Reaction.stop]
 
 
 def test_a_kl_that_comes_down_ends_the_raises():
     config = PPOGuardConfig(patience=1, kl_raises=3, action=GuardAction.warn)
-    steps = actions([{"kl": 150.0}] * 2 + [{}] + [{"kl": 150.0}] * 5, config)
-    raised = Action.raise_kl_coef
+    steps = reactions([{"kl": 150.0}] * 2 + [{}] + [{"kl": 150.0}] * 5, config)
+    raised = Reaction.raise_kl_coef
     assert [step.get("kl_limit") for step in steps] == [
         *[raised, raised, None],
-        *[raised, raised, raised, Action.warn, Action.wait],
+        *[raised, raised, raised, Reaction.warn, Reaction.wait],
     ]
 
 
 def test_only_the_kl_guard_raises_kl_coef():
     config = PPOGuardConfig(patience=1, kl_raises=3)
-    assert actions([{"entropy": 0.0}], config) == [{"min_entropy": Action.stop}]
+    assert reactions([{"entropy": 0.0}], config) == [{"min_entropy": Reaction.stop}]
 
 
 def demo_like(step):
@@ -269,15 +269,19 @@ def test_a_random_model_that_never_ends_its_responses_passes_no_limit():
 
 def test_a_single_spike_does_nothing():
     spike = {"grad_norm/policy": 1e6, "kl": 1e4, "entropy": 0.0, "value": 1e9}
-    steps = actions([*WARM_UP, spike, {}, spike, {}])
-    assert {ask for step in steps for ask in step.values()} == {Action.wait}
+    steps = reactions([*WARM_UP, spike, {}, spike, {}])
+    assert {ask for step in steps for ask in step.values()} == {Reaction.wait}
 
 
 def test_a_gradient_norm_is_judged_after_ten_others_by_the_last_fifty():
     big = {"grad_norm/policy": 700.0}
-    assert actions([{}] * 9 + [big] * 3)[9:] == [{}, {"grad_norm_ratio": Action.wait}, {"grad_norm_ratio": Action.wait}]
-    assert actions([{}] * 50 + [big] * 24)[-1] != {}  # 50 norms: 27 of 6 and 23 of 700
-    assert actions([{}] * 50 + [big] * 30, PPOGuardConfig(patience=40))[-1] == {}  # 21 of 6, 29 of 700: usual by now
+    assert reactions([{}] * 9 + [big] * 3)[9:] == [
+        {},
+        {"grad_norm_ratio": Reaction.wait},
+        {"grad_norm_ratio": Reaction.wait},
+    ]
+    assert reactions([{}] * 50 + [big] * 24)[-1] != {}  # 50 norms: 27 of 6 and 23 of 700
+    assert reactions([{}] * 50 + [big] * 30, PPOGuardConfig(patience=40))[-1] == {}  # 21 of 6, 29 of 700: usual by now
 
 
 def test_a_median_is_that_of_the_fifty_norms_before():
@@ -310,7 +314,7 @@ def test_the_first_steps_are_those_of_baseline_steps():
     first = [{"response_length": 10.0, "score": 0.0}, {"response_length": 30.0, "score": 1.0}]
     config = PPOGuardConfig(baseline_steps=2, patience=1)
     found = findings([*first, {"response_length": 80.0, "score": 0.6}, {"response_length": 81.0, "score": 0.6}], config)
-    assert [(finding.since, finding.action) for finding in found] == [(4, Action.stop)]
+    assert [(finding.since, finding.reaction) for finding in found] == [(4, Reaction.stop)]
     assert "response_length 81 instead of 20 in the first steps, with score 0.5 -> 0.6" in found[0].problem
 
 
@@ -342,9 +346,9 @@ def test_the_reward_model_has_only_the_guards_of_both_commands():
         "grad_norm 300, 150 times its median, over guard.grad_norm_ratio=100 since step 13; "
         "lower optim.learning_rate or optim.max_grad_norm, look at the data of these steps"
     ]
-    assert found[-1][0].action is Action.stop
+    assert found[-1][0].reaction is Reaction.stop
     bad = [guards.check(step, {**metrics, "grad_norm": INF, "skipped_updates": 1.0}) for step in (16, 17, 18)]
-    assert [finding.action for step in bad for finding in step] == [Action.wait, Action.wait, Action.stop]
+    assert [finding.reaction for step in bad for finding in step] == [Reaction.wait, Reaction.wait, Reaction.stop]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, None], ids=["nan", "inf", "-inf", "missing"])
@@ -363,7 +367,7 @@ def test_a_metric_that_is_missing_or_not_finite_changes_no_count(metric, bad):
     for step, metrics in enumerate([{**HEALTHY, **fault}, broken, {**HEALTHY, **fault}], start=13):
         found = guards.check(step, metrics)
     expected = [plain.check(step, {**HEALTHY, **fault}) for step in (13, 15)][-1]
-    stopped = {finding.metric for finding in found if finding.action is Action.stop}
+    stopped = {finding.metric for finding in found if finding.reaction is Reaction.stop}
     waits = {"response_length"} if metric == "score" else {metric}
     assert stopped == {finding.metric for finding in expected} - waits
     assert [finding for finding in found if finding.metric in waits] == [
@@ -416,14 +420,14 @@ def test_a_resumed_run_finds_the_same(seed, action):
     for step, metrics in enumerate(wild(seed, 200), start=1):
         expected = through.check(step, metrics)
         assert resumed.check(step, metrics) == expected
-        seen |= {(finding.guard, finding.action) for finding in expected}
+        seen |= {(finding.guard, finding.reaction) for finding in expected}
         state = json.loads(json.dumps(resumed.state_dict()))
         resumed = Guards(config)
         resumed.load_state_dict(state)
-    acts = Action.stop if action is GuardAction.stop else Action.warn
+    acts = Reaction.stop if action is GuardAction.stop else Reaction.warn
     options = {"kl_limit", "max_skipped_steps", "grad_norm_ratio", "length_ratio", "min_entropy", "min_eos_rate"}
-    assert {guard for guard, action in seen if action is acts} == options | {"value_limit"}
-    assert ("kl_limit", Action.raise_kl_coef) in seen
+    assert {guard for guard, reaction in seen if reaction is acts} == options | {"value_limit"}
+    assert ("kl_limit", Reaction.raise_kl_coef) in seen
 
 
 def test_a_saved_state_is_not_changed_by_what_follows():
@@ -446,7 +450,7 @@ def test_a_finding_is_a_value():
             guard="kl_limit",
             metric="kl",
             since=1,
-            action=Action.wait,
+            reaction=Reaction.wait,
             problem="kl 200 nats a response, over guard.kl_limit=100",
             remedy="lower optim.learning_rate, raise ppo.kl_coef, set ppo.kl_target",
         )

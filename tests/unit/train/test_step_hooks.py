@@ -15,7 +15,7 @@ from rlhf_cli.engine import distributed
 from rlhf_cli.report.reporter import Reporter
 from rlhf_cli.system.signals import StopSignals
 from rlhf_cli.system.watchdog import PROGRESS
-from rlhf_cli.train.guards import Action, Finding, Guards
+from rlhf_cli.train.guards import Finding, Guards, Reaction
 from rlhf_cli.train.step_hooks import StepHooks
 from tests.conftest import REPOSITORY, child_environment
 
@@ -53,8 +53,8 @@ class FixedGuards:
         return {"rows": 1}
 
 
-def finding(action, guard="kl_limit"):
-    return Finding(guard=guard, metric="kl", problem="kl 2", remedy="do less", since=3, action=action)
+def finding(reaction, guard="kl_limit"):
+    return Finding(guard=guard, metric="kl", problem="kl 2", remedy="do less", since=3, reaction=reaction)
 
 
 INPUTS = {"data.train": "0a", "model.path": "1b"}
@@ -208,7 +208,7 @@ def test_every_step_counts_as_progress_for_the_watchdog():
 )
 @pytest.mark.parametrize("every", [0, 1, 5])
 def test_a_guard_stops_the_run_once_the_step_is_saved(guard, error, code, every):
-    hooks = make_hooks(FixedGuards(finding(Action.stop, guard)), every_steps=every)
+    hooks = make_hooks(FixedGuards(finding(Reaction.stop, guard)), every_steps=every)
     assert hooks.check(5, {}) == 1.0
     assert hooks.checkpoints.steps == []
     with pytest.raises(error) as caught:
@@ -226,7 +226,7 @@ def test_a_guard_stops_the_run_once_the_step_is_saved(guard, error, code, every)
 
 @pytest.mark.parametrize(("every", "best"), [(0, False), (2, False), (1, True), (5, True)])
 def test_a_step_that_a_guard_stops_can_be_the_best_if_a_checkpoint_is_due(every, best):
-    hooks = make_hooks(FixedGuards(finding(Action.stop)), every_steps=every, best_metric="score")
+    hooks = make_hooks(FixedGuards(finding(Reaction.stop)), every_steps=every, best_metric="score")
     hooks.check(5, {"score": 1.0})
     with pytest.raises(GuardError):
         hooks.after_step({"step": 5}, {"score": 1.0})
@@ -237,7 +237,7 @@ def test_a_step_that_a_guard_stops_can_be_the_best_if_a_checkpoint_is_due(every,
 def test_of_two_guards_that_stop_the_first_is_reported():
     hooks = make_hooks(
         FixedGuards(
-            finding(Action.warn), finding(Action.stop, "min_entropy"), finding(Action.stop, "max_skipped_steps")
+            finding(Reaction.warn), finding(Reaction.stop, "min_entropy"), finding(Reaction.stop, "max_skipped_steps")
         )
     )
     hooks.check(1, {})
@@ -246,14 +246,14 @@ def test_of_two_guards_that_stop_the_first_is_reported():
 
 
 def test_a_guard_warns(capsys):
-    hooks = make_hooks(FixedGuards(finding(Action.warn), finding(Action.wait)))
+    hooks = make_hooks(FixedGuards(finding(Reaction.warn), finding(Reaction.wait)))
     assert hooks.check(1, {}) == 1.0
     hooks.after_step({"step": 1}, {})
     assert capsys.readouterr().out == "warning: kl 2 since step 3; do less\n"
 
 
 def test_a_guard_raises_kl_coef_once_a_step(capsys):
-    hooks = make_hooks(FixedGuards(finding(Action.raise_kl_coef), finding(Action.raise_kl_coef)))
+    hooks = make_hooks(FixedGuards(finding(Reaction.raise_kl_coef), finding(Reaction.raise_kl_coef)))
     assert hooks.check(1, {}) == 1.5
     assert capsys.readouterr().out == "warning: kl 2 since step 3; do less; ppo.kl_coef is multiplied by 1.5\n" * 2
     assert make_hooks().check(1, {}) == 1.0
