@@ -281,7 +281,7 @@ def test_a_gradient_norm_is_judged_after_ten_others_by_the_last_fifty():
         {"grad_norm_ratio": Reaction.wait},
     ]
     assert reactions([{}] * 50 + [big] * 24)[-1] != {}  # 50 norms: 27 of 6 and 23 of 700
-    assert reactions([{}] * 50 + [big] * 30, PPOGuardConfig(patience=40))[-1] == {}  # 21 of 6, 29 of 700: usual by now
+    assert reactions([{}] * 50 + [big] * 30, PPOGuardConfig(patience=40))[-1] == {}  # 21 of 6, 29 of 700
 
 
 def test_a_median_is_that_of_the_fifty_norms_before():
