@@ -65,9 +65,8 @@ _COMMANDS = {
     "report": "rlhf_cli.report.report_commands:report",
     "compare": "rlhf_cli.report.report_commands:compare_runs",
     "checkpoints": "rlhf_cli.report.checkpoint_listing:show",
-    "serve-reward": "rlhf_cli.use.serve:serve",
 }
-AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n")
+AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n", "serve-reward")
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _TRAINING_USAGE = "[conf=NAME | conf=FILE.yaml] [group=option ...] [key=value ...]"
 

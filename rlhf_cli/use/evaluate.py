@@ -1,10 +1,10 @@
-"""`rlhf evaluate`: a policy's answers beside those of a reference, scored by a reward."""
+"""`rlhf evaluate`: compares the responses of a policy with those of a reference, by the scores of a reward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -16,171 +16,153 @@ from rlhf_cli.report.intervals import Interval, bootstrap_mean, wilson
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.system.terminal import console
 from rlhf_cli.system.text import printable
-from rlhf_cli.use.cli_options import Loading, Rewarding, Rows, Sampling
-from rlhf_cli.use.input_rows import prompts
+from rlhf_cli.use.cli_options import Sampling
+from rlhf_cli.use.commands import EvaluateOptions
+from rlhf_cli.use.input_rows import read_prompts
 from rlhf_cli.use.response_scorer import ResponseScorer
-from rlhf_cli.use.responses import Asked, as_asked, ask, exchanges, load_policy, write_lines
-from rlhf_cli.use.trained_policy import Policy
-from rlhf_cli.use.trained_runs import Role, Trained, find
+from rlhf_cli.use.responses import Response, respond, write_json_lines
+from rlhf_cli.use.trained_policy import TrainedPolicy
 
-_MADE_UP = "A made-up answer, to try the reward."
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """What was asked for."""
-
-    policy: str
-    against: str | None  # None: what the policy's run started from
-    rows: Rows
-    rewarding: Rewarding
-    num: int  # answers to every prompt
-    out: Path | None
-    loading: Loading
-    sampling: Sampling
+_PROBE = "A made-up response to test the reward."
+_PER_POLICY = ("response", "num_tokens", "ended")  # fields of one policy's response in a record
 
 
 @dataclass(frozen=True)
-class Side:
-    """One policy's answers, those of one prompt together, and their scores."""
+class ScoredResponses:
+    """One policy's responses, those to one prompt together, and their scores."""
 
-    asked: list[Asked]
+    responses: list[Response]
     scores: list[float]
 
-    def num_tokens(self) -> float:
-        """Mean tokens of an answer, its end token included."""
-        return sum(one.answer.num_tokens for one in self.asked) / len(self.asked)
-
-    def eos_rate(self) -> float:
-        """Share of answers that end by themselves."""
-        return sum(one.answer.ended for one in self.asked) / len(self.asked)
-
 
 @dataclass(frozen=True)
-class Figures:
-    """What is said of two policies. Prompts are what is drawn at random: answers to one of them count as one."""
+class Comparison:
+    """Two policies compared. Prompts are the random sample: the responses to a prompt count as one."""
 
     score: float
     reference_score: float
     difference: Interval  # paired
-    win_rate: Interval  # ties half
-    kl: Interval | None  # nats a response
+    win_rate: Interval  # ties count half
+    kl: Interval | None  # nats per response
 
 
-def run(wanted: Evaluate) -> None:
-    """Answer all prompts with both policies, score the answers, show how the policies differ."""
-    asked_for = prompts(wanted.rows, "--prompts")
-    judge = ResponseScorer.of(wanted.rewarding, "--reward")
-    try:
-        policy = load_policy(wanted.policy, wanted.loading, wanted.sampling)
-        reference = Policy(reference_of(wanted), policy.rollout, policy.device, key="reference")
-        try_reward(judge, policy, asked_for)
-        sides = []
-        for one in (policy, reference):
-            asked = ask(one, asked_for, wanted.num, wanted.sampling)
-            sides.append(Side(asked, judge.score(exchanges(one, asked))))
-    finally:
-        judge.close()
-    kls, note = (None, "greedy answers estimate none") if wanted.sampling.greedy else kl(policy, reference, sides[0])
-    console().print(_table(wanted, judge, figures(sides[0].scores, sides[1].scores, kls, wanted.num), sides, note))
-    if wanted.out is not None:
-        write_lines(wanted.out, _records(sides, kls))
-        print(printable(f"{len(sides[0].asked)} pairs of answers: {wanted.out}"))
+def run(options: EvaluateOptions) -> None:
+    """Generate and score the responses of both policies, and show how they compare."""
+    prompts = read_prompts(options.rows)
+    with closing(ResponseScorer.open(options.reward)) as scorer:
+        policy = TrainedPolicy(options.policy, options.loading)
+        reference = TrainedPolicy(options.reference, options.loading, key="reference")
+        probe_reward(scorer, policy, prompts)
+        sides = [scored_responses(one, scorer, prompts, options.num, options.sampling) for one in (policy, reference)]
+        name = scorer.name
+    kls, note = None, "not estimated from greedy responses"
+    if not options.sampling.greedy:
+        kls, note = kl(policy, reference, sides[0].responses)
+    found = compare(sides[0].scores, sides[1].scores, kls, options.num)
+    num = len(sides[0].responses)
+    title = f"{policy.name} against {reference.name}: {num} responses, scored by {name}"
+    console().print(_table(title, found, sides, note, has_one_prompt=num == options.num))
+    if options.out is not None:
+        write_json_lines(options.out, _records(sides, kls))
+        print(printable(f"{num} pairs of responses: {options.out}"))
 
 
-def try_reward(judge: ResponseScorer, policy: Policy, prompts: Sequence[Prompt]) -> None:
-    """Have a made-up response to the first prompts scored: before answers are drawn, which may take hours.
+def probe_reward(scorer: ResponseScorer, policy: TrainedPolicy, prompts: Sequence[Prompt]) -> None:
+    """Score a made-up response to the first prompts, before hours are spent on generating responses.
 
-    Raises InputError where the reward fails.
+    Raises InputError if the reward fails.
     """
-    renderer = policy.renderer
-    judge.try_on([Exchange(renderer.with_system(list(one.messages)), _MADE_UP, one.columns) for one in prompts])
+    with_system = policy.renderer.with_system
+    scorer.probe([Exchange(with_system(list(one.messages)), _PROBE, one.columns) for one in prompts])
 
 
-def reference_of(wanted: Evaluate) -> Trained:
-    """Return the model to compare with, rendered as the policy is where it comes from no run of its own."""
-    policy = find(wanted.policy, Role.policy)
-    found = policy.start if wanted.against is None else find(wanted.against, Role.policy)
-    if not found.has_run:
-        found = replace(found, data=policy.data)
-    return as_asked(found, wanted.loading)
+def scored_responses(
+    policy: TrainedPolicy, scorer: ResponseScorer, prompts: Sequence[Prompt], num: int, sampling: Sampling
+) -> ScoredResponses:
+    """Return `num` responses to every prompt with their scores."""
+    responses = respond(policy, prompts, num, sampling)
+    return ScoredResponses(responses, scorer.score([response.exchange for response in responses]))
 
 
-def kl(policy: Policy, reference: Policy, side: Side) -> tuple[list[float] | None, str]:
-    """Return log p - log q of each of the policy's answers, nats; none, and why, where the tokens differ.
+def kl(
+    policy: TrainedPolicy, reference: TrainedPolicy, responses: Sequence[Response]
+) -> tuple[list[float] | None, str]:
+    """Return log p - log q of each of the policy's responses, nats, and a note; None if the tokenizers differ.
 
-    Its mean estimates the KL of the policy to the reference (k1), at the temperature of the sampling.
+    The mean estimates the KL of the policy to the reference (k1) at the sampling temperature.
     """
     if policy.vocabulary() != reference.vocabulary():
         return None, "the tokenizers differ"
-    tokens = [one.answer.tokens for one in side.asked]
-    rows = zip(policy.logprobs(tokens), reference.logprobs(tokens), strict=True)
-    note = "biased: --top-p cuts what logprobs count" if policy.rollout.top_p < 1 else ""
-    return [float(kl_k1(p, q).double().sum()) for p, q in rows], note
+    sequences = [response.tokens for response in responses]
+    pairs = zip(policy.logprobs(sequences), reference.logprobs(sequences), strict=True)
+    note = "biased: logprobs ignore --top-p" if policy.rollout.top_p < 1 else ""
+    return [float(kl_k1(p, q).double().sum()) for p, q in pairs], note
 
 
-def figures(scores: list[float], reference_scores: list[float], kls: list[float] | None, num: int) -> Figures:
-    """Compare the scores of answers that were drawn with the same numbers; those of one prompt stand together.
+def compare(scores: list[float], reference_scores: list[float], kls: list[float] | None, num: int) -> Comparison:
+    """Compare the scores of responses that used the same random numbers; those to one prompt are together.
 
-    num: answers to a prompt. Intervals are over prompts, whose answers are averaged first.
+    num: responses per prompt. Intervals are over the means of prompts.
     """
     pairs = list(zip(scores, reference_scores, strict=True))
-    wins = by_prompt([0.5 if a == b else float(a > b) for a, b in pairs], num)
-    return Figures(
+    wins = prompt_means([0.5 if a == b else float(a > b) for a, b in pairs], num)
+    return Comparison(
         score=sum(scores) / len(scores),
         reference_score=sum(reference_scores) / len(reference_scores),
-        difference=bootstrap_mean(by_prompt([a - b for a, b in pairs], num)),
+        difference=bootstrap_mean(prompt_means([a - b for a, b in pairs], num)),
         win_rate=wilson(sum(wins), len(wins)),
-        kl=None if kls is None else bootstrap_mean(by_prompt(kls, num)),
+        kl=None if kls is None else bootstrap_mean(prompt_means(kls, num)),
     )
 
 
-def by_prompt(values: Sequence[float], num: int) -> list[float]:
-    """Return the mean of each prompt's `num` values, which stand together."""
+def prompt_means(values: Sequence[float], num: int) -> list[float]:
+    """Return the mean of each prompt's `num` values, which are together."""
     return [sum(values[start : start + num]) / num for start in range(0, len(values), num)]
 
 
-def span(found: Interval, form: str, is_one: bool) -> str:
-    """Return an interval for people; one prompt says nothing of how others differ, and its bootstrap has no width."""
-    return "-" if is_one else f"{found.low:{form}} to {found.high:{form}}"
+def interval_text(interval: Interval, form: str, has_one_prompt: bool) -> str:
+    """Return an interval as text; one prompt has none, as it does not show how prompts differ."""
+    return "-" if has_one_prompt else f"{interval.low:{form}} to {interval.high:{form}}"
 
 
-def _table(wanted: Evaluate, judge: ResponseScorer, found: Figures, sides: list[Side], note: str) -> Table:
-    num = len(sides[0].asked)
-    title = f"{wanted.policy} against {wanted.against or 'what it started from'}: {num} answers, scored by {judge.name}"
-    made = Table(title=Text(printable(title)), title_justify="left")
-    for place, column in enumerate(("", "policy", "reference", "difference (95 % interval)")):
-        made.add_column(column, justify="left" if place == 0 else "right")
-    change, wins, is_one = found.difference, found.win_rate, num == wanted.num
-    made.add_row(
-        "mean score",
-        f"{found.score:.3f}",
-        f"{found.reference_score:.3f}",
-        f"{change.mean:+.3f} ({span(change, '+.3f', is_one)})",
-    )
-    made.add_row("win rate", f"{wins.mean:.1%}", "", f"({wins.low:.1%} to {wins.high:.1%})")
-    if found.kl is None:
-        made.add_row("KL to the reference, nats an answer", "-", "", note)
-    else:
-        spread = f"({span(found.kl, '.3f', is_one)})"
-        made.add_row("KL to the reference, nats an answer", f"{found.kl.mean:.3f}", "", f"{spread} {note}".strip())
-    made.add_row("tokens an answer", *(f"{side.num_tokens():.1f}" for side in sides), "")
-    made.add_row("answers that end by themselves", *(f"{side.eos_rate():.1%}" for side in sides), "")
-    return made
+def make_table(title: str, columns: Sequence[str]) -> Table:
+    """Return a table whose first column has labels and whose other columns have numbers."""
+    table = Table(title=Text(printable(title)), title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    return table
 
 
-def _records(sides: list[Side], kls: list[float] | None) -> list[dict[str, Any]]:
+def _table(title: str, found: Comparison, sides: list[ScoredResponses], note: str, has_one_prompt: bool) -> Table:
+    table = make_table(title, ("", "policy", "reference", "difference (95 % interval)"))
+    change, wins, kl = found.difference, found.win_rate, found.kl
+    spread = interval_text(change, "+.3f", has_one_prompt)
+    table.add_row("mean score", f"{found.score:.3f}", f"{found.reference_score:.3f}", f"{change.mean:+.3f} ({spread})")
+    table.add_row("win rate", f"{wins.mean:.1%}", "", f"({wins.low:.1%} to {wins.high:.1%})")
+    spread = "" if kl is None else f"({interval_text(kl, '.3f', has_one_prompt)}) "
+    mean = "-" if kl is None else f"{kl.mean:.3f}"
+    table.add_row("KL to the reference, nats/response", mean, "", f"{spread}{note}".strip())
+    lengths, ends = zip(*(_length_and_ends(side.responses) for side in sides), strict=True)
+    table.add_row("tokens per response", *(f"{length:.1f}" for length in lengths), "")
+    table.add_row("responses with an end token", *(f"{share:.1%}" for share in ends), "")
+    return table
+
+
+def _length_and_ends(responses: Sequence[Response]) -> tuple[float, float]:
+    """Return the mean tokens of a response, and the share of responses with an end token."""
+    length = sum(response.num_tokens for response in responses) / len(responses)
+    return length, sum(response.ended for response in responses) / len(responses)
+
+
+def _records(sides: list[ScoredResponses], kls: list[float] | None) -> list[dict[str, Any]]:
     records = []
-    for place, one in enumerate(sides[0].asked):
-        whole = one.record_with({"policy": None, "reference": None})  # set below
-        record = {key: value for key, value in whole.items() if key not in _OF_ONE}
+    for index, response in enumerate(sides[0].responses):
+        fields = response.record(policy=None, reference=None)  # set below
+        record = {key: value for key, value in fields.items() if key not in _PER_POLICY}
         for name, side in zip(("policy", "reference"), sides, strict=True):
-            answer = side.asked[place].record
-            record[name] = {**{key: answer[key] for key in _OF_ONE}, "score": side.scores[place]}
+            own = side.responses[index].record()
+            record[name] = {**{key: own[key] for key in _PER_POLICY}, "score": side.scores[index]}
         if kls is not None:
-            record["policy"]["kl"] = kls[place]
+            record["policy"]["kl"] = kls[index]
         records.append(record)
     return records
-
-
-_OF_ONE = ("response", "num_tokens", "ended")  # of one policy's answer

@@ -1,51 +1,33 @@
-"""`rlhf generate`: answers of a policy to prompts."""
+"""`rlhf generate`: responses of a policy to prompts."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.system.text import printable
-from rlhf_cli.use.cli_options import Loading, Rows, Sampling
-from rlhf_cli.use.input_rows import prompts
-from rlhf_cli.use.responses import Asked, ask, load_policy, write_lines
+from rlhf_cli.use.commands import GenerateOptions
+from rlhf_cli.use.input_rows import read_prompts
+from rlhf_cli.use.responses import Response, respond, write_json_lines
+from rlhf_cli.use.trained_policy import TrainedPolicy
 
 
-@dataclass(frozen=True)
-class Generate:
-    """What was asked for."""
-
-    model: str
-    texts: list[str]  # prompts from the command line
-    rows: Rows | None
-    num: int
-    out: Path | None
-    loading: Loading
-    sampling: Sampling
-
-
-def run(wanted: Generate) -> None:
-    """Answer the prompts; show the answers, or write them."""
-    asked_for = _typed(wanted.texts)
-    if wanted.rows is not None:
-        asked_for += prompts(wanted.rows, "--file")
-    policy = load_policy(wanted.model, wanted.loading, wanted.sampling)
-    answers = ask(policy, asked_for, wanted.num, wanted.sampling)
-    if wanted.out is not None:
-        write_lines(wanted.out, (one.record for one in answers))
-        print(printable(f"{len(answers)} answers: {wanted.out}"))
-        return
-    sys.stdout.write("\n".join(_shown(one, wanted.num) for one in answers))
+def run(options: GenerateOptions) -> None:
+    """Generate responses, and show or write them."""
+    prompts = [Prompt(text, (), text, ({"role": "user", "content": text},)) for text in options.prompts]
+    if options.rows is not None:
+        prompts += read_prompts(options.rows)
+    policy = TrainedPolicy(options.policy, options.loading)
+    responses = respond(policy, prompts, options.num, options.sampling)
+    if options.out is None:
+        sys.stdout.write("\n".join(_as_text(response, options.num) for response in responses))
+    else:
+        write_json_lines(options.out, (response.record() for response in responses))
+        print(printable(f"{len(responses)} responses: {options.out}"))
 
 
-def _typed(texts: list[str]) -> list[Prompt]:
-    return [Prompt(text, (), text, ({"role": "user", "content": text},)) for text in texts]
-
-
-def _shown(one: Asked, num: int) -> str:
-    head = f"> {one.prompt.text}\n" if one.sample == 0 else ""
-    count = f", answer {one.sample + 1} of {num}" if num > 1 else ""
-    end = "" if one.answer.ended else ", cut off"
-    return printable(f"{head}{one.answer.text}\n[{one.answer.num_tokens} tokens{end}{count}]\n")
+def _as_text(response: Response, num: int) -> str:
+    prompt = f"> {response.prompt.text}\n" if response.sample == 0 else ""
+    number = f", response {response.sample + 1} of {num}" if num > 1 else ""
+    end = "" if response.ended else ", cut off"
+    return printable(f"{prompt}{response.text}\n[{response.num_tokens} tokens{end}{number}]\n")

@@ -1,194 +1,171 @@
-"""Rows of files as texts, whichever tokenizer will read them."""
+"""Reads the rows of a command as texts, independent of the tokenizers of the models that will read them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_pattern
-from rlhf_cli.config.sections import PreferenceDataConfig, PromptDataConfig, RowPolicy
+from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig, PromptDataConfig, RowPolicy
 from rlhf_cli.data import preferences
-from rlhf_cli.data import prompts as asked_for
+from rlhf_cli.data import prompts as prompt_rows
 from rlhf_cli.data.bad_rows import BadRow, Row, json_value
 from rlhf_cli.data.chat_template import Message
 from rlhf_cli.data.conversation import Renderer
-from rlhf_cli.data.preferences import Ranking
 from rlhf_cli.data.prompts import Prompt
 from rlhf_cli.data.read_rows import load_rows
 from rlhf_cli.data.row_formats import prompt_columns
-from rlhf_cli.data.row_pipeline import Made, Prepare
+from rlhf_cli.data.row_pipeline import Prepare
 from rlhf_cli.data.row_store import Ids
-from rlhf_cli.data.splits import load_splits
+from rlhf_cli.data.splits import HasPrompt, load_splits
 from rlhf_cli.data.token_cache import RowCache
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.use.cli_options import Rows
+from rlhf_cli.use.cli_options import InputRows
 
-RESPONSE = "response"  # the usual column of an answer
+RESPONSE = "response"  # the default column of a single response
 _NO_LIMIT = 2**31 - 1  # tokens
 _OPTION = re.compile(r"\bdata\.(\w+)")
+Example = TypeVar("Example", bound=HasPrompt)
+Prepared = tuple[dict[str, str], Callable[[Row], Example]]  # wanted columns, and what converts a row
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """One prompt with its answers, the best first."""
+class RankedRow:
+    """One prompt with several responses, the best first."""
 
     messages: list[Message]
-    answers: list[str]
-    pairs: list[tuple[int, int]]  # places (better, worse)
+    responses: list[str]
+    pairs: list[tuple[int, int]]  # indices (better, worse)
     category: str | None
     columns: dict[str, Any]  # the row's others: name -> JSON value
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A ranking with the other columns of its row, which training has no use for."""
-
-    ranking: Ranking
-    columns: dict[str, Any]
 
     @property
     def prompt_key(self) -> str:
         """Equal for rows with the same prompt."""
-        return self.ranking.prompt_key
+        return json.dumps(self.messages)
 
     def to_record(self) -> tuple[list[Ids], list[Any]]:
-        """Return the ids of the ranking, and its other fields with the columns."""
-        ids, fields = self.ranking.to_record()
-        return ids, [*fields, self.columns]
+        """Return the fields as JSON values."""
+        return [], [self.messages, self.responses, self.pairs, self.category, self.columns]
 
     @classmethod
-    def from_record(cls, ids: list[Ids], fields: list[Any]) -> Self:
-        """Return what has these parts."""
-        return cls(Ranking.from_record(ids, fields[:-1]), fields[-1])
+    def from_record(cls, _ids: list[Ids], fields: list[Any]) -> Self:
+        """Return the row of a record."""
+        return cls(*fields)
 
 
-def prompts(rows: Rows, option: str) -> list[Prompt]:
-    """Return the prompts of a file, with their conversations and columns; raise InputError where a row has none.
+def read_prompts(rows: InputRows) -> list[Prompt]:
+    """Return the prompts with their conversations and columns; raise InputError for a row without a prompt."""
+    config = PromptDataConfig(**_data_options(rows), max_prompt_tokens=_NO_LIMIT, empty=RowPolicy.error)
+    return _load(config, Prompt, prompt_rows.prepare, rows)[0]
 
-    option: the one that names the file, for messages.
+
+def read_single_responses(rows: InputRows, column: str | None) -> list[Prompt] | None:
+    """Return rows with one response each; None if rows rank responses.
+
+    column: holds the response. Without it, rows have one response if no format is given and the first row has a
+    column `response` but none named `chosen`. Raises InputError for a row without a response.
     """
-    config = PromptDataConfig(
-        train=rows.path,
-        train_split=rows.split,
-        eval_fraction=0.0,
-        format=rows.format,
-        prompt_column=rows.prompt_column,
-        max_prompt_tokens=_NO_LIMIT,
-        too_long=RowPolicy.error,
-        empty=RowPolicy.error,
-        cache=False,
-    )
-    with _as_options(option):
-        renderer = _renderer()
-        prepare = _limited(partial(asked_for.prepare, renderer), rows.limit)
-        return list(load_splits(config, 0, prepare, RowCache(config, renderer, Prompt)).train)[: rows.limit]
-
-
-def singles(rows: Rows, column: str | None, option: str) -> list[Prompt] | None:
-    """Return rows of one answer each, with the column that holds it; None where rows rank answers.
-
-    column: what holds the answer; None: rows have one if the first has a column `response` and none named `chosen`,
-    and no layout was asked for.
-    Raises InputError for a row without an answer.
-    """
-    if column is None:
-        if rows.format is not Format.auto:
-            return None
-        path = resolve_pattern(rows.path, option)[0]
-        with _as_options(option):
-            _, first = next(load_rows(path, rows.split, "data.train"))
-        if isinstance(first, BadRow) or RESPONSE not in first or "chosen" in first:
-            return None  # who reads ranked rows says what is wrong
+    if column is None and not _has_single_response(rows):
+        return None
     name = column or RESPONSE
-    found = prompts(rows, option)
-    for number, row in enumerate(found, 1):
+    prompts = read_prompts(rows)
+    for number, row in enumerate(prompts, 1):
         if not isinstance(row.columns.get(name), str):
             got = type(row.columns[name]).__name__ if name in row.columns else "no such column"
-            raise InputError(f"{option}={rows.path}: row {number}: {name}: wanted a string, got {got}")
-    return found
+            raise InputError(f"{rows.option}={rows.path}: row {number}: {name}: wanted a string, got {got}")
+    return prompts
 
 
-def rankings(rows: Rows, columns: dict[str, Any], option: str) -> tuple[list[Ranked], list[str]]:
-    """Return the ranked answers of a file, and notes on what was left out; raise InputError where a row is not sound.
+def _has_single_response(rows: InputRows) -> bool:
+    if rows.format is not Format.auto:
+        return False
+    path = resolve_pattern(rows.path, rows.option)[0]
+    try:
+        _, first = next(load_rows(path, rows.split, "data.train"))
+    except InputError as error:
+        raise _with_cli_options(error, rows) from error
+    return not isinstance(first, BadRow) and RESPONSE in first and "chosen" not in first
+
+
+def read_rankings(rows: InputRows, columns: dict[str, str]) -> tuple[list[RankedRow], list[str]]:
+    """Return the ranked responses and a note on dropped rows; raise InputError for a bad row.
 
     columns: options of PreferenceDataConfig, such as chosen_column.
     """
-    config = PreferenceDataConfig(
-        train=rows.path,
-        train_split=rows.split,
-        eval_fraction=0.0,
-        format=rows.format,
-        prompt_column=rows.prompt_column,
-        max_tokens=_NO_LIMIT,
-        too_long=RowPolicy.error,
-        cache=False,
-        **columns,
-    )
-    renderer = _renderer()
-    with _as_options(option):
-        sides = load_splits(config, 0, _limited(_preparing(renderer), rows.limit), RowCache(config, renderer, _Whole))
-    return [_ranked(row, renderer) for row in list(sides.train)[: rows.limit]], sides.notes[:1]
+    config = PreferenceDataConfig(**_data_options(rows), **dict[str, Any](columns), max_tokens=_NO_LIMIT)
+    return _load(config, RankedRow, _prepare_rankings, rows)
 
 
-def _preparing(renderer: Renderer) -> Prepare[_Whole]:
-    def prepare(config: PreferenceDataConfig, row_format: Format) -> tuple[dict[str, str], Callable[[Row], _Whole]]:
-        wanted, convert = preferences.prepare(renderer, config, row_format)
-        answers = {config.ranking_column} if config.ranking_column else {config.chosen_column, config.rejected_column}
-        own = prompt_columns(config, row_format) | answers
-        is_shared = row_format is not Format.rated_rows  # whose columns are those of one answer
-
-        def whole(row: Row) -> _Whole:
-            others = {name: json_value(content) for name, content in row.items() if is_shared and name not in own}
-            return _Whole(convert(row), others)
-
-        return wanted, whole
-
-    return prepare
+def _data_options(rows: InputRows) -> dict[str, Any]:
+    return {
+        "train": rows.path,
+        "train_split": rows.split,
+        "eval_fraction": 0.0,
+        "format": rows.format,
+        "prompt_column": rows.prompt_column,
+        "too_long": RowPolicy.error,
+        "cache": False,
+    }
 
 
-def _limited(prepare: Prepare[Made], limit: int | None) -> Prepare[Made]:
-    """Return what makes the converter of a source's first rows, and drops those behind them unseen."""
+def _load(
+    config: DataConfig,
+    kind: type[Example],
+    prepare: Callable[[Renderer, Any, Format], Prepared[Example]],
+    rows: InputRows,
+) -> tuple[list[Example], list[str]]:
+    renderer = Renderer(byte_tokenizer(), PromptDataConfig())  # turns text into bytes and back without loss
+    limited = _limited(partial(prepare, renderer), rows.limit)
+    try:
+        splits = load_splits(config, 0, limited, RowCache(config, renderer, kind))
+    except InputError as error:
+        raise _with_cli_options(error, rows) from error
+    return list(splits.train), splits.notes[:1]
 
-    def first(config: Any, row_format: Format) -> tuple[dict[str, str], Callable[[Row], Made]]:
+
+def _prepare_rankings(renderer: Renderer, config: PreferenceDataConfig, row_format: Format) -> Prepared[RankedRow]:
+    wanted, to_ranking = preferences.prepare(renderer, config, row_format)
+    answers = {config.ranking_column} if config.ranking_column else {config.chosen_column, config.rejected_column}
+    used = prompt_columns(config, row_format) | answers
+    has_columns = row_format is not Format.rated_rows  # whose columns belong to one response
+
+    def convert(row: Row) -> RankedRow:
+        ranking = to_ranking(row)
+        others = {name: json_value(value) for name, value in row.items() if has_columns and name not in used}
+        responses = [renderer.response_text(answer.response_ids) for answer in ranking.answers]
+        return RankedRow(json.loads(ranking.prompt_key), responses, ranking.pairs, ranking.category, others)
+
+    return wanted, convert
+
+
+def _limited(prepare: Prepare[Example], limit: int | None) -> Prepare[Example]:
+    """Convert the first `limit` rows, and drop later ones without checking them."""
+
+    def prepare_limited(config: Any, row_format: Format) -> Prepared[Example]:
         wanted, convert = prepare(config, row_format)
-        num_made = 0
+        num_converted = 0
 
-        def convert_first(row: Row) -> Made:
-            nonlocal num_made
-            if limit is not None and num_made >= limit:
+        def convert_first(row: Row) -> Example:
+            nonlocal num_converted
+            if limit is not None and num_converted >= limit:
                 raise BadRow("", "beyond --limit", RowPolicy.drop)
-            made = convert(row)
-            num_made += 1
-            return made
+            converted = convert(row)
+            num_converted += 1
+            return converted
 
         return wanted, convert_first
 
-    return first
+    return prepare_limited
 
 
-def _ranked(row: _Whole, renderer: Renderer) -> Ranked:
-    ranking = row.ranking
-    answers = [renderer.response_text(answer.response_ids) for answer in ranking.answers]
-    return Ranked(json.loads(ranking.prompt_key), answers, ranking.pairs, ranking.category, row.columns)
-
-
-def _renderer() -> Renderer:
-    """Text to bytes and back, nothing lost: who reads the texts has a tokenizer of its own."""
-    return Renderer(byte_tokenizer(), PromptDataConfig())
-
-
-@contextmanager
-def _as_options(option: str) -> Iterator[None]:
-    """Name options in messages as the command line spells them."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error).replace("data.train", option)
-        raise InputError(_OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}", text)) from error
+def _with_cli_options(error: InputError, rows: InputRows) -> InputError:
+    """Return an error that names options as the command line spells them."""
+    text = str(error).replace("data.train", rows.option)
+    return InputError(_OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}", text))

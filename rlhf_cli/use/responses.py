@@ -1,4 +1,4 @@
-"""Several answers of a policy to every prompt, and what is written down of them."""
+"""Several responses of a policy to each of many prompts, scored and written as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,110 +13,105 @@ from rich.console import Console
 from rich.progress import track
 
 from rlhf_cli.config.errors import DiskError, InputError
-from rlhf_cli.config.sections import DType
 from rlhf_cli.data.chat_template import Message
 from rlhf_cli.data.prompts import Prompt
-from rlhf_cli.data.token_batches import chunks
+from rlhf_cli.data.token_batches import TokenSequence, chunks
 from rlhf_cli.rewards.source import Exchange
 from rlhf_cli.system.durable_files import write_durably
-from rlhf_cli.use.cli_options import Loading, Sampling, beside
-from rlhf_cli.use.reward_scorer import device_of
-from rlhf_cli.use.trained_policy import Answer, Policy
-from rlhf_cli.use.trained_runs import Role, Trained, find, with_options
+from rlhf_cli.use.cli_options import Sampling
+from rlhf_cli.use.trained_policy import TrainedPolicy
 
-_AT_A_TIME = 8  # batches, among which prompts of like length find each other
+_BATCHES_AT_A_TIME = 8  # the sampler groups their prompts by length
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One answer to one prompt."""
+class Response:
+    """One response to one prompt."""
 
     prompt: Prompt
-    place: int  # of the prompt among all
-    sample: int  # which one of its answers
-    answer: Answer
-    messages: list[Message]  # what was answered: with the system prompt that the policy saw
+    sample: int  # its number among the responses to the prompt
+    messages: list[Message]  # what it answers, with the system prompt that the policy read
+    tokens: TokenSequence
+    text: str
+    ended: bool  # by an end token, rather than at max_new_tokens
 
     @property
-    def record(self) -> dict[str, Any]:
-        """The answer as a JSON object that `rlhf score` reads."""
-        return self.record_with({})
+    def num_tokens(self) -> int:
+        """The tokens of the response, with its end token."""
+        return len(self.tokens.response_ids)
 
-    def record_with(self, more: dict[str, Any]) -> dict[str, Any]:
-        """Return the record with more that is written of the answer."""
-        written = {
-            "prompt": plain(self.messages),
-            "response": self.answer.text,
+    @property
+    def exchange(self) -> Exchange:
+        """What a reward scores: the conversation that the policy read, as in training."""
+        return Exchange(self.messages, self.text, self.prompt.columns)
+
+    def record(self, **more: Any) -> dict[str, Any]:
+        """Return the response as a JSON object that `rlhf score` reads, with further fields."""
+        fields = {
+            "prompt": plain_prompt(self.messages),
+            "response": self.text,
             "sample": self.sample,
-            "num_tokens": self.answer.num_tokens,
-            "ended": self.answer.ended,
+            "num_tokens": self.num_tokens,
+            "ended": self.ended,
             **more,
         }
-        return beside(self.prompt.columns, written)
+        return with_columns(fields, self.prompt.columns)
 
 
-def plain(messages: Sequence[Message]) -> str | list[Message]:
-    """Return a conversation as a row's prompt: the text of a user's only message, or the messages."""
+def plain_prompt(messages: Sequence[Message]) -> str | list[Message]:
+    """Return the prompt that a row would have: the text of a single user message, else the messages."""
     is_plain = [message["role"] for message in messages] == ["user"]
     return messages[0]["content"] if is_plain else [dict(message) for message in messages]
 
 
-def load_policy(path: str, loading: Loading, sampling: Sampling) -> Policy:
-    """Load a policy, with the sampling of its run but for what was given."""
-    found = as_asked(find(path, Role.policy), loading)
-    return Policy(found, sampling.over(found.rollout), device_of(loading.device))
+def with_columns(fields: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with a row's columns; a column with the name of a field becomes row_NAME."""
+    merged = dict(fields)
+    for name, value in columns.items():
+        free = name
+        while free in fields or (free != name and free in columns):
+            free = f"row_{free}"
+        merged[free] = value
+    return merged
 
 
-def as_asked(found: Trained, loading: Loading) -> Trained:
-    """Return a policy with the options that were given.
+def respond(policy: TrainedPolicy, prompts: Sequence[Prompt], num: int, sampling: Sampling) -> list[Response]:
+    """Return `num` responses to every prompt, those to one prompt together.
 
-    On a CPU it computes in float32 unless told otherwise: in bfloat16 the batch around a prompt rounds its
-    probabilities another way, and of some dozens of draws one turns.
+    A response depends on the seed, the prompt's index and the sample's number alone, so two policies use the same
+    random numbers. Raises InputError before it generates if a prompt is too long.
     """
-    on_cpu = device_of(loading.device).type == "cpu"
-    dtype = loading.dtype or (DType.float32 if on_cpu else None)
-    return with_options(found, loading.system_prompt, dtype, loading.trust_remote_code)
-
-
-def ask(policy: Policy, prompts: Sequence[Prompt], num: int, sampling: Sampling) -> list[Asked]:
-    """Return `num` answers to every prompt, those of one prompt together.
-
-    The draws of an answer depend on the seed, the prompt's place and the sample's number alone: two policies draw the
-    same numbers. Raises InputError, before any answer, where a prompt leaves no room for one.
-    """
-    ids = [_ids(policy, place, prompt) for place, prompt in enumerate(prompts)]
-    wanted = [(place, sample) for place in range(len(prompts)) for sample in range(num)]
-    answers: list[Answer] = []
-    parts = chunks(wanted, _AT_A_TIME * policy.rollout.micro_batch_size)
-    for part in track(
-        parts, f"{policy.name}: answers", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ):
-        keys = [f"{sampling.seed}/{place}/{sample}" for place, sample in part]
-        answers += policy.answer([ids[place] for place, _ in part], keys, sampling.greedy)
-    seen = [policy.renderer.with_system([dict(message) for message in prompt.messages]) for prompt in prompts]
+    ids = [_prompt_ids(policy, index, prompt) for index, prompt in enumerate(prompts)]
+    messages = [policy.renderer.with_system([dict(one) for one in prompt.messages]) for prompt in prompts]
+    wanted = [(index, sample) for index in range(len(prompts)) for sample in range(num)]
+    parts = chunks(wanted, _BATCHES_AT_A_TIME * policy.rollout.micro_batch_size)
+    stderr, title = Console(stderr=True), f"{policy.name}: responses"
+    sequences: list[TokenSequence] = []
+    for part in track(parts, title, console=stderr, transient=True, disable=not sys.stderr.isatty()):
+        keys = [f"{sampling.seed}/{index}/{sample}" for index, sample in part]
+        sequences += policy.generate([ids[index] for index, _ in part], keys, sampling.greedy)
     return [
-        Asked(prompts[place], place, sample, answer, seen[place])
-        for (place, sample), answer in zip(wanted, answers, strict=True)
+        Response(
+            prompts[index],
+            sample,
+            messages[index],
+            tokens,
+            policy.renderer.response_text(tokens.response_ids),
+            policy.ends.ended(tokens),
+        )
+        for (index, sample), tokens in zip(wanted, sequences, strict=True)
     ]
 
 
-def _ids(policy: Policy, place: int, prompt: Prompt) -> tuple[int, ...]:
+def _prompt_ids(policy: TrainedPolicy, index: int, prompt: Prompt) -> tuple[int, ...]:
     try:
         return policy.prompt_ids(prompt.messages)
     except InputError as error:
-        raise InputError(f"prompt {place + 1}: {error}") from error
+        raise InputError(f"prompt {index + 1}: {error}") from error
 
 
-def exchanges(policy: Policy, asked: Iterable[Asked]) -> list[Exchange]:
-    """Return answers as a reward is asked about them: with the system prompt that the policy saw, as in training."""
-    return [
-        Exchange(policy.renderer.with_system(list(one.prompt.messages)), one.answer.text, one.prompt.columns)
-        for one in asked
-    ]
-
-
-def write_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines, all or none."""
+def write_json_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write all records, or none; raise DiskError if that fails."""
     try:
         write_durably(file, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     except OSError as error:

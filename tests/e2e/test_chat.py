@@ -117,7 +117,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(talkative: Path) -> None:
     screen.wait_for("(/quit or Ctrl-D leaves)")
     screen.wait_for_prompt()
     screen.type("/reset\r")
-    screen.wait_for("(forgotten)")
+    screen.wait_for("(new conversation)")
     screen.wait_for_prompt()
     screen.type("\x04")
     assert screen.end() == 0

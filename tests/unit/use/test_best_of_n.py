@@ -5,7 +5,7 @@ import pytest
 
 from rlhf_cli.cli import main
 from rlhf_cli.use.best_of_n import best_of, expected_best, kl_of_best
-from rlhf_cli.use.trained_policy import Policy
+from rlhf_cli.use.trained_policy import TrainedPolicy
 
 SCORES = [0.3, -1.0, 2.5, 2.5, 0.0, 4.0, -0.2]
 
@@ -60,7 +60,7 @@ def test_the_table_holds_the_estimates_and_the_policy(ppo_run, here, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--n", "1,x"], "--n 1,x: wanted a whole number, 1 or more, got 'x'"),
+        (["--n", "1,x"], "--n 1,x: wanted a whole number of 1 or more, got 'x'"),
         (["--n", "8", "--samples", "4"], "--samples must be at least the largest n, 8, got 4"),
         (["--policy", "none/at/all"], "none/at/all: no such file or folder"),
         (["--greedy"], "unrecognized arguments: --greedy"),
@@ -75,7 +75,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, here, 
 
 
 def test_what_cannot_be_used_is_found_before_answers_are_drawn(ppo_run, here, capsys, monkeypatch):
-    monkeypatch.setattr(Policy, "answer", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(TrainedPolicy, "generate", lambda *_: pytest.fail("drawn"))
     (here / "failing.py").write_text("def fail(responses): raise ValueError('no')\n")
     words = ["best-of-n", str(ppo_run.parent / "base"), "--prompts", "prompts.jsonl"]
     assert main([*words, "--reward", "failing.py:fail"]) == 2

@@ -8,7 +8,7 @@ from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.sections import PromptDataConfig
 from rlhf_cli.data.conversation import Renderer
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
-from rlhf_cli.use.chat import Conversation, talk
+from rlhf_cli.use import chat as chat_command
 from rlhf_cli.use.cli_options import Sampling
 
 SAMPLING = Sampling(None, None, None, None, seed=7, greedy=False)
@@ -52,7 +52,7 @@ def chat(*lines, policy=None, judge=None):
     """What a chat shows; lines: what is typed, or the exception that typing raises."""
     shown = []
     policy = policy or Parrot()
-    conversation = Conversation(policy, judge, SAMPLING, shown.append)
+    conversation = chat_command.Conversation(policy, judge, SAMPLING, shown.append)
     typed = iter([*lines, EOFError()])
 
     def read():
@@ -61,7 +61,7 @@ def chat(*lines, policy=None, judge=None):
             raise line
         return line
 
-    talk(conversation, read, shown.append)
+    chat_command.chat(conversation, read, shown.append)
     return conversation, "".join(shown)
 
 
@@ -98,15 +98,15 @@ def test_ctrl_c_while_an_answer_is_scored_leaves_it_without_a_score():
 def test_reset_and_retry():
     policy = Parrot()
     conversation, shown = chat("/retry", "one", "/retry", "/retry", "/reset", "two", policy=policy)
-    assert shown.startswith("nothing has been said yet")
+    assert shown.startswith("there is no message yet")
     assert policy.keys == ["7/chat/1/0", "7/chat/1/1", "7/chat/1/2", "7/chat/1/0"]
     assert [one["content"] for one in conversation.messages] == ["two", "TWO"]
-    assert "(forgotten)" in shown
+    assert "(new conversation)" in shown
 
 
 def test_a_conversation_without_room_is_left_as_it_was():
     conversation, shown = chat("1", "2", "3", "4")
-    assert shown.endswith("no room; /reset starts anew\n")
+    assert shown.endswith("no room; /reset starts a new conversation\n")
     assert len(conversation.messages) == 6
 
 
@@ -127,8 +127,8 @@ def test_a_closed_input_is_the_end_of_the_chat(ppo_run, monkeypatch):
 
 def test_commands_ctrl_c_and_quit():
     _, shown = chat("/help", "/ques\x1btion now", KeyboardInterrupt(), "/quit", "never")
-    assert "Ctrl-C  stop an answer" in shown
-    assert "there is no /ques\ufffdtion; there are:" in shown
+    assert "Ctrl-C  stop a response" in shown
+    assert "unknown command /ques\ufffdtion; the commands are:" in shown
     assert "(/quit or Ctrl-D leaves)" in shown
     assert "NEVER" not in shown
 

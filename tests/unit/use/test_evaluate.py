@@ -6,8 +6,10 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_cli.cli import main
 from rlhf_cli.rewards.function_source import load_function
-from rlhf_cli.use.evaluate import by_prompt, figures
-from rlhf_cli.use.trained_policy import Policy
+from rlhf_cli.use.cli_options import Loading
+from rlhf_cli.use.evaluate import compare, prompt_means
+from rlhf_cli.use.trained_models import Role, find_model
+from rlhf_cli.use.trained_policy import TrainedPolicy
 from tests.unit.use.conftest import SYSTEM
 
 PROMPTS = [{"prompt": "Hello?"}, {"prompt": "Is it far from here to the station?"}, {"prompt": "Why?"}]
@@ -37,14 +39,14 @@ def test_answers_to_one_prompt_count_as_one():
     Wins 1, 1/2, 0, 0: by prompt 3/4 and 0, so 3/8 of 2. Wilson 1927, z^2 = 3.8415: the middle is
     (0.375 + 0.9604) / 2.9207 = 0.4572, the half 1.96 / 2.9207 * sqrt(0.1172 + 0.2401) = 0.4011. KL by prompt: 2 and 3.
     """
-    found = figures([1, 2, 3, 4], [0, 2, 6, 5], [1.0, 3.0, 2.0, 4.0], num=2)
+    found = compare([1, 2, 3, 4], [0, 2, 6, 5], [1.0, 3.0, 2.0, 4.0], num=2)
     assert (found.score, found.reference_score) == (2.5, 3.25)
     assert (found.difference.mean, found.difference.low, found.difference.high) == (-0.75, -2, 0.5)
     assert found.win_rate.mean == 0.375
     assert (found.win_rate.low, found.win_rate.high) == pytest.approx((0.0561, 0.8583), abs=1e-4)
     assert (found.kl.mean, found.kl.low, found.kl.high) == (2.5, 2, 3)
-    assert figures([1], [0], None, num=1).kl is None
-    assert by_prompt([1, 2, 6, 3, 4, 5], 3) == [3, 4]
+    assert compare([1], [0], None, num=1).kl is None
+    assert prompt_means([1, 2, 6, 3, 4, 5], 3) == [3, 4]
 
 
 def test_a_policy_beside_what_its_run_started_from(ppo_run, rm_run, here, capsys):
@@ -55,11 +57,11 @@ def test_a_policy_beside_what_its_run_started_from(ppo_run, rm_run, here, capsys
     assert [one["sample"] for one in found] == [0, 1, 0, 1, 0, 1]
     difference = sum(one["policy"]["score"] - one["reference"]["score"] for one in found) / 6
     assert shown["mean score"][2].startswith(f"{difference:+.3f} (")
-    assert shown["KL to the reference, nats an answer"][0] == f"{sum(one['policy']['kl'] for one in found) / 6:.3f}"
+    assert shown["KL to the reference, nats/response"][0] == f"{sum(one['policy']['kl'] for one in found) / 6:.3f}"
     length = sum(one["reference"]["num_tokens"] for one in found) / 6
-    assert shown["tokens an answer"][1] == f"{length:.1f}"
+    assert shown["tokens per response"][1] == f"{length:.1f}"
     ended = sum(one["policy"]["ended"] for one in found) / 6
-    assert shown["answers that end by themselves"][0] == f"{ended:.1%}"
+    assert shown["responses with an end token"][0] == f"{ended:.1%}"
 
 
 def test_the_kl_of_an_answer_is_that_of_transformers(ppo_run, here):
@@ -68,14 +70,11 @@ def test_the_kl_of_an_answer_is_that_of_transformers(ppo_run, here):
     assert main(["evaluate", str(ppo_run), *words, "--max-new-tokens", "6"]) == 0
     main(["generate", str(ppo_run), "--prompt", "Hello?", "--max-new-tokens", "6", "--out", "tokens.jsonl"])
     kl = records(here / "out.jsonl")[0]["policy"]["kl"]
-    from rlhf_cli.use.trained_runs import Role, find
-
-    found = find(str(ppo_run), Role.policy)
-    policy = Policy(found, found.rollout, torch.device("cpu"))
+    policy = TrainedPolicy(find_model(str(ppo_run), Role.policy), Loading("cpu", None, None, False))
     prompt = policy.prompt_ids([{"role": "user", "content": "Hello?"}])
     response = list(policy.stream(prompt, "0/0/0"))[:6]
     total = 0.0
-    for folder, sign in ((policy.name, 1), (ppo_run.parent / "base", -1)):
+    for folder, sign in ((ppo_run / "final/policy", 1), (ppo_run.parent / "base", -1)):
         with torch.no_grad():
             logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([[*prompt, *response]])).logits[0] / 0.7
         for place, token in enumerate(response, len(prompt) - 1):
@@ -90,16 +89,16 @@ def test_a_policy_against_itself_differs_in_nothing(ppo_run, here, capsys):
     shown = cells(capsys.readouterr().out)
     assert shown["mean score"][2] == "+0.000 (+0.000 to +0.000)"
     assert shown["win rate"][0] == "50.0%"
-    assert shown["KL to the reference, nats an answer"][0] == "0.000"
+    assert shown["KL to the reference, nats/response"][0] == "0.000"
 
 
 def test_greedy_answers_have_no_kl(ppo_run, here, capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--greedy", "--out", "out.jsonl"]
     assert main(["evaluate", str(ppo_run), *words]) == 0
-    assert cells(capsys.readouterr().out)["KL to the reference, nats an answer"] == [
+    assert cells(capsys.readouterr().out)["KL to the reference, nats/response"] == [
         "-",
         "",
-        "greedy answers estimate none",
+        "not estimated from greedy responses",
     ]
     assert "kl" not in records(here / "out.jsonl")[0]["policy"]
 
@@ -107,18 +106,18 @@ def test_greedy_answers_have_no_kl(ppo_run, here, capsys):
 def test_a_cut_distribution_is_said_to_bias_the_kl(ppo_run, here, capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--top-p", "0.5"]
     assert main(["evaluate", str(ppo_run), *words]) == 0
-    assert "biased: --top-p" in capsys.readouterr().out
+    assert "biased: logprobs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{base}"], "comes from no run of ours; give --against MODEL"),
-        (["{run}", "--against", "none/at/all"], "policy=none/at/all: no such"),
+        (["{base}"], "comes from no run; give its reference with --against MODEL"),
+        (["{run}", "--against", "none/at/all"], "--against=none/at/all: no such"),
         (["{run}", "--reward", "none/at/all"], "--reward=none/at/all: no such"),
-        (["{rm}", "--against", "{base}"], "has trained a reward model, wanted a policy"),
+        (["{rm}", "--against", "{base}"], "this run trained a reward model, wanted a policy"),
         (["{run}", "--reward", "r.py:f"], "no file"),
-        (["{run}", "--num", "2", "--greedy"], "gives the same answer again"),
+        (["{run}", "--num", "2", "--greedy"], "repeats the same response"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, rm_run, here, capsys):
@@ -132,7 +131,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, rm_run
 
 
 def test_a_reward_that_fails_is_found_before_answers_are_drawn(ppo_run, here, capsys, monkeypatch):
-    monkeypatch.setattr(Policy, "answer", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(TrainedPolicy, "generate", lambda *_: pytest.fail("drawn"))
     (here / "rewards.py").write_text("def exact(responses, answer): return [0.0 for _ in responses]\n")
     assert main(["evaluate", str(ppo_run), "--prompts", "prompts.jsonl", "--reward", "rewards.py:exact"]) == 2
     assert "it takes 'answer', which no row of the prompts has" in capsys.readouterr().err
@@ -150,7 +149,7 @@ def look(messages, responses, answer):
     assert main(["evaluate", str(ppo_run), *words]) == 0
     messages, responses, answer = load_function(spec, "reward").__globals__["seen"][0]
     assert [one["content"] for one in messages[0]] == [SYSTEM, "Hello?"]
-    assert responses == ["A made-up answer, to try the reward."]
+    assert responses == ["A made-up response to test the reward."]
     assert answer == ["yes"]
 
 
@@ -159,13 +158,13 @@ def test_one_prompt_has_no_interval(ppo_run, here, capsys):
     assert main(["evaluate", str(ppo_run), *words]) == 0
     shown = cells(capsys.readouterr().out)
     assert shown["mean score"][2].endswith(" (-)")
-    assert shown["KL to the reference, nats an answer"][2] == "(-)"
+    assert shown["KL to the reference, nats/response"][2] == "(-)"
 
 
 def test_a_temperature_of_which_no_kl_can_be_told_is_refused(capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--temperature", "1e-39"]
     assert main(["evaluate", "none/at/all", *words]) == 2
-    assert "--temperature must be 0.001 or more, got 1e-39; --greedy draws nothing" in capsys.readouterr().err
+    assert "--temperature must be 0.001 or more, got 1e-39; use --greedy" in capsys.readouterr().err
 
 
 def test_columns_named_as_what_is_written_are_kept(ppo_run, here):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_cli.cli import main
-from rlhf_cli.use.trained_policy import Policy
+from rlhf_cli.use.trained_policy import TrainedPolicy
 from tests.unit.use.conftest import SYSTEM
 
 
@@ -43,7 +43,7 @@ def test_answers_are_the_same_whatever_the_batch(ppo_run, prompt_file, tmp_path,
     assert one[0]["kind"] == "short"
     assert one[0]["response"] != one[1]["response"]
     assert all(row["num_tokens"] == 12 or row["ended"] for row in one)
-    assert f"6 answers: {tmp_path / '1.jsonl'}" in capsys.readouterr().out
+    assert f"6 responses: {tmp_path / '1.jsonl'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_answers_are_shown_without_control_characters(ppo_run, capsys):
     assert main(["generate", str(ppo_run), "--prompt", "One \x1b[31m", "Two", "--num", "2"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert out.count("answer 2 of 2]") == 2
+    assert out.count("response 2 of 2]") == 2
     assert out.index("> One") < out.index("> Two")
 
 
@@ -100,8 +100,8 @@ def test_answers_are_shown_without_control_characters(ppo_run, capsys):
         (["{run}"], "no prompt; give --prompt TEXT or --file FILE"),
         (["{run}", "--prompt", " "], "--prompt is empty"),
         (["{run}", "--prompt", "x", "--temperature", "0"], "--temperature: wanted a number in (0, 10], got '0'"),
-        (["{run}", "--prompt", "x", "--num", "0"], "--num: wanted a whole number, 1 or more, got '0'"),
-        (["{run}", "--prompt", "x", "--num", "2", "--greedy"], "gives the same answer again"),
+        (["{run}", "--prompt", "x", "--num", "0"], "--num: wanted a whole number of 1 or more, got '0'"),
+        (["{run}", "--prompt", "x", "--num", "2", "--greedy"], "repeats the same response"),
         (["{run}", "--prompt", "x", "--out", "a.txt"], "--out must be a file that ends in .jsonl"),
         (["{run}", "--prompt", "x", "--out", "nowhere/a.jsonl"], "its folder does not exist"),
         (["{run}", "--file", "none.jsonl"], "--file=none.jsonl: no such file or folder"),
@@ -123,7 +123,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, prompt
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["generate", "score", "evaluate", "chat", "best-of-n"])
+@pytest.mark.parametrize("command", ["generate", "score", "evaluate", "chat", "best-of-n", "serve-reward"])
 def test_help_needs_no_torch(command):
     code = (
         f"import sys\nfrom rlhf_cli.cli import main\nassert main(['{command}', '--help']) == 0\n"
@@ -138,7 +138,7 @@ def test_a_full_gpu_is_told_with_what_to_lower(ppo_run, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
 
-    monkeypatch.setattr(Policy, "answer", full)
+    monkeypatch.setattr(TrainedPolicy, "generate", full)
     assert main(["generate", str(ppo_run), "--prompt", "x"]) == 7
     err = capsys.readouterr().err
     assert "Tried to allocate 2 GiB.); lower --batch-size" in err
@@ -156,11 +156,11 @@ def test_a_bad_row_is_named(ppo_run, tmp_path, capsys):
 def test_an_out_that_exists_is_left_alone_before_anything_is_loaded(ppo_run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "old.jsonl"
     out.write_text("old")
-    monkeypatch.setattr(Policy, "__init__", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(TrainedPolicy, "__init__", lambda *_: pytest.fail("loaded"))
     assert main(["generate", str(ppo_run), "--prompt", "x", "--out", str(out)]) == 2
     assert (
         capsys.readouterr().err
-        == f"rlhf: error: --out {out} exists and is never overwritten; give another file, or remove it\n"
+        == f"rlhf: error: --out {out} exists and is never overwritten; choose another file, or remove it\n"
     )
     assert out.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["old.jsonl"]

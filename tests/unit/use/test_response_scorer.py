@@ -1,11 +1,11 @@
-"""A reward is tried before it is believed."""
+"""A reward is probed before its scores are used."""
 
 import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.reward_options import RewardSourceConfig
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.cli_options import Loading, Rewarding
+from rlhf_cli.use.cli_options import Reward
 from rlhf_cli.use.response_scorer import ResponseScorer
 
 
@@ -32,7 +32,7 @@ def test_a_reward_that_failed_its_trial_is_tried_again():
     source = Counter()
     judge = ResponseScorer(source, "r", is_random=False)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"said (1 and then 2|3 and then 4)"):
+        with pytest.raises(InputError, match=r"got (1 and then 2|3 and then 4)"):
             judge.score(exchanges({}))
     source.steady = True
     assert judge.score(exchanges({})) == judge.score(exchanges({})) == [0.5]
@@ -40,9 +40,8 @@ def test_a_reward_that_failed_its_trial_is_tried_again():
 
 
 def test_a_service_is_named_without_its_query_which_may_hold_a_secret():
-    loading = Loading(device=None, dtype=None, system_prompt=None, trust_remote_code=False)
     config = RewardSourceConfig(name="reward", url="http://127.0.0.1:1/score?key=s3cret")
-    judge = ResponseScorer.of(Rewarding(config, loading), "--reward")
+    judge = ResponseScorer.open(Reward(config, None, None, "--reward"))
     assert judge.name == "http://127.0.0.1:1/score"
     judge.close()
 

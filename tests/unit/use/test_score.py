@@ -5,9 +5,9 @@ import pytest
 from rlhf_cli.cli import main
 from rlhf_cli.report.run_dir import PAIRS
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.reward_scorer import RewardScorer
-from rlhf_cli.use.score import scale_of_run
+from rlhf_cli.use.score import fitted_scale
 from tests.unit.rewards.services import Server, lengths
+from tests.unit.use.test_trained_reward_model import load
 
 LENGTH = """
 import itertools
@@ -66,7 +66,7 @@ def test_pairs_by_a_function_with_figures_worked_out(here, capsys):
 
 def test_a_reward_model_reads_what_it_was_trained_to_read(rm_run, here):
     assert main(["score", str(rm_run), "--file", "pairs.jsonl", "--out", "out.jsonl"]) == 0
-    scorer = RewardScorer.load(str(rm_run))
+    scorer = load(rm_run)
     records = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
     for record, row in zip(records, PAIR_ROWS, strict=True):
         messages = [{"role": "user", "content": row["prompt"]}]
@@ -138,9 +138,9 @@ def test_rows_with_a_response_are_pairs_when_asked_for(words, here, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scale", "3"], "--scale is of pairs; the rows of rows.jsonl have one answer each: leave it out"),
-        (["--category-column", "kind"], "--category-column is of pairs"),
-        (["--response-column", "response", "--chosen-column", "x"], "--chosen-column is of pairs"),
+        (["--scale", "3"], "--scale is for pairs, but each row of rows.jsonl has one response; leave it out"),
+        (["--category-column", "kind"], "--category-column is for pairs"),
+        (["--response-column", "response", "--chosen-column", "x"], "--chosen-column is for pairs"),
     ],
 )
 def test_options_of_pairs_are_refused_on_single_answers(words, message, here, capsys):
@@ -161,7 +161,7 @@ def test_a_bad_row_of_single_answers_is_named(here, capsys):
 def test_rows_beyond_the_limit_are_not_checked(good, here, capsys):
     write(here / "rows.jsonl", [{"prompt": "a", **good}, {"prompt": 5, **good}])
     assert main(["score", "rewards.py:length", "--file", "rows.jsonl", "--limit", "1"]) == 0
-    assert f"rewards.py:length: 1 {'answers' if 'response' in good else 'pairs'}" in capsys.readouterr().out
+    assert f"rewards.py:length: 1 {'responses' if 'response' in good else 'pairs'}" in capsys.readouterr().out
     assert main(["score", "rewards.py:length", "--file", "rows.jsonl", "--limit", "2"]) == 2
     assert "rows.jsonl:2: " in capsys.readouterr().err
 
@@ -207,17 +207,19 @@ def test_a_service_is_asked_at_score(here, capsys):
     assert {path for path, _, _ in server.requests} == {"/score"}
 
 
-def test_the_scale_of_a_run_is_that_of_its_own_pairs(rm_run, tmp_path):
+def test_the_scale_of_a_run_is_fitted_to_its_own_pairs(rm_run, here, capsys):
     """Slope through the origin of (2, 1) and (-1, -0.5) is 0.5."""
-    assert scale_of_run(str(rm_run)) is None
-    lines = [
+    assert fitted_scale(rm_run) is None
+    pairs = [
         {"score_chosen": 2.0, "score_rejected": 0.0, "log_odds": 1.0},
         {"score_chosen": 0.0, "score_rejected": 1.0, "log_odds": -0.5},
     ]
     try:
-        write(rm_run / PAIRS, lines)
-        assert scale_of_run(str(rm_run)) == pytest.approx(0.5)
-        assert scale_of_run(str(rm_run / "final")) == pytest.approx(0.5)
+        write(rm_run / PAIRS, pairs)
+        assert fitted_scale(rm_run) == pytest.approx(0.5)
+        for path in (rm_run, rm_run / "final"):
+            assert main(["score", str(path), "--file", "pairs.jsonl"]) == 0
+            assert "at 0.5 log odds a point" in capsys.readouterr().out
     finally:
         (rm_run / PAIRS).unlink()
 
@@ -231,7 +233,7 @@ def test_the_scale_of_a_run_is_that_of_its_own_pairs(rm_run, tmp_path):
         (["--function", "rewards.py"], "--function must be module:name"),
         (["none/at/all"], "reward=none/at/all: no such file or folder"),
         (["rewards.py:width"], "has no 'width'; its functions are: length, columns, drifting, nothing, too_few"),
-        (["rewards.py:drifting"], "wanted the same twice; give --random"),
+        (["rewards.py:drifting"], "wanted the same score twice; set --random"),
         (["--http", "http://127.0.0.1:1"], "reward service (http://127.0.0.1:1/score): ConnectError"),
         (["rewards.py:nothing"], "wanted a finite number, got nan"),
         (["rewards.py:too_few"], "wanted 8 numbers, one per response, got 1"),

@@ -6,13 +6,19 @@ from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType
 from rlhf_cli.models.byte_tokenizer import byte_tokenizer
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.use.reward_scorer import RewardScorer, device_of
+from rlhf_cli.use.trained_models import Role, find_model
+from rlhf_cli.use.trained_reward_model import TrainedRewardModel, find_device
 from tests.unit.use.conftest import SYSTEM
 
 EXCHANGES = [
     Exchange([{"role": "user", "content": text}], answer)
     for text, answer in [("Hello?", "Hi."), ("Is it far from here to the station?", "No, a short walk."), ("A", "")]
 ]
+
+
+def load(path, dtype=None, system_prompt=None, batch_size=16):
+    model = find_model(str(path), Role.reward_model).with_options(system_prompt, dtype, trust_remote_code=False)
+    return TrainedRewardModel(model, find_device("cpu"), batch_size)
 
 
 def plain_score(run, tokenizer, exchange):
@@ -25,14 +31,14 @@ def plain_score(run, tokenizer, exchange):
 
 
 def test_scores_are_those_of_transformers_on_the_text_of_training(rm_run):
-    scorer = RewardScorer.load(str(rm_run), "cpu")
+    scorer = load(rm_run)
     expected = [plain_score(rm_run, scorer.classifier.renderer.tokenizer, exchange) for exchange in EXCHANGES]
     assert scorer.score(EXCHANGES) == pytest.approx(expected, abs=1e-5)
     assert len({round(score, 4) for score in expected}) == 3
 
 
 def test_company_and_order_change_no_score(rm_run):
-    scorer = RewardScorer.load(str(rm_run), batch_size=2)
+    scorer = load(rm_run, batch_size=2)
     together = scorer.score(EXCHANGES)
     alone = [scorer.score([exchange])[0] for exchange in EXCHANGES]
     assert together == pytest.approx(alone, abs=1e-5)
@@ -42,9 +48,7 @@ def test_company_and_order_change_no_score(rm_run):
 
 
 def test_the_system_prompt_of_the_run_counts_and_can_be_changed(rm_run):
-    assert RewardScorer.load(str(rm_run)).score(EXCHANGES) != pytest.approx(
-        RewardScorer.load(str(rm_run), system_prompt="").score(EXCHANGES), abs=1e-5
-    )
+    assert load(rm_run).score(EXCHANGES) != pytest.approx(load(rm_run, system_prompt="").score(EXCHANGES), abs=1e-5)
 
 
 def test_an_encoder_reads_prompt_and_response_as_a_pair(tmp_path):
@@ -60,26 +64,26 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair(tmp_path):
         inputs = tokenizer(exchange.prompt, exchange.response, return_tensors="pt")
         with torch.no_grad():
             expected.append(model(**inputs).logits.item())
-    scorer = RewardScorer.load(str(tmp_path), "cpu", DType.float32)
+    scorer = load(tmp_path, DType.float32)
     assert scorer.score(EXCHANGES) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(InputError, match="has 64 positions"):
         scorer.score([Exchange([{"role": "user", "content": "x" * 60}], "abcdef")])
 
 
 def test_a_text_longer_than_the_model_is_refused(rm_run):
-    scorer = RewardScorer.load(str(rm_run))
+    scorer = load(rm_run)
     with pytest.raises(InputError, match="has 512 positions"):
         scorer.score([Exchange([{"role": "user", "content": "x" * 600}], "y")])
 
 
-def test_what_is_no_reward_model_and_no_device_is_refused(ppo_run, rm_run):
+def test_other_models_and_devices_are_refused(ppo_run):
     with pytest.raises(InputError, match=r"reward_model.path=.*: 1 tensors missing: score.weight"):
-        RewardScorer.load(str(ppo_run.parent / "base"))
+        load(ppo_run.parent / "base")
     with pytest.raises(InputError, match="device nowhere"):
-        RewardScorer.load(str(rm_run), "nowhere")
+        find_device("nowhere")
 
 
 @pytest.mark.parametrize("name", ["meta", "cpu:7", "xla", "tpu", "", "cuda:x"])
 def test_a_device_that_computes_nothing_is_one_line(name):
     with pytest.raises(InputError, match=f"^--device {name}: [^\n]+$"):
-        device_of(name)
+        find_device(name)

@@ -2,22 +2,22 @@ import pytest
 
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.sections import DType
-from rlhf_cli.use.trained_runs import Role, find, with_options
+from rlhf_cli.use.trained_models import Role, find_model
 from tests.unit.use.conftest import SYSTEM
 
 
 @pytest.mark.parametrize("inside", [".", "final"])
 def test_a_reward_model_run_is_found_with_its_rendering(rm_run, inside):
-    found = find(str(rm_run / inside), Role.reward_model)
+    found = find_model(str(rm_run / inside), Role.reward_model)
     assert found.model.path == str(rm_run / "final")
     assert found.model.dtype is DType.float32  # of the run; the default is bfloat16
     assert found.data.system_prompt == SYSTEM
-    assert found.has_run
+    assert found.run == rm_run
 
 
 @pytest.mark.parametrize("inside", [".", "final", "final/policy"])
 def test_a_policy_is_found_with_its_sampling_and_its_base(ppo_run, inside):
-    found = find(str(ppo_run / inside), Role.policy)
+    found = find_model(str(ppo_run / inside), Role.policy)
     assert found.model.path == str(ppo_run / "final/policy")
     assert (found.rollout.max_new_tokens, found.rollout.temperature) == (12, 0.7)
     assert found.data.system_prompt == SYSTEM
@@ -26,36 +26,36 @@ def test_a_policy_is_found_with_its_sampling_and_its_base(ppo_run, inside):
 
 
 def test_any_other_model_has_the_defaults(ppo_run):
-    found = find(str(ppo_run.parent / "base"), Role.policy)
-    assert not found.has_run
+    found = find_model(str(ppo_run.parent / "base"), Role.policy)
+    assert found.run is None
     assert found.data.system_prompt is None
-    assert find("some/hub-id", Role.policy).model.path == "some/hub-id"
+    assert find_model("some/hub-id", Role.policy).model.path == "some/hub-id"
 
 
 def test_options_win_over_the_run(rm_run):
-    found = with_options(find(str(rm_run), Role.reward_model), "Other.", DType.bfloat16, trust_remote_code=True)
+    found = find_model(str(rm_run), Role.reward_model).with_options("Other.", DType.bfloat16, trust_remote_code=True)
     assert (found.data.system_prompt, found.model.dtype, found.model.trust_remote_code) == (
         "Other.",
         DType.bfloat16,
         True,
     )
-    assert with_options(found, "", None, trust_remote_code=False).data.system_prompt is None
+    assert found.with_options("", None, trust_remote_code=False).data.system_prompt is None
 
 
 def test_what_is_no_such_model_is_named(rm_run, ppo_run, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
-        find(str(tmp_path / "none"), Role.policy)
+        find_model(str(tmp_path / "none"), Role.policy)
     with pytest.raises(InputError, match="got an empty name"):
-        find("", Role.policy)
+        find_model("", Role.policy)
     for inside in (".", "final"):
-        with pytest.raises(InputError, match="has trained a reward model, wanted a policy"):
-            find(str(rm_run / inside), Role.policy)
-        with pytest.raises(InputError, match="has trained a policy, wanted a reward model"):
-            find(str(ppo_run / inside), Role.reward_model)
+        with pytest.raises(InputError, match="this run trained a reward model, wanted a policy"):
+            find_model(str(rm_run / inside), Role.policy)
+        with pytest.raises(InputError, match="this run trained a policy, wanted a reward model"):
+            find_model(str(ppo_run / inside), Role.reward_model)
     (tmp_path / "config.yaml").write_text("ppo: {}\nrun: {}\nmodel: {}\ndata: {}")
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="no `final` folder yet"):
-        find(str(tmp_path), Role.policy)
+        find_model(str(tmp_path), Role.policy)
 
 
 def damaged(tmp_path, text):
@@ -81,13 +81,13 @@ def damaged(tmp_path, text):
 )
 def test_a_damaged_config_is_named(text, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        find(damaged(tmp_path, text), Role.reward_model)
+        find_model(damaged(tmp_path, text), Role.reward_model)
 
 
 @pytest.mark.parametrize("text", ["- 1", "{model: resnet50, data: x, run: 3}", "lr: 0.1", "{run: {}, model: {}}"])
 def test_a_config_of_something_else_makes_no_run(text, tmp_path):
-    found = find(damaged(tmp_path, text) + "/final", Role.reward_model)
-    assert not found.has_run
+    found = find_model(damaged(tmp_path, text) + "/final", Role.reward_model)
+    assert found.run is None
     assert found.model.path == str(tmp_path / "run/final")
 
 
@@ -95,4 +95,4 @@ def test_a_config_without_the_record_of_a_run_makes_no_run(tmp_path):
     run = tmp_path / "run"
     damaged(tmp_path, "{run: {}, data: {}, model: {dtype: x}}")
     (run / "run.json").unlink()
-    assert not find(str(run / "final"), Role.reward_model).has_run
+    assert find_model(str(run / "final"), Role.reward_model).run is None
