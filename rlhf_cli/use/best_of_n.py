@@ -29,7 +29,7 @@ def run(options: BestOfNOptions) -> None:
         probe_reward(scorer, base, prompts)
         drawn = scored_responses(base, scorer, prompts, num, options.sampling)
         title = f"{base.name}: {len(prompts)} prompts, {num} responses each, scored by {scorer.name}"
-        table = make_table(title, ("", "KL, nats/response", "expected score", "95 % interval"))
+        table = make_table(title, ("", "KL (nats/response)", "expected score", "95 % interval"))
         for n in options.sizes:
             score = best_of(drawn.scores, num, n)
             table.add_row(f"best of {n}", f"{kl_of_best(n):.3f}", *_score_cells(score, prompts))

@@ -141,7 +141,7 @@ def _table(title: str, found: Comparison, sides: list[ScoredResponses], note: st
     table.add_row("win rate", f"{wins.mean:.1%}", "", f"({wins.low:.1%} to {wins.high:.1%})")
     spread = "" if kl is None else f"({interval_text(kl, '.3f', has_one_prompt)}) "
     mean = "-" if kl is None else f"{kl.mean:.3f}"
-    table.add_row("KL to the reference, nats/response", mean, "", f"{spread}{note}".strip())
+    table.add_row("KL to the reference (nats/response)", mean, "", f"{spread}{note}".strip())
     lengths, ends = zip(*(_length_and_ends(side.responses) for side in sides), strict=True)
     table.add_row("tokens per response", *(f"{length:.1f}" for length in lengths), "")
     table.add_row("responses with an end token", *(f"{share:.1%}" for share in ends), "")

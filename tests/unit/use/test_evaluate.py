@@ -57,7 +57,7 @@ def test_a_policy_beside_what_its_run_started_from(ppo_run, rm_run, here, capsys
     assert [one["sample"] for one in found] == [0, 1, 0, 1, 0, 1]
     difference = sum(one["policy"]["score"] - one["reference"]["score"] for one in found) / 6
     assert shown["mean score"][2].startswith(f"{difference:+.3f} (")
-    assert shown["KL to the reference, nats/response"][0] == f"{sum(one['policy']['kl'] for one in found) / 6:.3f}"
+    assert shown["KL to the reference (nats/response)"][0] == f"{sum(one['policy']['kl'] for one in found) / 6:.3f}"
     length = sum(one["reference"]["num_tokens"] for one in found) / 6
     assert shown["tokens per response"][1] == f"{length:.1f}"
     ended = sum(one["policy"]["ended"] for one in found) / 6
@@ -89,13 +89,13 @@ def test_a_policy_against_itself_differs_in_nothing(ppo_run, here, capsys):
     shown = cells(capsys.readouterr().out)
     assert shown["mean score"][2] == "+0.000 (+0.000 to +0.000)"
     assert shown["win rate"][0] == "50.0%"
-    assert shown["KL to the reference, nats/response"][0] == "0.000"
+    assert shown["KL to the reference (nats/response)"][0] == "0.000"
 
 
 def test_greedy_answers_have_no_kl(ppo_run, here, capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--greedy", "--out", "out.jsonl"]
     assert main(["evaluate", str(ppo_run), *words]) == 0
-    assert cells(capsys.readouterr().out)["KL to the reference, nats/response"] == [
+    assert cells(capsys.readouterr().out)["KL to the reference (nats/response)"] == [
         "-",
         "",
         "not estimated from greedy responses",
@@ -158,7 +158,7 @@ def test_one_prompt_has_no_interval(ppo_run, here, capsys):
     assert main(["evaluate", str(ppo_run), *words]) == 0
     shown = cells(capsys.readouterr().out)
     assert shown["mean score"][2].endswith(" (-)")
-    assert shown["KL to the reference, nats/response"][2] == "(-)"
+    assert shown["KL to the reference (nats/response)"][2] == "(-)"
 
 
 def test_a_temperature_of_which_no_kl_can_be_told_is_refused(capsys):

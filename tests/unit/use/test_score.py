@@ -241,7 +241,7 @@ def test_the_scale_of_a_run_is_fitted_to_its_own_pairs(rm_run, here, capsys):
         (["rewards.py:length", "--response-column", "answer"], "row 1: answer: wanted a string, got no such column"),
         (
             ["rewards.py:length", "--whole-turn"],
-            "whole_turn must be unset: it does nothing for a source without a model",
+            "whole_turn must be unset: it has no effect on a source without its own model",
         ),
         (["rewards.py:length", "--scale", "-1"], "--scale: wanted a number in (0, 1e+06], got '-1'"),
     ],
