@@ -126,6 +126,36 @@ def test_the_index_lists_every_page():
     assert pages == {name for name in listed if not name.startswith("../")}
 
 
+def exists(name):
+    """Whether a text in backticks that looks like an option or a file of ours is one; other texts count as existing."""
+    options = re.findall(
+        r"^\| `([a-z_0-9.]+)` ", (REPOSITORY / "docs/config.md").read_text("utf-8"), flags=re.MULTILINE
+    )
+    if re.fullmatch(r"[\w/]+/\w+\.(py|yaml)", name) and not name.startswith("outputs/"):
+        return any((REPOSITORY / folder / name).exists() for folder in ("", "rlhf_cli"))
+    option = name.partition("=")[0]
+    if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", option) and not option.endswith((".py", ".json")):
+        sections = {known.partition(".")[0] for known in options}
+        return option in options or option.partition(".")[0] not in sections
+    return True
+
+
+def unknown_names(text):
+    """The options and files in backticks that do not exist."""
+    outside_blocks = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return [name for name in re.findall(r"`([^`\s]+)`", outside_blocks) if not exists(name)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
+def test_options_and_files_that_pages_name_exist(page):
+    assert unknown_names(page.read_text("utf-8")) == []
+
+
+def test_an_option_and_a_file_that_do_not_exist_are_found():
+    names = "`ppo.kl_coef=0.1` `ppo.kl_coeff` `run/build.py` `run/builds.py` `run.json` `conf=tiny`"
+    assert unknown_names(names) == ["ppo.kl_coeff", "run/builds.py"]
+
+
 def results(page):
     """The rows (what, figure, linked page) of the table below the heading Results of a page."""
     section = page.read_text("utf-8").partition("\n## Results\n")[2].partition("\n## ")[0]
