@@ -97,7 +97,7 @@ def all_logits() -> Iterator[None]:
     def forward(self: ResponseLM, input_ids: Tensor, rows: Tensor, columns: Tensor, packing: Packing) -> Tensor:
         if reads_packed(self.model):
             packed: Tensor = packed_pass(self.model, packing).logits
-            return packed[0, packing.places[rows, columns]]
+            return packed[0, packing.indices[rows, columns]]
         logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
         return logits[rows, columns]
 

@@ -1,1 +1,1 @@
-"""The mathematics: pure functions of tensors; imports torch and nothing else."""
+"""The mathematics: pure functions of tensors, which import torch and nothing else."""

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, and the entropy of their distributions, at the sampling temperature."""
+"""Log-probabilities of tokens and the entropy of their distributions, at a temperature."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 2**19  # logits that are held in float32 at a time: 2 MiB, which a CPU's caches hold
+_CHUNK = 2**19  # logits held in float32 at once: 2 MiB, which fit a CPU's caches
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Return log softmax(logits / temperature) at `tokens`, float32, in the shape of tokens.
+    """Return log softmax(logits / temperature) at `tokens`, float32, in the shape of `tokens`.
 
-    logits: [..., V], any float type; tokens: [...]. Some rows at a time, forwards and backwards, so that no float32
-    copy of all logits is ever held.
+    logits: [..., V] of any float type; tokens: [...]. The forward and the backward pass each handle
+    a few rows at a time, so they never hold a float32 copy of all logits.
     """
     return token_logprobs_and_entropy(logits, tokens, temperature)[0]
 
 
 def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return `token_logprobs`, and the entropy in nats of softmax(logits / temperature), in the shape of tokens."""
+    """Return `token_logprobs`, and the entropies of softmax(logits / temperature) in nats."""
     flat = logits.reshape(-1, logits.shape[-1])
     logprobs, entropy = _LogProbs.apply(flat, tokens.reshape(-1), temperature)  # type: ignore[no-untyped-call]
     return logprobs.view(tokens.shape), entropy.view(tokens.shape)
 
 
 class _LogProbs(torch.autograd.Function):
-    """Keeps the logits, in their own type, and two numbers a row for the backward pass.
+    """Keep the logits in their own type, and two numbers per row, for the backward pass.
 
-    With z = logits / temperature, p = softmax(z) and H its entropy: d log p_a / dz = 1_a - p and
-    dH / dz = -p (log p + H).
+    With z = logits / temperature, p = softmax(z) and H its entropy: d log p_a / dz = 1_a - p and dH
+    / dz = -p (log p + H).
     """
 
     @staticmethod
@@ -43,7 +43,7 @@ class _LogProbs(torch.autograd.Function):
             scaled = logits[rows].to(torch.float32, copy=True).div_(temperature)
             highest = scaled.amax(dim=1, keepdim=True)
             scaled -= highest
-            odds = scaled.exp()  # p times their sum
+            odds = scaled.exp()  # p times the sum of all odds
             total = odds.sum(dim=1)
             log_total = total.log()
             normaliser[rows] = highest.squeeze(1) + log_total
@@ -61,7 +61,7 @@ class _LogProbs(torch.autograd.Function):
         result = torch.empty_like(logits)
         for rows in _chunks(*logits.shape):
             log_p = logits[rows].to(torch.float32, copy=True).div_(ctx.temperature).sub_(normaliser[rows, None])
-            of_p = torch.zeros_like(normaliser[rows, None])  # the gradient is p times this, but at the tokens
+            of_p = torch.zeros_like(normaliser[rows, None])  # the gradient is p times this, except at the tokens
             if of_logprobs is not None:
                 of_p = of_p - of_logprobs[rows, None]
             if of_entropy is not None:

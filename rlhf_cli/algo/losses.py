@@ -1,4 +1,4 @@
-"""Losses. Those over tokens come back per token [B, T]: one place, the trainer, reduces them by the global count."""
+"""Losses per token or pair; only the trainer reduces them, by the global count."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,11 @@ from torch.nn.functional import logsigmoid
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None = None
 ) -> Tensor:
-    """Clipped surrogate per token [B, T] (PPO, arXiv:1707.06347, eq. 7, negated). Aggregate with a mask.
+    """Return the clipped surrogate loss per token [B, T]; aggregate it with a mask.
 
-    The ratio is clipped to [1 - low, 1 + high]; PPO has low == high, arXiv:2503.14476 has not. Where the
-    advantage is negative, dual_clip caps the loss at -dual_clip * advantage (arXiv:1912.09729).
+    The ratio is clipped to [1 - low, 1 + high]. PPO uses low == high; arXiv:2503.14476 does not. If
+    the advantage is negative, dual_clip caps the loss at -dual_clip * advantage (arXiv:1912.09729).
+    Source: PPO, arXiv:1707.06347, eq. 7, negated.
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1 - low, 1 + high)
@@ -24,7 +25,7 @@ def policy_loss(
 def policy_clipped(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None = None
 ) -> Tensor:
-    """1 on tokens [B, T] whose surrogate is clipped, so that they give no gradient; else 0. Arguments: policy_loss."""
+    """Return 1 on tokens [B, T] that policy_loss clips, so that they have no gradient; else 0."""
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
     if dual_clip is not None:
@@ -33,16 +34,17 @@ def policy_clipped(
 
 
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """KL(old policy || policy) per token [B, T], estimated by k3: (ratio - 1) - log ratio, never negative."""
+    """Estimate KL(old policy || policy) per token [B, T] by k3: (ratio - 1) - log ratio."""
     log_ratio = logprobs - old_logprobs
     return torch.expm1(log_ratio) - log_ratio
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float | None) -> Tensor:
-    """Clipped squared error per token [B, T]: 0.5 * max((V-R)^2, (clip(V, V_old - c, V_old + c) - R)^2).
+    """Return the clipped squared error per token [B, T].
 
-    Without a cliprange it is the plain squared error, 0.5 * (V-R)^2.
-    Source: the value clipping of the PPO reference implementation, as in arXiv:2203.02155.
+    It is 0.5 * max((V-R)^2, (clip(V, V_old - c, V_old + c) - R)^2), c = cliprange_value. Without c,
+    it is the squared error 0.5 * (V-R)^2. Source: the value clipping of the PPO reference
+    implementation, as in arXiv:2203.02155.
     """
     plain = (values - returns).square()
     if cliprange_value is None:
@@ -52,7 +54,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_va
 
 
 def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float | None) -> Tensor:
-    """1 on tokens [B, T] where the clipped error is the larger one, so that they give no gradient; else 0."""
+    """Return 1 on tokens [B, T] that value_loss clips, so that they have no gradient; else 0."""
     if cliprange_value is None:
         return torch.zeros_like(values)
     clipped = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
@@ -60,22 +62,23 @@ def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, cliprange
 
 
 def preference_loss(better: Tensor, worse: Tensor, margin: Tensor, confidence: Tensor) -> Tensor:
-    """Bradley-Terry loss per pair [P]: -c log sigmoid(d) - (1 - c) log sigmoid(-d), d = better - worse - margin.
+    """Return the Bradley-Terry loss per pair [P]: -c log sigmoid(d) - (1 - c) log sigmoid(-d).
 
-    better, worse: scores [P]; margin: [P], 0 without one (arXiv:2307.09288, section 3.2.2); confidence: [P], the
-    probability that the label is right: 1, or 1 - label smoothing (arXiv:2401.06080). With margin 0
-    and confidence 1: arXiv:2203.02155, eq. 1.
+    d = better - worse - margin, c = confidence. better, worse: scores [P]; margin: [P], 0 for no
+    margin (arXiv:2307.09288, section 3.2.2); confidence: [P], the probability that the label is
+    right: 1, or 1 - label smoothing (arXiv:2401.06080). With margin 0 and confidence 1, it is
+    arXiv:2203.02155, eq. 1.
     """
     difference = better - worse - margin
     return -confidence * logsigmoid(difference) - (1 - confidence) * logsigmoid(-difference)
 
 
 def centering_loss(better: Tensor, worse: Tensor) -> Tensor:
-    """Squared sum of a pair's scores [P], which pulls their mean to 0 (arXiv:2312.09244)."""
+    """Return a pair's squared sum of scores [P]: it pulls the mean to 0 (arXiv:2312.09244)."""
     return (better + worse).square()
 
 
 def preference_correct(better: Tensor, worse: Tensor) -> Tensor:
-    """1 where the better answer scores higher, 0 where lower, a half at a tie; [P]."""
+    """Return 1 if the better answer scores higher, 0 if lower, and 0.5 at a tie: [P]."""
     margin = better - worse
     return (margin > 0).float() + 0.5 * (margin == 0).float()

@@ -1,4 +1,4 @@
-"""Scores of mean 0 and deviation 1: baked into the weights of a bias-free linear head, or by running moments."""
+"""Scores of mean 0 and standard deviation 1, by running moments or in the weights of a head."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and spread of the scores seen so far, in float64, so that a checkpoint can keep them exactly."""
+    """Mean and spread of all scores so far, in float64, so that a checkpoint keeps them exactly."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0  # sum of squared distances from the mean
 
-    def joined(self, scores: Tensor) -> Moments:
-        """Return the moments of these and of more scores [B].
+    def updated(self, scores: Tensor) -> Moments:
+        """Return the moments after more scores [B].
 
-        Source: the parallel update of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
-        Computing Sample Variances" (1979).
+        Source: the parallel update of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise
+        Algorithm for Computing Sample Variances" (1979).
         """
         rows = scores.double()
         added, mean = len(rows), float(rows.mean())
@@ -33,22 +33,24 @@ class Moments:
         )
 
     def normalise(self, scores: Tensor) -> Tensor:
-        """Return scores [B] less the mean, divided by the deviation; only the former where all seen were alike."""
+        """Subtract the mean from scores [B] and divide by the deviation, if that is not 0."""
         deviation = (self.squares / max(1, self.count)) ** 0.5 or 1.0
         return ((scores.double() - self.mean) / deviation).to(scores.dtype)
 
 
 def normalised_head(weight: Tensor, hidden: Tensor, shrinkage: float = 1e-3) -> Tensor:
-    """Return head weights [d] whose scores over the calibration rows have mean 0 and deviation 1.
+    """Return head weights [d] whose scores on calibration rows have mean 0 and deviation 1.
 
-    weight: [d] of the trained head, without bias; hidden: [N, d], what the head reads on those rows.
+    weight: [d] of the trained head, which has no bias; hidden: [N, d], the inputs of the head on
+    those rows.
 
-    Dividing by the deviation is a change of scale; but to subtract the mean takes a bias, which transformers'
-    classifiers lack. In its place we subtract a multiple of the direction u with u.mean = 1 on which the hidden
-    states vary least, u = C^-1 mean / (mean^T C^-1 mean): its score is 1 on every row, nearly (exactly, where a
-    final LayerNorm with a bias makes some direction constant). C is the covariance plus `shrinkage` times its mean
-    diagonal. Mean and deviation come out exact; the order of two scores may change only where they differ by less
-    than the spread of u's score.
+    Dividing by the deviation only rescales. Subtracting the mean needs a bias, which transformers'
+    classifiers do not have. Instead, subtract a multiple of a direction u whose score is nearly 1 on
+    every row: of all directions with u.mean = 1, the one along which the hidden states vary least,
+    u = C^-1 mean / (mean^T C^-1 mean), where C is the covariance plus `shrinkage` times its mean
+    diagonal. Its score is exactly 1 if a final LayerNorm with a bias makes some direction constant.
+    The resulting mean and deviation are exact; two scores can change their order only if they differ
+    by less than the spread of u's score.
     """
     rows = hidden.double()
     mean = rows.mean(dim=0)

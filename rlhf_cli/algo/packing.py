@@ -1,7 +1,8 @@
-"""Texts as a tree: what several of them begin with is held once, and padding not at all.
+"""Packing: a common prefix of several texts is processed once, and padding is not processed at all.
 
-What a causal model says at a token follows from that token and those before it. So texts with the same beginning share
-the work on it, and gradients of all of them meet there: the same sums as reading each text whole.
+A causal model's output at a token depends only on that token and those before it. So texts can
+share the computation of a common prefix, and its gradients are the sums over these texts: the same
+sums as if each text were processed alone.
 """
 
 from __future__ import annotations
@@ -16,62 +17,62 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """B texts of at most L tokens, in which N tokens differ in themselves or in what stands before them."""
+    """B texts of at most L tokens, packed into N tokens that differ in their id or their past."""
 
     ids: Tensor  # [N]
     positions: Tensor  # [N] in their texts, from 0
-    places: Tensor  # [B, L] which of the N stands there; 0 on padding
-    first: Tensor  # [N] the flat place in [B, L] where each stands first
-    shared: Tensor  # [S] those of the N that stand in several texts, the most frequent first
-    copies: tuple[Tensor, ...]  # flat places of the second, third, ... copy of the first so many of `shared`
+    indices: Tensor  # [B, L] of the packed tokens; 0 on padding
+    first: Tensor  # [N] flat index in [B, L] of the first copy of each token
+    shared: Tensor  # [S] packed tokens that are in several texts, the most frequent ones first
+    copies: tuple[Tensor, ...]  # flat indices of the second, third, ... copy of `shared`, as far as tokens have one
 
     @staticmethod
     def of(texts: Sequence[tuple[int, ...]], device: torch.device) -> Packing:
-        """Find what texts, none of them empty, begin with alike."""
+        """Pack texts by their common prefixes; no text may be empty."""
         width = max(map(len, texts))
         ids: list[int] = []
         positions: list[int] = []
         first: list[int] = []
-        again: dict[int, list[int]] = {}
+        repeats: dict[int, list[int]] = {}
         rows = [[0] * width for _ in texts]
-        before: tuple[int, ...] = ()
+        previous: tuple[int, ...] = ()
         path: list[int] = []
-        for row in sorted(range(len(texts)), key=lambda place: texts[place]):
+        for row in sorted(range(len(texts)), key=lambda index: texts[index]):
             text = texts[row]
-            num_alike = num_common(text, before)
-            for column in range(num_alike):
-                again.setdefault(path[column], []).append(row * width + column)
-            path = path[:num_alike] + list(range(len(ids), len(ids) + len(text) - num_alike))
-            ids += text[num_alike:]
-            positions += range(num_alike, len(text))
-            first += range(row * width + num_alike, row * width + len(text))
+            prefix = common_prefix_length(text, previous)
+            for column in range(prefix):
+                repeats.setdefault(path[column], []).append(row * width + column)
+            path = path[:prefix] + list(range(len(ids), len(ids) + len(text) - prefix))
+            ids += text[prefix:]
+            positions += range(prefix, len(text))
+            first += range(row * width + prefix, row * width + len(text))
             rows[row][: len(text)] = path
-            before = text
-        shared = sorted(again, key=lambda token: -len(again[token]))
-        most = len(again[shared[0]]) if shared else 0
-        copies = ([again[token][turn] for token in shared if turn < len(again[token])] for turn in range(most))
+            previous = text
+        shared = sorted(repeats, key=lambda token: -len(repeats[token]))
+        most = len(repeats[shared[0]]) if shared else 0
+        copies = ([repeats[token][turn] for token in shared if turn < len(repeats[token])] for turn in range(most))
         return Packing(
-            ids=_places(ids, device),
-            positions=_places(positions, device),
-            places=_places(rows, device),
-            first=_places(first, device),
-            shared=_places(shared, device),
-            copies=tuple(_places(numbers, device) for numbers in copies),
+            ids=_long(ids, device),
+            positions=_long(positions, device),
+            indices=_long(rows, device),
+            first=_long(first, device),
+            shared=_long(shared, device),
+            copies=tuple(_long(numbers, device) for numbers in copies),
         )
 
-    def spread(self, packed: Tensor) -> Tensor:
-        """Put what belongs to each of the N tokens, [N, ...], where it stands in the texts: [B, L, ...]."""
-        spread: Tensor = _Spread.apply(packed, self)  # type: ignore[no-untyped-call]
-        return spread
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Copy values of the packed tokens [N, ...] to all texts: [B, L, ...]."""
+        unpacked: Tensor = _Unpack.apply(packed, self)  # type: ignore[no-untyped-call]
+        return unpacked
 
-    def pick(self, spread: Tensor) -> Tensor:
-        """Take from [B, L, ...] what stands where each of the N tokens stands first: [N, ...]."""
-        packed: Tensor = _Pick.apply(spread, self)  # type: ignore[no-untyped-call]
+    def pack(self, unpacked: Tensor) -> Tensor:
+        """Take values [B, L, ...] at the first copy of each packed token: [N, ...]."""
+        packed: Tensor = _Pack.apply(unpacked, self)  # type: ignore[no-untyped-call]
         return packed
 
 
-def num_common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Return how many tokens two texts begin with alike."""
+def common_prefix_length(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Return the number of tokens in the common prefix of two texts."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2
@@ -82,17 +83,17 @@ def num_common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     return low
 
 
-def _places(numbers: list[Any], device: torch.device) -> Tensor:
+def _long(numbers: list[Any], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.long).to(device)
 
 
-class _Spread(torch.autograd.Function):
-    """Gradients of all copies of a token are added in float32, in one order: torch's own sum varies on a GPU."""
+class _Unpack(torch.autograd.Function):
+    """Add up gradients of copies in float32 in a fixed order: torch's sum varies on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, packing: Packing) -> Tensor:
         ctx.packing = packing
-        return packed.index_select(0, packing.places.flatten()).view(*packing.places.shape, *packed.shape[1:])
+        return packed.index_select(0, packing.indices.flatten()).view(*packing.indices.shape, *packed.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -100,17 +101,17 @@ class _Spread(torch.autograd.Function):
         result = flat.index_select(0, packing.first)
         if packing.copies:
             sums = result.index_select(0, packing.shared).float()
-            for places in packing.copies:
-                sums[: len(places)] += flat.index_select(0, places)
+            for indices in packing.copies:
+                sums[: len(indices)] += flat.index_select(0, indices)
             result.index_copy_(0, packing.shared, sums.to(result.dtype))
         return result, None
 
 
-class _Pick(torch.autograd.Function):
+class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spread: Tensor, packing: Packing) -> Tensor:
-        ctx.packing, ctx.shape = packing, spread.shape
-        return spread.flatten(0, 1).index_select(0, packing.first)
+    def forward(ctx: Any, unpacked: Tensor, packing: Packing) -> Tensor:
+        ctx.packing, ctx.shape = packing, unpacked.shape
+        return unpacked.flatten(0, 1).index_select(0, packing.first)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -1,11 +1,11 @@
-"""Drawing tokens by inverse transform: one uniform number a token, so that a draw does not depend on its batch."""
+"""Inverse-transform sampling: with a number per token, a draw does not depend on its batch."""
 
 import torch
 from torch import Tensor
 
 
 def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probability reaches top_p, renormalised; probs: [B, V]."""
+    """Keep the fewest most likely tokens of probs [B, V] that reach top_p, and renormalise."""
     if top_p >= 1:
         return probs
     ordered, order = probs.sort(dim=-1, descending=True)
@@ -15,9 +15,10 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Return one token id a row [B], distributed as softmax(logits / temperature) within top_p.
+    """Return a token id per row [B], distributed as softmax(logits / temperature) within top_p.
 
-    logits: [B, V]; uniforms: [B], each in [0, 1): the token is the first whose cumulated probability exceeds it.
+    logits: [B, V]; uniforms: [B] in [0, 1). The token is the first whose cumulative probability
+    exceeds the uniform number.
     """
     probs = top_p_filter(torch.softmax(logits.float() / temperature, dim=-1), top_p)
     cumulated = probs.cumsum(dim=-1, dtype=torch.float64)
@@ -26,10 +27,11 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> 
 
 
 def distance_from_slice(logits: Tensor, tokens: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """Return how far each uniform number lies outside the slice of probability of its token [T]; 0 inside.
+    """Return how far each uniform number is outside its token's slice of the probability: [T].
 
-    logits: [T, V]; tokens, uniforms: [T]. Where `draw` picked the token from these very logits, with top_p 1, it is 0
-    up to rounding. Rows are taken one by one, so that no float64 copy of the whole [T, V] is held.
+    logits: [T, V]; tokens, uniforms: [T]. Inside, it is 0, so also (up to rounding) if `draw` drew
+    the token from the same logits with top_p 1. Rows are handled one at a time, so that no float64
+    copy of [T, V] is held.
     """
     distances = []
     for row, token, number in zip(logits, tokens.tolist(), uniforms.tolist(), strict=True):

@@ -1,21 +1,21 @@
-"""The course of a learning rate: pure functions of the update's number, so that a resumed run needs no state."""
+"""Learning-rate schedules: pure functions of the update's number, so that nothing is saved."""
 
 import math
 
 
 def warmup_factor(update: int, num_warmup: int) -> float:
-    """Rise linearly to 1, which update num_warmup - 1 is the first to have; updates count from 0."""
+    """Rise linearly to 1, first reached at update num_warmup - 1; updates count from 0."""
     return 1.0 if update >= num_warmup else (update + 1) / num_warmup
 
 
 def decay_progress(update: int, num_updates: int, num_warmup: int) -> float:
-    """Share of the decay that is done at an update: 0 up to the end of the warm-up, 1 at the last update."""
+    """Return the share of the decay done: 0 until the end of the warm-up, 1 at the last update."""
     peak = max(num_warmup - 1, 0)
     return 0.0 if update <= peak else (update - peak) / (num_updates - 1 - peak)
 
 
 def linear_factor(progress: float, floor: float) -> float:
-    """Fall in a straight line from 1 to `floor`."""
+    """Fall linearly from 1 to `floor`."""
     return 1 - (1 - floor) * progress
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.algo.masking import length_mask
-from rlhf_cli.algo.packing import Packing, num_common
+from rlhf_cli.algo.packing import Packing, common_prefix_length
 
 Item = TypeVar("Item")
 
@@ -160,7 +160,7 @@ class PackedSize:
         for text in other.texts:
             index = bisect(texts, text)
             neighbours = texts[max(0, index - 1) : index + 1]  # no other text shares a longer prefix
-            num_tokens += len(text) - max((num_common(text, one) for one in neighbours), default=0)
+            num_tokens += len(text) - max((common_prefix_length(text, one) for one in neighbours), default=0)
             texts.insert(index, text)
         return PackedSize(tuple(texts), num_tokens)
 

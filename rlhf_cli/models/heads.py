@@ -30,7 +30,7 @@ class ResponseLM(nn.Module):
         the logits. packing: of the same sequences, for a model that reads packed sequences.
         """
         if packing is not None and reads_packed(self.model):
-            places = packing.places[rows, columns]
+            places = packing.indices[rows, columns]
             with self._logits_at(torch.zeros_like(places), places):
                 logits: Tensor = packed_pass(self.model, packing).logits
         else:
@@ -91,7 +91,7 @@ class TokenScorer(nn.Module):
         backbone = self.model.base_model
         if packing is not None and reads_packed(self.model):
             packed: Tensor = packed_pass(backbone, packing).last_hidden_state.squeeze(0)
-            return packing.spread(self.model.score(packed)).squeeze(-1), packing.spread(packed)
+            return packing.unpack(self.model.score(packed)).squeeze(-1), packing.unpack(packed)
         hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.score(hidden).squeeze(-1), hidden
 

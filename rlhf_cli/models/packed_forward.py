@@ -45,9 +45,9 @@ def _attention(
     packed.num_unpacked += 1
     options.pop("position_ids", None)  # of the N tokens
     packing = packed.packing
-    spread = (packing.spread(one.squeeze(0).transpose(0, 1)).transpose(1, 2) for one in (query, key, value))
+    spread = (packing.unpack(one.squeeze(0).transpose(0, 1)).transpose(1, 2) for one in (query, key, value))
     output, _ = base(module, *spread, None, **options)
-    return packing.pick(output)[None], None
+    return packing.pack(output)[None], None
 
 
 def use_packing(model: PreTrainedModel) -> None:

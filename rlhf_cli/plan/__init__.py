@@ -1,1 +1,1 @@
-"""What a run will take, worked out before it is started: memory, disk, and the arithmetic of its batches."""
+"""Estimates of a run before it starts: memory, disk space and the arithmetic of its batches."""

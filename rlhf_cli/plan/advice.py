@@ -1,4 +1,4 @@
-"""Find options that make a run fit, or that use free memory to make it faster, by planning the run with each."""
+"""Find options that make a run fit or make it faster, by planning the run with each."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _REWARD_SWITCHES = (_Switch("train.gather", False, _LAYER_BY_LAYER, 0.4, "one ga
 
 
 def to_fit(config: Config, num_ranks: int, fits: Fits) -> list[Suggestion]:
-    """Return each single change that makes a run fit, the cheapest first; if there is none, one combination."""
+    """Return the single changes that make a run fit, cheapest first; else one combination."""
     options = _savings(config, num_ranks)
     single = (
         next(filter(None, (_try(config, (change,), num_ranks, fits) for change in changes)), None)
@@ -98,7 +98,7 @@ def to_fit(config: Config, num_ranks: int, fits: Fits) -> list[Suggestion]:
     combinations = (tuple(filter(None, choice)) for choice in itertools.product(*([None, *some] for some in options)))
     ordered = sorted((one for one in combinations if len(one) > 1), key=lambda one: sum(change.cost for change in one))
     strongest = [changes[-1] for changes in options]
-    # last resort: all options at their strongest, except one of them, because some exclude each other
+    # last resort: the strongest change of all options but one, because some exclude each other
     last = (tuple(change for change in strongest if change is not left_out) for left_out in reversed(strongest))
     tried = (_try(config, changes, num_ranks, fits) for changes in (*ordered[:_MOST_TRIED], *last))
     return list(itertools.islice(filter(None, tried), 1))
@@ -116,7 +116,7 @@ def to_speed_up(config: Config, num_ranks: int, fits: Fits) -> list[Suggestion]:
 
 
 def savings(config: Config, num_ranks: int, plan: Callable[[Config], MemoryMap]) -> list[tuple[Change, int]]:
-    """Return the mildest change of each option that saves memory, with the bytes per GPU that it saves in a step.
+    """Return the mildest change of each option, with the bytes per GPU that it saves in a step.
 
     The largest savings come first; options that save nothing are left out.
     """
@@ -151,7 +151,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _savings(config: Config, num_ranks: int) -> list[list[Change]]:
-    """Return the changes of each option that saves memory, from the mildest to the strongest."""
+    """Return the changes of each option that saves memory, mildest first."""
     is_ppo, zero = isinstance(config, TrainPPOConfig), ZeroSettings.of(config.deepspeed)
     found = [_halved(config, "ppo" if is_ppo else "train", num_ranks, "updates take a few percent longer", 0.03)]
     for switch in _switches(config):
@@ -183,7 +183,7 @@ def _savings(config: Config, num_ranks: int) -> list[list[Change]]:
 
 
 def _speedups(config: Config, num_ranks: int) -> Iterator[list[Change]]:
-    """Return the changes of each option that trades memory for speed, from the mildest to the strongest."""
+    """Return the changes of each option that makes a run faster, mildest first."""
     is_ppo = isinstance(config, TrainPPOConfig)
     yield _doubled(config, "ppo" if is_ppo else "train", num_ranks, "larger matrix products")
     if is_ppo:
@@ -195,7 +195,7 @@ def _speedups(config: Config, num_ranks: int) -> Iterator[list[Change]]:
 
 
 def _micro_batch(config: Config, section: str, num_ranks: int) -> tuple[str, int, int]:
-    """Return the option that sets a section's micro-batch, its value, and the largest value that makes a difference."""
+    """Return the key of a section's micro-batch, its value, and the largest value of any use."""
     options: Any = getattr(config, section)
     if options.micro_batch_tokens is not None:
         return f"{section}.micro_batch_tokens", options.micro_batch_tokens, 16 * options.micro_batch_tokens

@@ -1,4 +1,4 @@
-"""The models of a run, built on the meta device from their transformers configs: shapes without weights."""
+"""The models of a run, built on the meta device: shapes without weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Architecture:
 
     @staticmethod
     def of(model: ModelConfig, key: str, scores: bool) -> Architecture:
-        """Return the architecture of a model; key: its config section. Attention counts as fused unless it is eager."""
+        """Return a model's architecture; key: its section. All but eager attention is fused."""
         source = repr((model.path, model.from_config, model.tokenizer, model.revision, model.trust_remote_code))
         if source not in _CONFIGS:
             _CONFIGS[source] = load_config(model, key)
@@ -90,7 +90,7 @@ def meta_model(architecture: Architecture, num_layers: int) -> nn.Module:
 
 @lru_cache(maxsize=64)
 def parameter_sizes(architecture: Architecture) -> tuple[int, ...]:
-    """Return the number of elements of each parameter of the full model; tied parameters count once."""
+    """Return the elements of each parameter of the full model; tied parameters count once."""
     model = meta_model(architecture, architecture.num_layers)
     return tuple(parameter.numel() for parameter in model.parameters())
 

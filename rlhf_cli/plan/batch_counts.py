@@ -1,4 +1,4 @@
-"""The arithmetic of batches: prompts, micro-batches and updates per step, and their totals over the run."""
+"""The arithmetic of batches: prompts, micro-batches and updates, per step and per run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class BatchCounts:
 def batch_counts(config: TrainPPOConfig | TrainRMConfig, num_ranks: int, num_steps: int | None = None) -> BatchCounts:
     """Work out the batches of a run.
 
-    num_steps: of a reward-model run, once its data are known. Raises InputError, with the arithmetic, if a batch cannot
-    be divided among the ranks.
+    num_steps: of a reward-model run, once its data are known. Raises InputError, with the
+    arithmetic, if a batch cannot be divided among the ranks.
     """
     config.check_ranks(num_ranks)
     if isinstance(config, TrainPPOConfig):
@@ -92,7 +92,7 @@ def _reward_counts(config: TrainRMConfig, num_ranks: int, num_steps: int | None)
 
 
 def _micro_batches(rank_size: int, rows: int, budget: int | None, longest: int, what: str) -> tuple[int, str]:
-    """Count a rank's micro-batches of full-length rows, and describe them; budget: of tokens, instead of `rows`."""
+    """Count and describe a rank's micro-batches of full-length rows; budget: of tokens."""
     if budget is not None:
         rows = max(1, budget // longest)
     rows = min(rows, rank_size)

@@ -1,8 +1,8 @@
 """What the engines hold of a model: plain PyTorch or DeepSpeed ZeRO-3.
 
 The ZeRO-3 figures follow deepspeed/runtime/zero/stage3.py (0.19.8): `_create_fp32_partitions`,
-`initialize_optimizer_states`, `_setup_for_real_optimizer`, `_prepare_fp32_grad_for_sub_group`; those of
-the collectives follow runtime/comm/coalesced_collectives.py. docs/memory.md explains them.
+`initialize_optimizer_states`, `_setup_for_real_optimizer`, `_prepare_fp32_grad_for_sub_group`;
+those of the collectives follow runtime/comm/coalesced_collectives.py. docs/memory.md explains them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Sharding:
-    """How weights are distributed: sharded over the ranks by ZeRO-3, or complete in plain PyTorch."""
+    """How weights are distributed: sharded by ZeRO-3, or complete in plain PyTorch."""
 
     ranks: int
     zero: ZeroSettings
@@ -104,8 +104,8 @@ class EngineMemory:
 
     def _states(self) -> list[Item]:
         items = []
-        # ZeRO-3 copies weights of the optimizer's own type too: it compares a torch.device with a string, which are
-        # never equal (0.19.8, `_create_fp32_partitions`).
+        # ZeRO-3 copies weights of the optimizer's own type too: it compares a torch.device with a
+        # string, which are never equal (0.19.8, `_create_fp32_partitions`).
         if self.sharding.uses_zero or self._state_bytes != self._weight_bytes:
             items.append(self._item("master weights", self.shard * self._state_bytes))
         items.append(self._item("optimizer states", len(MOMENTS) * self.shard * self._state_bytes))
@@ -116,7 +116,7 @@ class EngineMemory:
         return items
 
     def gathered(self, hold: bool) -> list[Item]:
-        """Return what else is on the device while the model runs: its full weights (hold), or those of some layers."""
+        """Return the weights gathered while the model runs: all (hold) or those of some layers."""
         zero = self.sharding.zero
         is_copied = zero.offload_param and self.sharding.on_gpu
         if not self.sharding.uses_zero or (self.sharding.ranks == 1 and not is_copied):
@@ -128,17 +128,17 @@ class EngineMemory:
         return [self._item("gathered layers", live * self._weight_bytes)]
 
     def gradients(self, num_passes: int) -> list[Item]:
-        """Return plain PyTorch's gradients after this number of micro-batches; ZeRO-3's are resident."""
+        """Return plain PyTorch's gradients after some micro-batches; ZeRO-3's are resident."""
         if self.sharding.uses_zero or num_passes == 0:
             return []
         return [self._item("gradients", self.weights * self._summed_bytes(num_passes))]
 
     def _summed_bytes(self, num_passes: int) -> int:
-        """Bytes of an element of plain PyTorch's gradients after this number of micro-batches."""
+        """Bytes of an element of plain PyTorch's gradients after some micro-batches."""
         return self._weight_bytes if num_passes == 1 else _FLOAT32
 
     def layer_gradients(self) -> list[Item]:
-        """Return the gradients of a full layer, which ZeRO-3 keeps until the backward pass leaves the layer."""
+        """Return a full layer's gradients, which ZeRO-3 keeps until backward leaves the layer."""
         if not self.sharding.uses_zero:
             return []
         return [self._item("gradients of a layer", layer_size(self.architecture) * self._weight_bytes)]
@@ -151,9 +151,10 @@ class EngineMemory:
         return [self._item("gradients being reduced", elements * self._weight_bytes)]
 
     def step(self, num_passes: int) -> list[Item]:
-        """Return what the optimizer's step needs for a moment: gradients in the type of the updated weights.
+        """Return what the optimizer step needs for a moment: gradients in the type of the masters.
 
-        num_passes: micro-batches of the update. Plain PyTorch frees each gradient once it is converted.
+        num_passes: micro-batches of the update. Plain PyTorch frees each gradient once it is
+        converted.
         """
         if self.sharding.uses_zero:
             if self.sharding.zero.offload_optimizer:
@@ -168,7 +169,7 @@ class EngineMemory:
         return [self._item("gradients for the optimizer", max(group, one))]
 
     def start(self) -> list[Item]:
-        """Return what is on the device while the engine starts: for a moment, ZeRO-3 copies some master weights."""
+        """Return what is on the device while the engine starts; ZeRO-3 then copies some masters."""
         if not self.sharding.uses_zero:
             return [self._weights()]
         items = [item for item in self.resident() if item.what in ("weights", "master weights")]

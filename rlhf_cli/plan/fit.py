@@ -34,7 +34,7 @@ class Fit:
 
     @cached_property
     def peak(self) -> Peak:
-        """The peak that decides: on a GPU, with its context, or in host memory if there is no GPU."""
+        """The peak that decides: on a GPU with its context, or in host memory without a GPU."""
         if not self.memory.topology.on_gpu:
             return self.memory.host_peak()
         return replace(self.memory.device_peak(), bytes=self.memory.gpu_bytes())
@@ -111,8 +111,8 @@ def memory_map(
 ) -> MemoryMap:
     """Return the memory map of a run.
 
-    lengths: of the data, by default what the options allow; num_steps: of a reward-model run, once its
-    data are known. Raises InputError if the shape of a model cannot be found.
+    lengths: of the data, by default what the options allow; num_steps: of a reward-model run, once
+    its data are known. Raises InputError if the shape of a model cannot be found.
     """
     lengths = lengths or Lengths.allowed(config)
     if isinstance(config, TrainPPOConfig):
@@ -131,10 +131,10 @@ def fit(
 def check_launch(
     config: Config, topology: Topology, folder: Path, lengths: Lengths, num_steps: int | None = None
 ) -> tuple[list[str], list[str], Fit | None]:
-    """Plan a run on this machine before its models are loaded; return lines to show, warnings, and the plan.
+    """Plan a run on this machine before it loads models; return lines, warnings and the plan.
 
-    Raises InputError if the run does not fit and plan.on_misfit is error. A model that cannot be planned
-    does not stop the run.
+    Raises InputError if the run does not fit and plan.on_misfit is error. A model that cannot be
+    planned does not stop the run.
     """
     lines = list(batch_counts(config, topology.num_ranks, num_steps).lines)
     if config.plan.on_misfit is Misfit.ignore:
@@ -154,7 +154,7 @@ def check_launch(
 
 
 def _this_machine(folder: Path) -> Machine:
-    """Measure this machine; disk space of a resumed run's checkpoints counts as free, because new ones replace them."""
+    """Measure this machine; a resumed run's checkpoints count as free: new ones replace them."""
     machine, checkpoints = Machine.here(folder), folder / "checkpoints"
     if machine.disk is None or not checkpoints.is_dir():
         return machine

@@ -17,8 +17,9 @@ Kind = Callable[[Tensor], str | None]
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own is
     """While this mode is active, count every storage that an operation creates until it is freed.
 
-    Older storages count only after `add`. A view counts as its base, once. Memory that a kernel uses within one
-    operation is not seen. kind: returns the kind of a new tensor, under which it is counted, or None to ignore it.
+    Older storages count only after `add`. A view counts as its base, once. Memory that a kernel
+    uses within one operation is not seen. kind: returns the kind of a new tensor, under which it is
+    counted, or None to ignore it.
     """
 
     def __init__(self, kind: Kind = lambda _: "") -> None:
@@ -70,7 +71,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
 
 def _owner(tensor: Tensor) -> Any:
-    """Return the object that lives as long as a tensor's bytes; an oneDNN tensor hides its storage."""
+    """Return what lives as long as a tensor's bytes; oneDNN tensors hide their storage."""
     return tensor if tensor.is_mkldnn else tensor.untyped_storage()
 
 

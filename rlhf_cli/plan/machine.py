@@ -23,7 +23,7 @@ class Machine:
 
     @staticmethod
     def here(folder: Path) -> Machine:
-        """Measure this machine: the full memory of its smallest GPU, and the host memory that is available."""
+        """Measure this machine: all memory of its smallest GPU, and the available host memory."""
         gpu = None
         if torch.cuda.is_available():
             devices = range(torch.cuda.device_count())
@@ -32,7 +32,7 @@ class Machine:
         return Machine(gpu, _host_memory(), free_bytes(folder), free_bytes(shared) if shared.is_dir() else None)
 
     def planned(self, plan: PlanConfig) -> Machine:
-        """Return the machine that the plan's options describe, or this one if they describe none."""
+        """Return the machine that the options describe, or this one if they describe none."""
         if plan.gpu_memory is None and plan.host_memory is None:
             return self
         gpu = self.gpu if plan.gpu_memory is None else num_bytes(plan.gpu_memory, "plan.gpu_memory")
@@ -40,7 +40,7 @@ class Machine:
 
 
 def _host_memory() -> int | None:
-    """Return the bytes that processes can still allocate, by the kernel's count and by the control group's limit."""
+    """Return the bytes that processes can still allocate, by the kernel and the control group."""
     return min((size for size in (_available(), _left_in_group()) if size is not None), default=None)
 
 

@@ -91,7 +91,7 @@ class MemoryMap:
         return self.device_peak(phase).bytes + self.context
 
     def host_peak(self) -> Peak:
-        """Return when the host memory of one machine is fullest; this counts all its ranks and their libraries."""
+        """Return when the host memory of a machine, with the libraries of all ranks, is fullest."""
         ranks = self.topology.ranks_per_node
         moments = ((moment, self._host_items(moment)) for moment in self.moments)
         return _peak(
@@ -104,7 +104,7 @@ class MemoryMap:
         )
 
     def rank_peak(self) -> int:
-        """Return the most bytes that the process of rank 0 holds in host memory, including its libraries."""
+        """Return the most bytes that rank 0's process holds in host memory, with its libraries."""
         return LIBRARIES + max(total((*self._host_items(moment), *moment.host_of_rank_0)) for moment in self.moments)
 
     def _host_items(self, moment: Moment) -> tuple[Item, ...]:

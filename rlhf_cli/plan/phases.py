@@ -64,20 +64,21 @@ class RunMemory:
         return -(-batch_size // self.topology.num_ranks)
 
     def moment(self, phase: str, name: str, *items: Item) -> Moment:
-        """Return a moment with these items on the device, in addition to what always stays there."""
+        """Return a moment with these items on the device, besides what always stays there."""
         resident = (item for engine in self.engines for item in engine.resident())
         host = (item for engine in self.engines for item in engine.on_host())
         return Moment(phase, name, (*resident, *items), tuple(host))
 
     def map(self, moments: Iterable[Moment], num_checkpoints: int) -> MemoryMap:
-        """Return the map of a run with these moments; num_checkpoints: most that are on disk at once."""
+        """Return the map of these moments; num_checkpoints: most that are on disk at once."""
         saved, exported = (sum(getattr(engine, name) for engine in self.trained) for name in ("saved", "exported"))
         return MemoryMap(tuple(moments), self.topology, self.context, saved, num_checkpoints, exported)
 
     def loading(self, num_together: int) -> Iterator[Moment]:
-        """Load the models: each goes in full to host memory, then in full to the device, and is sharded there.
+        """Load each model in full to host memory, move it to the device, and shard it there.
 
-        num_together: the first engines, all of which are in host memory before the first one is moved.
+        num_together: the first engines, all of which are in host memory before the first one is
+        moved.
         """
         device: list[Item] = []
         host: list[Item] = []
@@ -92,7 +93,7 @@ class RunMemory:
             if engine.optim is not None:
                 started = (*device, *engine.start())
                 yield Moment("load", f"{engine.role} engine started", started, (*host, *waiting))
-            # under ZeRO-3 the first update makes the optimizer states: no full model is on the device by then
+            # ZeRO-3 creates the optimizer states in the first update, when no full model is left
             later = ("optimizer states",) if engine.sharding.uses_zero else ()
             device += [item for item in engine.resident() if item.what not in later]
             host += [item for item in engine.on_host() if item.what not in later]
@@ -101,10 +102,10 @@ class RunMemory:
         yield Moment("load", "matrix products timed", (*device, matrices), tuple(host))
 
     def updating(self, engine: EngineMemory, passes: list[Passes], gather: bool, num_passes: int) -> Iterator[Moment]:
-        """Return the fullest moment of a forward and backward pass for each kind of micro-batch, and the update itself.
+        """Return the fullest moment of each kind of micro-batch's passes, and the optimizer step.
 
-        num_passes: micro-batches per update. The last is the fullest: earlier ones have left their gradients, and its
-        own gradients grow while its activations shrink.
+        num_passes: micro-batches per update. The last is the fullest: earlier ones have left their
+        gradients, and its own gradients grow while its activations shrink.
         """
         before, sums = engine.gradients(num_passes - 1), engine.gradients(num_passes)
         grown = (total(sums) - total(before)) * _head_size(engine) // engine.weights
@@ -128,7 +129,7 @@ class RunMemory:
         yield self.moment("update", f"{engine.role}, optimizer", *sums, *engine.step(num_passes))
 
     def saving(self) -> Iterator[Moment]:
-        """Write a checkpoint, file by file (from a GPU, each file is copied twice), and export the models on rank 0."""
+        """Write a checkpoint, file by file (twice copied from a GPU), and export on rank 0."""
         size = min(FILE_BYTES, sum(engine.saved for engine in self.trained) // self.topology.num_ranks)
         written = Item("", "a checkpoint file", size * (1 + self.topology.on_gpu))
         moment = self.moment("save", "checkpoint")
@@ -144,7 +145,7 @@ def items_of(engine: EngineMemory, held: Held, suffix: str = "") -> list[Item]:
 
 
 def reordered_weights(policy: EngineMemory) -> list[Item]:
-    """Return the copy of the linear layers' weights that decoding makes on some CPUs: models/kernels.py."""
+    """Return the copy of linear weights that decoding makes on some CPUs: models/kernels.py."""
     if not decoding_copies_weights(policy.architecture.dtype):
         return []
     module = meta_model(policy.architecture, policy.architecture.num_layers)
@@ -162,7 +163,7 @@ def _between(start: Held, end: Held, share: float) -> Held:
 
 
 def _head_size(engine: EngineMemory) -> int:
-    """Return the elements of an untied language-model head, whose gradient is finished first; 0 without one."""
+    """Return the elements of an untied language-model head, whose gradient is finished first."""
     module = meta_model(engine.architecture, 1)
     if not isinstance(module, ResponseLM):
         return 0

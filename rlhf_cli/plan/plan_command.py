@@ -1,4 +1,4 @@
-"""`rlhf plan`: show the memory plan of a run as a drawing, as a table of several runs, or as JSON."""
+"""`rlhf plan`: show a run's memory plan as a drawing, a table of several runs, or JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ rollout.max_new_tokens, data.max_tokens). Exit code 0: the run fits; 7: it does 
   --json                print everything as JSON, in bytes
 """
 _MORE_GPUS = (1, 2, 4, 8, 16, 32, 64)
-# Llama shapes: hidden size, layers, attention heads, key-value heads, MLP size, vocabulary, whether the head is tied
+# Llama shapes: hidden size, layers, heads, key-value heads, MLP size, vocabulary, tied head
 _SHAPES = {
     "0.1B": (576, 30, 9, 3, 1536, 49152, True),
     "0.4B": (960, 32, 15, 5, 2560, 49152, False),
@@ -181,7 +181,7 @@ def _summary(config: Config, planned: Fit) -> list[str]:
 
 
 def _update_activations(config: Config, topology: Topology) -> list[int]:
-    """Return the most bytes that activations and logits of an update need, without and with gradient checkpointing."""
+    """Return the most bytes of an update's activations, without and with checkpointing."""
     found = []
     for checkpointing in (False, True):
         changed = replace(config, model=replace(config.model, gradient_checkpointing=checkpointing))
@@ -216,7 +216,7 @@ def _advice_lines(config: Config, planned: Fit, suggestions: list[Suggestion]) -
 def _compare(
     label: str, names: Iterable[str], configure: Callable[[str], Config], as_json: bool, shown: Console
 ) -> list[str]:
-    """Plan a run for each name, show all as a table or as JSON, and return the names of those that fit."""
+    """Plan a run for each name, show all as a table or JSON, and return the names that fit."""
     table = Table(box=None, pad_edge=False)
     for column in (label, "peak per rank", "in", "host", "disk", "verdict"):
         table.add_column(column, justify="left" if column in ("in", "verdict") else "right", no_wrap=True)

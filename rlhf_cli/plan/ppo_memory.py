@@ -61,7 +61,7 @@ class PPOMemory(RunMemory):
         return self.map(moments, self.config.checkpoint.most_kept(self.config.ppo.num_steps))
 
     def _micro_batches(self, rows: int, size: int, tokens: int | None) -> list[Texts]:
-        """Return the micro-batches that may hold the most: the longest texts or, with a token budget, the shortest."""
+        """Return micro-batches that may be the fullest: with a budget, also one of short texts."""
         new, longest = self.config.rollout.max_new_tokens, self.lengths.longest_prompt
         if tokens is None:
             return [Texts(min(size, rows), longest, new)]
@@ -114,7 +114,7 @@ class PPOMemory(RunMemory):
         return is_one_pass and ppo.may_reuse_forward(weights_are_whole=not self.policy.sharding.uses_zero)
 
     def _source_texts(self, engine: EngineMemory, rows: int) -> Texts:
-        """Return a micro-batch of a model with its own tokenizer: the same lengths, cut to its positions."""
+        """Return a micro-batch for a model with its own tokenizer, cut to its positions."""
         prompt, new = self.lengths.longest_prompt, self.config.rollout.max_new_tokens
         most = getattr(engine.architecture.config, "max_position_embeddings", None) or prompt + new
         return Texts(rows, max(1, min(prompt, most - new)), min(new, most - 1))

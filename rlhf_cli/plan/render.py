@@ -33,7 +33,7 @@ _COLUMNS = {
 
 
 def bars(memory: MemoryMap, limit: int | None, width: int) -> Text:
-    """Draw a bar for the peak of each phase: a segment for each model, and a line at the limit in bytes."""
+    """Draw the peak of each phase as a bar: a segment per model, and a line at the limit."""
     most = max(memory.gpu_bytes(), limit or 0)
     columns = max(20, width - 28)
     drawing = Text()

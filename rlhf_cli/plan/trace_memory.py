@@ -1,9 +1,10 @@
 """What a forward or backward pass holds, found by running the model's own code on meta tensors.
 
-Nothing is computed and no weights exist: only shapes pass through the layers, and every live storage is
-counted. Two models of few layers are run and the rest is extrapolated, because memory grows by the same
-amount with each layer. So the figures follow the code that trains (packing, chunked log-probabilities,
-recomputation), for any transformers architecture that runs on meta tensors.
+Nothing is computed and no weights exist: only shapes pass through the layers, and every live
+storage is counted. Two models of few layers are run and the rest is extrapolated, because memory
+grows by the same amount with each layer. So the figures follow the code that trains (packing,
+chunked log-probabilities, recomputation), for any transformers architecture that runs on meta
+tensors.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Run = Callable[[nn.Module, LiveTensors], Traces]
 
 @dataclass(frozen=True)
 class Passes:
-    """The most that is alive in each part of a pass with gradients, without finished gradients of weights."""
+    """The most that is alive in each part of a pass, without finished gradients of weights."""
 
     head: Held  # the forward pass, and the backward pass through the head to the last hidden states
     layers: Held  # the backward pass through the layers
@@ -51,7 +52,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Texts:
-    """A micro-batch: rows of a prompt and a response, all of the same lengths, without common beginnings."""
+    """A micro-batch: rows of a prompt and a response of equal lengths, without common prefixes."""
 
     rows: int
     prompt: int
@@ -88,7 +89,7 @@ def training(architecture: Architecture, texts: Texts) -> Passes:
             live.reset_peak()
 
         def finish_at_gradient(tensor: Tensor, part: str) -> None:
-            """Finish a part once the backward pass knows the gradient of a tensor: what follows the tensor is done."""
+            """Finish a part when the gradient of a tensor is known: all later layers are done."""
             if tensor.requires_grad:
                 tensor.register_hook(lambda _: finish(part))  # type: ignore[no-untyped-call]
 
@@ -115,7 +116,7 @@ def training(architecture: Architecture, texts: Texts) -> Passes:
 
 @lru_cache(maxsize=1024)
 def decoding(architecture: Architecture, texts: Texts, top_p: float) -> Held:
-    """Return the most that sampling holds: the KV cache, and the pass over the prompts or a decoding step."""
+    """Return the most that sampling holds: the KV cache, and the prompts or a decoding step."""
 
     def run(module: nn.Module, live: LiveTensors) -> Traces:
         assert isinstance(module, ResponseLM)
@@ -136,7 +137,7 @@ def decoding(architecture: Architecture, texts: Texts, top_p: float) -> Held:
 
 
 def _output(architecture: Architecture, module: nn.Module, texts: Texts) -> Tensor:
-    """Run the forward pass; return the response tokens' log-probabilities plus entropies [N], or scores [B, L]."""
+    """Return log-probabilities plus entropies of response tokens [N], or scores [B, L]."""
     ids = torch.zeros((texts.rows, texts.length), dtype=torch.long, device=_META)
     packing = _packing(texts)
     if architecture.scores:
@@ -151,8 +152,8 @@ def _output(architecture: Architecture, module: nn.Module, texts: Texts) -> Tens
 def _packing(texts: Texts) -> Packing:
     """Return the packing of rows without common beginnings, on meta tensors."""
     ids, empty = (torch.empty(count, dtype=torch.long, device=_META) for count in (texts.rows * texts.length, 0))
-    places = torch.empty((texts.rows, texts.length), dtype=torch.long, device=_META)
-    return Packing(ids=ids, positions=ids, places=places, first=ids, shared=empty, copies=())
+    indices = torch.empty((texts.rows, texts.length), dtype=torch.long, device=_META)
+    return Packing(ids=ids, positions=ids, indices=indices, first=ids, shared=empty, copies=())
 
 
 def _drop_gradient(parameter: Tensor) -> None:
@@ -160,7 +161,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def _extrapolated(architecture: Architecture, run: Run, cache_length: int | None = None) -> Callable[[int], Traces]:
-    """Run the model at two depths; return a function of the number of layers that extrapolates what it holds."""
+    """Run the model at two depths; return a function that extrapolates to any number of layers."""
     depths = _DEPTHS if architecture.num_layers >= max(_DEPTHS) else (1, 2)
     low, high = (_traced(architecture, run, num_layers, cache_length) for num_layers in depths)
 
@@ -192,7 +193,7 @@ def _traced(architecture: Architecture, run: Run, num_layers: int, cache_length:
 
 
 class _MetaTensors(LiveTensors):  # type: ignore[no-untyped-call]
-    """Answer True if the model asks for a tensor's content, for example whether nothing is padded."""
+    """Answer True if the model reads a tensor's content, such as whether nothing is padded."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default:
@@ -201,9 +202,10 @@ class _MetaTensors(LiveTensors):  # type: ignore[no-untyped-call]
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Attention that keeps what fused kernels keep: queries, keys, values, output, and a number per query and head.
+    """Attention that keeps what fused kernels keep.
 
-    Nothing of [L, L] is held. Source: arXiv:2205.14135, section 3.1.
+    That is queries, keys, values, the output, and a number per query and head. Nothing of [L, L] is
+    held. Source: arXiv:2205.14135, section 3.1.
     """
 
     @staticmethod
@@ -225,9 +227,10 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Replace attention, for which torch has no fused kernel on meta tensors, and skip repeated chunks.
+    """Replace attention and skip repeated chunks.
 
-    All chunks of logits in which log-probabilities are computed hold the same as the second one.
+    torch has no fused attention on meta tensors. All chunks of logits in which log-probabilities
+    are computed hold the same as the second one.
     """
     attention, chunks = nn.functional.scaled_dot_product_attention, logprobs._chunks
     nn.functional.scaled_dot_product_attention = _fused_attention

@@ -31,7 +31,7 @@ class WeightedSum:
         for source, column in zip(self.sources, scores.T, strict=True):
             previous = moments.get(source.name, Moments())
             if source.normalise is Normalise.running or (source.normalise is Normalise.fixed and not previous.squares):
-                updated[source.name] = previous.joined(column)
+                updated[source.name] = previous.updated(column)
             elif source.normalise is Normalise.fixed:
                 updated[source.name] = previous
         return updated

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_cli.algo.packing import num_common
+from rlhf_cli.algo.packing import common_prefix_length
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.objectives import ValueInit
 from rlhf_cli.config.schema import TrainPPOConfig
@@ -129,7 +129,7 @@ def _lengths(prompts: Splits[Prompt], texts: list[TokenSequence], packing: bool)
     for prompt in chain(prompts.train, prompts.eval):
         low, high = min(low, prompt.ids), max(high, prompt.ids)
         shortest, longest = min(shortest, len(prompt.ids)), max(longest, len(prompt.ids))
-    shared = num_common(low, high) if packing else 0
+    shared = common_prefix_length(low, high) if packing else 0
     return Lengths(max(1, shortest - shared), longest, max((len(block) for block in texts), default=0))
 
 

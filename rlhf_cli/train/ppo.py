@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.algo.advantages import gae, token_rewards
-from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
+from rlhf_cli.algo.kl import adapted_kl_coef, is_clearly_negative, kl_k1, kl_k2, kl_k3
 from rlhf_cli.algo.logprobs import token_logprobs
 from rlhf_cli.algo.losses import approx_kl, policy_clipped, policy_loss, value_clipped, value_loss
 from rlhf_cli.algo.masking import masked_sum, masked_whiten
@@ -415,7 +415,7 @@ class PPOTrainer:
 
     def _warn_of_negative_kl(self, rollout: Rollout) -> None:
         self._recent_kl.extend(rollout.kl().tolist())
-        if len(self._recent_kl) >= _ENOUGH_RESPONSES and clearly_negative(torch.tensor(self._recent_kl)):
+        if len(self._recent_kl) >= _ENOUGH_RESPONSES and is_clearly_negative(torch.tensor(self._recent_kl)):
             self.report.warn_once(
                 "the mean KL is clearly negative: responses are not sampled from the policy that scores them"
             )

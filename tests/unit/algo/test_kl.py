@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.algo.kl import adapted_kl_coef, clearly_negative, kl_k1, kl_k2, kl_k3
+from rlhf_cli.algo.kl import adapted_kl_coef, is_clearly_negative, kl_k1, kl_k2, kl_k3
 
 P = torch.log(torch.tensor([0.5, 0.2]))
 Q = torch.log(torch.tensor([0.25, 0.4]))
@@ -55,15 +55,15 @@ def test_the_controller_moves_the_coefficient_towards_the_target(kl, factor):
 
 def test_five_standard_errors_make_a_mean_clearly_negative():
     """-3 and -1: mean -2, deviation sqrt(2), standard error 1: five of them reach above 0. -5 and -4.9 do not."""
-    assert not clearly_negative(torch.tensor([-3.0, -1.0]))
-    assert clearly_negative(torch.tensor([-5.0, -4.9]))
-    assert not clearly_negative(torch.tensor([5.0, 4.9]))
-    assert not clearly_negative(torch.tensor([-1.0, -0.5, 0.5, 1.0]))
+    assert not is_clearly_negative(torch.tensor([-3.0, -1.0]))
+    assert is_clearly_negative(torch.tensor([-5.0, -4.9]))
+    assert not is_clearly_negative(torch.tensor([5.0, 4.9]))
+    assert not is_clearly_negative(torch.tensor([-1.0, -0.5, 0.5, 1.0]))
 
 
 def test_the_bound_of_a_clearly_negative_mean_by_hand():
     """Four numbers, 1 above and below their mean: a variance of 4/3, a standard error of sqrt(1/3); five are 2.887."""
     spread = torch.tensor([-1.0, 1.0, -1.0, 1.0])
-    assert clearly_negative(spread - 2.90)
-    assert not clearly_negative(spread - 2.88)
-    assert not clearly_negative(torch.zeros(4))
+    assert is_clearly_negative(spread - 2.90)
+    assert not is_clearly_negative(spread - 2.88)
+    assert not is_clearly_negative(torch.zeros(4))

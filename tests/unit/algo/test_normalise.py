@@ -86,7 +86,7 @@ def test_a_variance_next_to_nothing_counts_as_1e_12_in_the_ridge():
 
 def test_moments_of_parts_are_those_of_the_whole():
     """1, 2, 3, 4 and 10: mean 4, squared distances 9 + 4 + 1 + 0 + 36 = 50."""
-    moments = Moments().joined(torch.tensor([1.0, 2.0])).joined(torch.tensor([3.0, 4.0, 10.0]))
+    moments = Moments().updated(torch.tensor([1.0, 2.0])).updated(torch.tensor([3.0, 4.0, 10.0]))
     assert moments.count == 5
     assert math.isclose(moments.mean, 4.0, rel_tol=1e-12)
     assert math.isclose(moments.squares, 50.0, rel_tol=1e-12)
@@ -101,7 +101,7 @@ def test_normalised_scores_are_distances_in_deviations():
 
 
 def test_scores_that_are_all_alike_only_lose_their_mean():
-    moments = Moments().joined(torch.tensor([2.5, 2.5]))
+    moments = Moments().updated(torch.tensor([2.5, 2.5]))
     assert moments == Moments(2, 2.5, 0.0)
     assert moments.normalise(torch.tensor([2.5, 3.5])).tolist() == [0.0, 1.0]
     assert Moments().normalise(torch.tensor([2.0])).tolist() == [2.0]
@@ -111,5 +111,5 @@ def test_moments_far_from_zero_lose_no_digits():
     """A million and one: squares of the scores themselves would leave nothing of a spread of 1 in float32."""
     moments = Moments()
     for _ in range(100):
-        moments = moments.joined(torch.tensor([1e6, 1e6 + 1]))
+        moments = moments.updated(torch.tensor([1e6, 1e6 + 1]))
     assert math.isclose(moments.squares / moments.count, 0.25, rel_tol=1e-6)
