@@ -1,6 +1,7 @@
 """Judge a reward model by its held-out pairs: accuracy, calibration, and where it is wrong.
 
-Each pair counts with its weight: the pairs of a ranking together count as 1, as in training and in eval/accuracy.
+Each pair counts with its weight: the pairs of a ranking together count as 1, as in training and in
+eval/accuracy.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Bin:
 class Calibration:
     """How reliable the probabilities of a reward model are.
 
-    The probability that the chosen response of a pair is better is sigmoid(log odds). The confidence is the
-    probability of the response that the model prefers, in [0.5, 1].
+    The probability that the chosen response of a pair is better is sigmoid(log odds). The
+    confidence is the probability of the response that the model prefers, in [0.5, 1].
     """
 
     bins: list[Bin]
@@ -56,7 +57,7 @@ def accuracy(pairs: Sequence[Record]) -> Interval:
 
 
 def longer_wins(pairs: Sequence[Record]) -> Interval:
-    """Return the accuracy of "the longer text wins" on the same pairs, defined as eval/longer_wins_accuracy."""
+    """Return the accuracy of "the longer text wins", defined as eval/longer_wins_accuracy."""
     gaps = np.array([len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs])
     return _share((gaps > 0) + 0.5 * (gaps == 0), _weights(pairs))
 
@@ -77,14 +78,14 @@ def calibration(pairs: Sequence[Record]) -> Calibration:
 
 
 def loss_and_margin(pairs: Sequence[Record]) -> tuple[float, float]:
-    """Return the means of -log sigmoid(log odds), in nats, and of the log odds, both of the head as it was trained."""
+    """Return the mean loss (nats) and the mean margin of the head as it was trained."""
     log_odds, weights = np.array([pair["log_odds"] for pair in pairs]), _weights(pairs)
     loss = np.average(np.logaddexp(0, -log_odds), weights=weights)
     return float(loss), float(np.average(log_odds, weights=weights))
 
 
 def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
-    """Return the accuracy by tokens of chosen minus rejected, in up to five groups of similar size."""
+    """Return the accuracy by tokens of chosen minus rejected, in up to five groups."""
     gaps = np.array([pair["tokens_chosen"] - pair["tokens_rejected"] for pair in pairs])
     edges = np.unique(np.quantile(gaps, np.linspace(0, 1, 6)).round()).astype(int)
     if len(edges) < 2:
@@ -98,7 +99,7 @@ def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
 
 
 def by_category(pairs: Sequence[Record]) -> list[Group]:
-    """Return the accuracy of the largest categories, and of all others together; [] if pairs have no category."""
+    """Return the accuracy of the largest categories, and of all others together."""
     by_name: dict[str, list[Record]] = {}
     for pair in pairs:
         if pair.get("category") is not None:

@@ -1,4 +1,4 @@
-"""The command `rlhf checkpoints RUN_DIR [--verify]`: list what a run can resume from. Imports no torch."""
+"""The command `rlhf checkpoints RUN_DIR [--verify]`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CheckpointRow:
 
 
 def show(args: list[str]) -> int:
-    """Print the checkpoints of a run. Return 5 if the newest cannot be resumed from, or if --verify finds a fault."""
+    """Print a run's checkpoints. Return 5 if it cannot resume, or if --verify finds a fault."""
     folders = [arg for arg in args if not arg.startswith("-")]
     unknown = [arg for arg in args if arg.startswith("-") and arg != "--verify"]
     if len(folders) != 1 or unknown:

@@ -1,4 +1,4 @@
-"""Compare runs: which options differ, and how the runs ended. Differences are paired on shared prompts or pairs."""
+"""Compare the options and the final metrics of runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean difference of a run to the first one, with its 95 % interval, on what both have in common."""
+    """The mean difference of a run to the first one on shared rows, with its 95 % interval."""
 
     name: str  # of the run
     what: str
@@ -132,7 +132,7 @@ def _by_prompt(run: RunRecords, mode: str, field: str) -> dict[Any, float]:
 
 
 def _by_pair(run: RunRecords) -> dict[Any, float]:
-    """Return 1 for each pair that the reward model orders correctly, 0 for the others, and a half for ties."""
+    """Return 1 for each pair that is ordered correctly, 0 for the others, and 0.5 for ties."""
     keys = ("prompt", "chosen", "rejected")
     return {tuple(pair[key] for key in keys): (1 + float(np.sign(pair["log_odds"]))) / 2 for pair in run.pairs}
 

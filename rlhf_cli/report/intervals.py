@@ -17,7 +17,7 @@ class Interval:
 
 
 def bootstrap_mean(values: list[float], level: float = 0.95, num_resamples: int = 10_000) -> Interval:
-    """Return the mean with its percentile bootstrap interval (Efron 1979). Resampling has a fixed seed."""
+    """Return the mean with its percentile bootstrap interval (Efron 1979), always the same."""
     array = np.asarray(values, dtype=np.float64)
     draw, means = np.random.default_rng(0), np.empty(num_resamples)
     rows = max(1, _MAX_DRAWS // len(array))
@@ -30,7 +30,7 @@ def bootstrap_mean(values: list[float], level: float = 0.95, num_resamples: int 
 
 
 def wilson(successes: float, count: float, level: float = 0.95) -> Interval:
-    """Return a share with its score interval (Wilson 1927). It is too wide if ties count as half successes."""
+    """Return a share with its score interval (Wilson 1927), too wide if ties count a half."""
     share, z = successes / count, NormalDist().inv_cdf((1 + level) / 2)
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

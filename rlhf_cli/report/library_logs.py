@@ -9,7 +9,7 @@ import transformers
 
 
 def quieten_libraries() -> None:
-    """Remove the libraries' own handlers and progress bars. Their warnings go to the file of `write_log`."""
+    """Remove the libraries' handlers and progress bars. `write_log` gets their warnings."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()

@@ -1,4 +1,4 @@
-"""Show a training run on a terminal: progress, key metrics, the newest evaluation and the newest sample."""
+"""The view of a training run on a terminal."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def _format_duration(seconds: float) -> str:
 class _TopAnchoredLive(Live):
     """A Live that leaves the cursor on the first row of the view; rich leaves it on the last row.
 
-    A terminal that becomes narrower may wrap the rows into an unknown number of rows, but it keeps the
-    cursor at the same place in the text. With the cursor on top, everything below it is the view and can
-    be cleared. The first row is blank, so output of other processes lands there and is kept.
+    A terminal that becomes narrower may wrap the rows into an unknown number of rows, but it keeps
+    the cursor at the same place in the text. With the cursor on top, everything below it is the
+    view and can be cleared. The first row is blank, so output of other processes lands there and is
+    kept.
     """
 
     _terminal_closed = False
@@ -68,20 +69,19 @@ class _TopAnchoredLive(Live):
             return super().process_renderables(renderables)
         is_print = not all(isinstance(one, Control) for one in renderables)
         lines = self.console.render_lines(self.get_renderable(), self.console.options, pad=False)
-        # ?7l turns wrapping off: a row stays one row even if the terminal draws a character wider than rich expects.
+        # ?7l turns wrapping off: terminals draw some characters wider than rich expects.
         frame = [_control("\x1b[?7l")]
         for line in lines:
             frame += [*line, _control("\x1b[K"), Segment.line()]
         back = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""  # 0 would move up by 1
         frame[-1:] = [_control(f"\x1b[J\x1b[?7h\r{back}" if self.is_started else "\n\x1b[J\x1b[?7h")]
-        # The last view needs cleared rows too: tmux remembers rows that a narrower window wrapped until they are
-        # cleared completely, and would join them when the window becomes wider. `\x1b[J` must not be sent in the
-        # first column: tmux 3.3 takes it for a clear of the screen and keeps the view in its scrollback.
+        # The last view clears its rows too: tmux would join rows that a narrower window wrapped.
+        # `\x1b[J` in the first column would make tmux 3.3 keep the view in its scrollback.
         clear = "\r\x1b[K\x1b[C\x1b[J\r" if is_print or not self.is_started else "\r"
         return [Segments([_control(clear)]), *renderables, Segments(frame)]
 
     def refresh(self) -> None:
-        """Draw the view. After the terminal has been closed, do nothing, so that the run continues."""
+        """Draw the view. If the terminal has been closed, do nothing: the run continues."""
         if not self._terminal_closed:
             try:
                 super().refresh()
@@ -97,8 +97,9 @@ def _control(codes: str) -> Segment:
 class LiveView:
     """The view of a run while it trains. The last view stays on the terminal.
 
-    A thread draws it, so a lock protects the state; it is reentrant because a signal handler may take it
-    again. Prompts, responses and warnings are shown as plain text, without markup or escape sequences.
+    A thread draws it, so a lock protects the state; it is reentrant because a signal handler may
+    take it again. Prompts, responses and warnings are shown as plain text, without markup or escape
+    sequences.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class LiveView:
         metrics: Sequence[str],
         stop_signal: Callable[[], Signals | None] = lambda: None,
     ) -> None:
-        """metrics: those to show if they are logged; stop_signal: returns the signal that asked the run to stop."""
+        """metrics: shown if logged; stop_signal: returns the signal that asked the run to stop."""
         self._console, self._title, self._num_steps = console, one_line(title, 60), num_steps
         self._lock, self._stop_signal = RLock(), stop_signal
         self._live = _TopAnchoredLive(
@@ -198,7 +199,7 @@ class LiveView:
             yield Segment.line()
 
     def _lines(self, console: Console, options: ConsoleOptions, height: int) -> list[list[Segment]]:
-        """Return the rows of the view. What does not fit is left out, the least important part first."""
+        """Return the rows of the view. What does not fit is left out, least important first."""
 
         def rows(block: ConsoleRenderable) -> list[list[Segment]]:
             return console.render_lines(block, options, pad=False)
@@ -279,7 +280,7 @@ class LiveView:
         return line
 
     def _sample_lines(self, width: int, max_lines: int) -> list[Text]:
-        """Return the newest sample, with at most `max_lines` lines each for the prompt and the response."""
+        """Return the newest sample: at most `max_lines` lines each of prompt and response."""
         if self._sample is None or max_lines < 1 or width < _WITH_SAMPLE:
             return []
         prompt, response, score = self._sample
@@ -295,7 +296,7 @@ def _shorten(text: str) -> str:
 
 
 def _wrap(text: Text | None, width: int, max_lines: int, console: Console) -> list[Text]:
-    """Break a text into lines. If there are more than `max_lines`, the last one ends in an ellipsis."""
+    """Break a text into at most `max_lines` lines. An ellipsis marks what is missing."""
     lines = [] if text is None else list(text.wrap(console, width, overflow="fold"))
     if len(lines) > max_lines:
         lines[max_lines - 1].truncate(width - 1)

@@ -1,9 +1,9 @@
-"""Find out whether the score still rises because responses improve, or only by leaving the reference.
+"""Detect over-optimisation: the score rises only by leaving the reference.
 
-When a score is over-optimised, it keeps rising with the KL while the gold score has passed its maximum
-(arXiv:2210.10760). With a gold reward model this maximum is measured. Without one the objective of the run is used:
-score - beta * KL. Once it has passed its maximum while score and KL rise, each further nat costs more than the score
-gains.
+When a score is over-optimised, it keeps rising with the KL while the gold score has passed its
+maximum (arXiv:2210.10760). With a gold reward model this maximum is measured. Without one the
+objective of the run is used: score - beta * KL. Once it has passed its maximum while score and KL
+rise, each further nat costs more than the score gains.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _STANDARD_ERRORS = 3.0  # that a fall must exceed: the highest of many means is 
 
 
 def find_overoptimization(scores: Sequence[float], kls: Sequence[float], kl_coefs: Sequence[float]) -> int | None:
-    """Return the index of the step after which score - beta * KL falls while score and KL rise, or None.
+    """Return the step index after which score - beta * KL falls while both rise, or None.
 
-    scores, kls (nats per response) and kl_coefs have one value per step. beta is the last coefficient, also for
-    earlier steps: it is what the run pays at its end. All series are smoothed by a running mean first. A fall counts
-    if it exceeds three standard errors of the difference of both means.
+    scores, kls (nats per response) and kl_coefs have one value per step. beta is the last
+    coefficient, also for earlier steps: it is what the run pays at its end. All series are smoothed
+    by a running mean first. A fall counts if it exceeds three standard errors of the difference of
+    both means.
     """
     if len(scores) < MIN_STEPS:
         return None
@@ -43,11 +44,12 @@ def find_overoptimization(scores: Sequence[float], kls: Sequence[float], kl_coef
 
 
 def find_gold_peak(scores: Sequence[float], gold: Sequence[Sequence[float]]) -> int | None:
-    """Return the index of the evaluation with the highest mean gold score, if gold has fallen and the score has risen.
+    """Return the index of the highest mean gold score, if gold then fell and the score rose.
 
-    scores: mean score of each evaluation; gold: gold scores of each evaluation, of the same prompts every time. Gold
-    has fallen if the interval of the differences of the last evaluation, paired by prompt, is below 0. It is a 95 %
-    interval for all evaluations together (Bonferroni), because the highest of many is high by chance too.
+    scores: mean score of each evaluation; gold: gold scores of each evaluation, of the same prompts
+    every time. Gold has fallen if the interval of the differences of the last evaluation, paired by
+    prompt, is below 0. It is a 95 % interval for all evaluations together (Bonferroni), because the
+    highest of many is high by chance too.
     """
     top = int(np.argmax([float(np.mean(row)) for row in gold]))
     if scores[-1] <= scores[top]:

@@ -1,4 +1,4 @@
-"""Report a run: metrics.jsonl, samples.jsonl, log.txt, the live view and the trackers. Only rank 0 writes."""
+"""Report a run to the terminal, its folder and the trackers. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("rlhf")
 
 
 class Reporter:
-    """Reports a run to the terminal and, once the input has been checked and `open` was called, to its folder."""
+    """Reports a run to the terminal and, after `open`, to its folder."""
 
     def __init__(self, speaks: bool, config: ReportConfig | None = None) -> None:
         """speaks: whether this is rank 0; the reporters of other ranks print and write nothing."""
@@ -56,7 +56,7 @@ class Reporter:
         self._trackers: Trackers | None = None
 
     def open(self, run_dir: RunDir | None, num_steps: int, headline: Sequence[str]) -> None:
-        """Write to a run folder (on rank 0) from now on. headline: the metrics of the progress line."""
+        """Write to a run folder from now on. headline: the metrics of the progress line."""
         assert (run_dir is not None) == self.speaks
         self.run_dir, self._num_steps, self._headline = run_dir, num_steps, headline
         for text in self._early_lines:
@@ -72,7 +72,7 @@ class Reporter:
             self.event(kind, text)
 
     def track(self, name: str, options: Mapping[str, Any], first_step: int) -> None:
-        """Log to the trackers from now on. name: run.name; first_step: the step after which the run resumes, or 0."""
+        """Log to the trackers too. name: run.name; first_step: the resumed step, or 0."""
         if self.run_dir is not None and self.config.trackers:
             self._trackers = Trackers(self.config, name, self.run_dir.folder, options, first_step, self.warn_once)
 
@@ -84,7 +84,7 @@ class Reporter:
 
     @contextmanager
     def progress(self, first_step: int, signals: StopSignals) -> Iterator[None]:
-        """Show the live view during the body if standard output is a terminal; otherwise print plain lines."""
+        """Show the live view during the body, if standard output is a terminal."""
         is_terminal = sys.stdout.isatty() and self.console.is_terminal and not self.console.is_dumb_terminal
         if self.run_dir is None or not self.config.live or not is_terminal:
             yield
@@ -100,13 +100,13 @@ class Reporter:
             self._live = None
 
     def measure_against(self, peak: float) -> None:
-        """Log the share of `peak`, the measured FLOP/s of all ranks together, that each phase reaches."""
+        """Log the speed of each phase relative to `peak`, the measured FLOP/s of all ranks."""
         self._peak_flops = peak
         self.say(f"peak speed of matrix products: {peak / 1e12:.3g} TFLOP/s on all ranks; perf/mfu is relative to it")
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
-        """Add the seconds of the body to `time/<phase>` of the next step; log its peak memory as well."""
+        """Add the seconds and the peak memory of the body to the next step."""
         self._enter(phase)
         self.memory.restart()
         start = time.perf_counter()
@@ -118,7 +118,7 @@ class Reporter:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Log the seconds of the body as `time/evaluate` of the next evaluation; no step includes them."""
+        """Log the seconds of the body as `time/evaluate` of the next evaluation."""
         self._enter("evaluate")
         start = time.perf_counter()
         yield
@@ -159,7 +159,7 @@ class Reporter:
             self._live.show_step(step, record)
 
     def _speed(self, work: Mapping[str, Work]) -> dict[str, float]:
-        """Return tokens per second and the share of the peak FLOP/s, of each phase and of the step."""
+        """Return tokens per second and the share of the peak FLOP/s."""
         metrics = {f"perf/{phase}_tokens_per_s": done.tokens / self._seconds[phase] for phase, done in work.items()}
         if self._peak_flops and work:
             flops = {phase: done.flops / self._peak_flops for phase, done in work.items()}

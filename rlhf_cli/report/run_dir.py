@@ -74,7 +74,7 @@ def require_unlocked(folder: Path) -> None:
 
 
 def lines_of(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON-lines file; none if it does not exist. An incomplete last line is skipped."""
+    """Yield the records of a JSON-lines file, if it exists, without an incomplete last line."""
     if not file.exists():
         return
     with file.open("rb") as opened:
@@ -87,10 +87,10 @@ class RunDir:
     """Writes the text files of a run. Only rank 0 has one."""
 
     def __init__(self, run: RunConfig, command: str, args: list[str], config_yaml: str, world_size: int) -> None:
-        """Create the run folder (to resume: open it), lock it, and record the command and the options.
+        """Create the folder (to resume: open it), lock it, and record command and options.
 
-        config_yaml: the options with unresolved interpolations. Raises InputError if another process created the
-        folder first or is writing to it.
+        config_yaml: the options with unresolved interpolations. Raises InputError if another
+        process created the folder first or is writing to it.
         """
         self.folder = run_folder(run)
         try:
@@ -116,7 +116,7 @@ class RunDir:
             self.write_json(RUN, record)
 
     def _cut_incomplete_lines(self) -> None:
-        """Remove incomplete last lines, left by a full disk or a kill, so that appended lines start on a new line."""
+        """Remove incomplete last lines, which a full disk or a kill leaves."""
         for file in self.folder.glob("*.jsonl"):
             with file.open("rb") as opened:
                 num_bytes = sum(len(line) for line in opened if line.endswith(b"\n"))
@@ -125,7 +125,7 @@ class RunDir:
                     opened.truncate(num_bytes)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
-        """Append a record to a JSON-lines file. NaN and infinity, which JSON does not have, become null."""
+        """Append a record to a JSON-lines file. NaN and infinity become null."""
         file, line = self.folder / name, _to_line(record)
         with disk_errors(file, len(line)), file.open("a", encoding="utf-8") as opened:
             opened.write(line)
@@ -154,8 +154,8 @@ class RunDir:
     def forget_after(self, step: int, num_logged: int) -> None:
         """Remove what a run that resumes after a step will write again.
 
-        Of the metrics, keep the first `num_logged` records. Remove responses after training, and the records of later
-        steps.
+        Of the metrics, keep the first `num_logged` records. Remove responses after training, and
+        the records of later steps.
         """
         self._keep(METRICS, lambda index, _: index < num_logged)
         self._keep(SAMPLES, lambda _, record: record["stage"] != "after" and record.get("step", 0) <= step)

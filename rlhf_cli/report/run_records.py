@@ -1,4 +1,4 @@
-"""Read back what a run has written, also if the run is still running or was killed. Imports no torch."""
+"""Read a run folder, also of a running or killed run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAIR_NUMBERS = ("score_chosen", "score_rejected", "log_odds", "tokens_chosen", 
 
 @dataclass
 class Samples:
-    """Responses to held-out prompts by mode: those before training, and those of the newest complete evaluation.
+    """Held-out responses by mode: before training, and of the newest complete evaluation.
 
     A long run has many evaluations; of those in between only the gold scores are kept.
     """
@@ -106,7 +106,8 @@ class RunRecords:
 def read_run(folder: Path) -> RunRecords:
     """Read a run folder. Raises InputError if it is not one.
 
-    Lines that are not JSON records, which a crash of the machine may leave, are counted and skipped.
+    Lines that are not JSON records, which a crash of the machine may leave, are counted and
+    skipped.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
@@ -143,12 +144,12 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def is_usual(value: Any) -> bool:
-    """Return whether a value is a number to calculate with: not NaN, and not so huge that differences overflow."""
+    """Return whether a value is a number, not NaN, and so small that sums do not overflow."""
     return isinstance(value, int | float) and abs(value) < _HUGE
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """Yield the complete lines of a file. A process that is writing, or was killed, leaves an incomplete one."""
+    """Yield the complete lines of a file."""
     if file.is_file():
         with file.open("rb") as opened:
             yield from (line for line in opened if line.endswith(b"\n"))
@@ -163,7 +164,7 @@ def _parse(line: bytes | str) -> Record:
 
 
 def _first_and_last_rollouts(file: Path) -> tuple[list[Record], list[Record]]:
-    """Read the rollouts of the first and of the last steps without keeping the others: the file may be large."""
+    """Read the first and the last rollouts. The file may be too large to keep the others."""
     first: list[bytes] = []
     last: deque[bytes] = deque(maxlen=_MAX_END_STEPS)
     count = 0

@@ -16,7 +16,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 def sparkline(values: Sequence[float], width: int) -> str:
     """Draw values as at most `width` blocks.
 
-    Each block is the mean of an equal share of the values. A share without a finite value is a space.
+    Each block is the mean of an equal share of the values. A share without a finite value is a
+    space.
     """
     num_blocks = min(len(values), width)
     if num_blocks < 1:
@@ -49,7 +50,7 @@ class History:
 
     @property
     def change(self) -> float | None:
-        """The newest value minus the mean of the ten before it; None if either is missing or not finite."""
+        """The newest value minus the mean of the ten before it, if both are finite."""
         previous = [value for value in self.values[-WINDOW - 1 : -1] if math.isfinite(value)]
         if self.newest is None or not math.isfinite(self.newest) or not previous:
             return None

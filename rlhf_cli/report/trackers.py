@@ -1,11 +1,12 @@
 """Send metrics to TensorBoard, Weights & Biases, MLflow and Trackio. Only rank 0 has trackers.
 
-Each tracker has its own thread: if one fails or hangs, the run reports it once and continues without it. A library
-is imported only if its tracker is selected. A resumed run continues the same tracker run, and each step is sent
-once: TensorBoard drops what was logged after the resumed step; the others keep it, and it is not sent again.
+Each tracker has its own thread: if one fails or hangs, the run reports it once and continues
+without it. A library is imported only if its tracker is selected. A resumed run continues the same
+tracker run, and each step is sent once: TensorBoard drops what was logged after the resumed step;
+the others keep it, and it is not sent again.
 
-accelerate.tracking is not used: it has no resume, and each call needs accelerate's process state, which
-initializes torch.distributed.
+accelerate.tracking is not used: it cannot resume a run, and its logger requires accelerate's process
+state, which may initialize torch.distributed.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ class Trackers:
         first_step: int,
         warn: Callable[[str], None],
     ) -> None:
-        """Open the trackers one after the other. One that cannot be opened is reported and left out.
+        """Open the trackers. One that cannot be opened is reported and left out.
 
-        name: run.name; options: the configuration, sent without secrets; first_step: the step that the run resumes
-        from, 0 for a new run; warn: called in the caller's thread only.
+        name: run.name; options: the configuration, sent without secrets; first_step: the step that
+        the run resumes from, 0 for a new run; warn: called in the caller's thread only.
         """
         self._warn = warn
         plain = json.loads(json.dumps(redact(dict(options)), default=_to_json))
@@ -88,7 +89,7 @@ class Trackers:
         self._drop_failed()
 
     def finish(self, failed: bool) -> None:
-        """Close the tracker runs. What a tracker has not received within a minute is reported and dropped."""
+        """Close the tracker runs. Give up trackers that need more than a minute."""
         deadline = time.monotonic() + _FINISH_S
         with redirect_stdout(io.StringIO()):
             for thread in self._threads:
@@ -108,8 +109,9 @@ class Trackers:
 class _TrackerThread(threading.Thread):
     """Makes the calls of one tracker, in order.
 
-    A file in the run folder holds the id of the tracker's run and the last step sent of each metric. Records that
-    W&B or Trackio had queued when the process was killed, at most some seconds, are lost there.
+    A file in the run folder holds the id of the tracker's run and the last step sent of each
+    metric. Records that W&B or Trackio had queued when the process was killed, at most some
+    seconds, are lost there.
     """
 
     def __init__(self, tracker: Tracker, context: _Context) -> None:
@@ -123,7 +125,7 @@ class _TrackerThread(threading.Thread):
         self.start()
 
     def put(self, item: tuple[int, Metrics] | bool) -> None:
-        """Queue the metrics of a step or, to finish the tracker's run, whether the training run failed."""
+        """Queue the metrics of a step or, to finish, whether the training run failed."""
         try:
             self._queue.put_nowait(item)
         except queue.Full:
@@ -214,10 +216,11 @@ def _open_tensorboard(context: _Context) -> _Run:
 
 
 def _open_wandb(context: _Context, run_id: str | None) -> _Run:
-    """Open a run at Weights & Biases or, with WANDB_MODE=offline, in RUN_DIR/wandb for `wandb sync`.
+    """Open a run at Weights & Biases; with WANDB_MODE=offline, in RUN_DIR/wandb.
 
-    `resume_from`, which would drop the repeated steps, is a private preview. With resume="allow" W&B drops records
-    of steps before its last one, as we do. Offline, each start has its own folder with the same run id.
+    `resume_from`, which would drop the repeated steps, is a private preview. With resume="allow"
+    W&B drops records of steps before its last one, as we do. Offline, each start has its own folder
+    with the same run id.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -262,8 +265,8 @@ def _open_wandb(context: _Context, run_id: str | None) -> _Run:
 def _open_mlflow(context: _Context, run_id: str | None) -> _Run:
     """Open a run at MLFLOW_TRACKING_URI, by default in RUN_DIR/mlruns.
 
-    mlflow-skinny has a file store only, which needs MLFLOW_ALLOW_FILE_STORE=true, also to read it with `mlflow ui
-    --backend-store-uri RUN_DIR/mlruns`.
+    mlflow-skinny has a file store only, which needs MLFLOW_ALLOW_FILE_STORE=true, also to read it
+    with `mlflow ui --backend-store-uri RUN_DIR/mlruns`.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -292,7 +295,7 @@ def _open_mlflow(context: _Context, run_id: str | None) -> _Run:
 
 
 def _open_trackio(context: _Context, run_id: str | None) -> _Run:
-    """Open a run in Trackio's local folder, TRACKIO_DIR, or at TRACKIO_SPACE_ID or TRACKIO_SERVER_URL.
+    """Open a run in TRACKIO_DIR, or at TRACKIO_SPACE_ID or TRACKIO_SERVER_URL.
 
     Trackio resumes the newest run of a name; it is an error if that is another run.
     """

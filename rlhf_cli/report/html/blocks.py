@@ -57,9 +57,10 @@ class Section:
 
 
 def build_sections(*sections: tuple[str, Callable[[], Iterable[Any]]]) -> list[Section]:
-    """Build sections from titles and functions that return blocks. A section without blocks is left out.
+    """Build the sections that have blocks from titles and functions that return blocks.
 
-    If a damaged file breaks a section, the section shows the error, and the others are not affected.
+    If a damaged file breaks a section, the section shows the error, and the others are not
+    affected.
     """
     built = []
     for title, make_blocks in sections:

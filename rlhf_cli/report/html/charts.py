@@ -1,4 +1,4 @@
-"""Which metrics share a plot, and what a healthy run looks like. docs/metrics.md defines the metrics."""
+"""Which metrics share a plot, and what is healthy. docs/metrics.md defines the metrics."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
 
 
 def leave_report(folder: Path) -> str:
-    """Write the report of a run that ends, and return a message. Never raises: a run must not fail for its report."""
+    """Write the report of a run that ends, and return a message. Never raises."""
     try:
         return f"report: {write_report(folder)}"
     except Exception as error:

@@ -16,7 +16,7 @@ MAX_POINTS = 5000  # of a trace; a longer one is drawn as the means of this many
 _DIGITS = 5
 _BINS, _FEW_BINS = 30, 12  # of a histogram
 _MANY_VALUES = 200  # values from which a histogram has more bins
-# Colours that colour-blind people can tell apart, on a light and on a dark page; traces differ in their dashes too.
+# For colour-blind people, on a light and a dark page. Traces differ in their dashes too.
 _COLOURS = ("#2f86c8", "#d9702b", "#1f9e78", "#c06fa0", "#a3861c", "#858b93")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
@@ -67,7 +67,7 @@ class Plot:
 
 
 def make_trace(name: str, x: Sequence[Number | str], y: Sequence[Number], kind: str = "line", **more: Any) -> Trace:
-    """Return a trace. kind: line, points (joined), area (stacked), bars or labels; more: keys of plotly.js."""
+    """Return a trace. kind: a key of _KINDS; more: keys of plotly.js."""
     texts = [printable(text) for text in more.pop("text", ())]
     trace = {"name": printable(name), "x": _rounded(x), "y": _rounded(y), **_KINDS[kind], **more}
     if kind == "line" and len(y) == 1:
@@ -87,7 +87,7 @@ def interval(y: Sequence[Number], low: Sequence[Number], high: Sequence[Number])
 
 
 def metric_trace(records: Sequence[Record], metric: str, name: str = "", **more: Any) -> Trace | None:
-    """Return a metric over steps, with its interval if it has one; None if no record has the metric."""
+    """Return a metric over steps with its interval, if any; None if it was not logged."""
     records = [record for record in records if metric in record]
     steps, values = [record["step"] for record in records], [_number(record[metric]) for record in records]
     if all(value is None for value in values):
@@ -100,7 +100,7 @@ def metric_trace(records: Sequence[Record], metric: str, name: str = "", **more:
 
 
 def score_over_kl(name: str, steps: Sequence[Record], with_colours: bool = False) -> Trace:
-    """Return the scores of steps over their KL; with_colours: each point has the colour of its step."""
+    """Return scores over KL. with_colours: each point has the colour of its step."""
     numbers = [step["step"] for step in steps]
     x, kl = thinned(numbers, [step["kl"] for step in steps])
     scores = thinned(numbers, [step["score"] for step in steps])[1]
@@ -125,7 +125,7 @@ def thinned(x: Sequence[Any], y: Sequence[Number]) -> tuple[list[Any], list[Numb
 
 
 def histogram(title: str, groups: Mapping[str, Sequence[float]], x_title: str, y_title: str, hint: str = "") -> Plot:
-    """Return the share of each group's values in bins of equal width. 0 is always an edge of a bin, never inside."""
+    """Return the share of each group's values in bins. 0 is never inside a bin."""
     groups = {name: [value for value in values if is_usual(value)] for name, values in groups.items()}
     low, width, num_bins = _bins([value for values in groups.values() for value in values])
     middles = [low + width * (i + 0.5) for i in range(num_bins)]
@@ -139,7 +139,7 @@ def histogram(title: str, groups: Mapping[str, Sequence[float]], x_title: str, y
 
 
 def _bins(values: Sequence[float]) -> tuple[float, float, int]:
-    """Return the lower edge, the width and the number of bins. Of integers, every bin holds equally many."""
+    """Return the lower edge, the width and the number of bins."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     num_bins = _BINS if len(values) >= _MANY_VALUES else _FEW_BINS
     if all(isinstance(value, int) for value in values):

@@ -110,7 +110,7 @@ def _label(text: str, kl: float, score: float) -> Trace:
 
 
 def _gold_evaluations(run: RunRecords) -> tuple[list[Record], list[list[float]]]:
-    """Return the evaluations with gold scores, and these scores by prompt; [] if the prompts do not match."""
+    """Return evaluations and their gold scores by prompt; none if the prompts differ."""
     evaluated = [one for one in run.evaluations if _has(one, "eval/score", "eval/gold_score", "eval/kl")]
     scores = [run.samples.gold_at(one["step"]) for one in evaluated]
     is_comparable = len({len(row) for row in scores}) == 1 and len(scores[0]) > 0

@@ -35,9 +35,7 @@ def reward_sections(run: RunRecords) -> list[Section]:
 
 
 def _with_trained_head(run: RunRecords) -> list[Record]:
-    """Return the evaluations, all on one scale: of the last one, which has normalized scores, loss and margin are
-    replaced by those of the trained head.
-    """
+    """Return the evaluations on one scale: the last one gets loss and margin of the trained head."""
     if not run.pairs:
         return [one for one in run.evaluations if "calibration/std" not in one]
     loss, margin = calibration.loss_and_margin(run.pairs)

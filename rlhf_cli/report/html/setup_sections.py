@@ -42,7 +42,7 @@ def speed(run: RunRecords) -> Iterator[Plot]:
 
 
 def setup(run: RunRecords) -> Iterator[Paragraphs | Table]:
-    """Show the plan of batches and memory, the checks before training, every option, and the versions."""
+    """Show the plan, the checks before training, the options and the versions."""
     if run.plan:
         yield Paragraphs(run.plan, "Planned batches and memory")
     if run.checks:
