@@ -20,121 +20,120 @@ import torch
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.reward_options import RewardSourceConfig
 from rlhf_cli.rewards.source import Exchange, describe, validated_scores
-from rlhf_cli.rewards.timeout_worker import TimedOut, Worker
+from rlhf_cli.rewards.timeout_worker import CallTimeoutError, TimeoutWorker
 from rlhf_cli.system.text import one_line
 from rlhf_cli.system.watchdog import PROGRESS
 
-_ASKED = ("prompts", "responses", "messages")  # a column of such a name is not given
-_CHEAP_S = 1.0  # a batch that failed sooner is asked again one by one, to name the sample
-_MAX_SAID = 300  # characters of what an exception says
+_RESERVED = ("prompts", "responses", "messages")  # columns with these names are not passed
+_RETRY_SINGLY_S = 1.0  # a batch that fails sooner is repeated one by one, to find the sample
+_MAX_SHOWN = 300  # characters of an exception in a message
 _FAILURES = (Exception, SystemExit, CancelledError)  # but not KeyboardInterrupt
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def load_function(spec: str, key: str) -> Callable[..., Any]:
-    """Return the function that `module:function` or `path/to/file.py:function` names, as seen from this folder.
+    """Return the function `module:function` or `path/to/file.py:function`, relative to the current folder.
 
-    A module is imported once. Raises InputError where file, module or function is missing, the import fails, or what
-    is found cannot be called; key: the option, for messages.
+    A module is imported once. key: the option, for messages. Raises InputError if the file, the module or the
+    function does not exist, if the import fails, or if it is not callable.
     """
     place, _, name = spec.rpartition(":")
     file = Path(place).expanduser().resolve() if place.endswith(".py") else None
     try:
-        module = _module(place, key) if file is None else _module_of(file, key)
+        module = _import_module(place, key) if file is None else _import_file(file, key)
     except InputError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's module comes up with
-        raise InputError(f"{key}: cannot import {place}: {_said(error)} ({_where(error, file)})") from error
+    except (Exception, SystemExit) as error:  # anything in the user's module
+        raise InputError(f"{key}: cannot import {place}: {_last_line(error)} ({_location(error, file)})") from error
     if not hasattr(module, name):
-        own = [each for each, value in vars(module).items() if _is_of(module, value)]
+        own = [each for each, value in vars(module).items() if _is_own_function(module, value)]
         raise InputError(f"{key}: {place} has no '{name}'; its functions are: {', '.join(own) or 'none'}")
-    function = getattr(module, name)
+    function: Any = getattr(module, name)
     if not callable(function):
         raise InputError(f"{key} must be a function, got {spec}, which is of type {type(function).__name__}")
-    found: Callable[..., Any] = function
-    return found
+    return function  # type: ignore[no-any-return]
 
 
 class FunctionSource:
-    """Calls a function with the keywords that it names, batch after batch, in a thread of its own."""
+    """Calls a function with the keywords that it takes, one batch at a time, in a thread of its own."""
 
     def __init__(self, config: RewardSourceConfig, key: str) -> None:
-        """Import the function; raise InputError where that cannot be, or where it takes nothing that it is given.
+        """Import the function; raise InputError if that fails, or if it takes nothing that is passed.
 
         key: the source among the options (reward[0]), for messages.
         """
         assert config.function is not None
         self._function = load_function(config.function, f"{key}.function")
         self._keywords = _Keywords(self._function, f"{key}.function", config.function)
-        self._who = f"reward {config.name} ({config.function})"
+        self._name = f"reward {config.name} ({config.function})"
         self._batch_size = config.batch_size
         self._timeout_s = config.timeout_s
-        self._worker: Worker | None = None
+        self._worker: TimeoutWorker | None = None
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """Return one finite score an exchange, in order; raise RewardError, with the sample, where there is none."""
+        """Return one finite score for each exchange, in order; raise RewardError, with the sample, if that fails."""
         columns = list(dict.fromkeys(name for exchange in exchanges for name in exchange.columns))
-        self._keywords.require(columns, self._who)
+        self._keywords.check_columns(columns, self._name)
         scores: list[float] = []
         for start in range(0, len(exchanges), self._batch_size):
             batch = exchanges[start : start + self._batch_size]
-            scores += validated_scores(self._answer(batch, columns), batch, self._who)
+            scores += validated_scores(self._score_batch(batch, columns), batch, self._name)
             PROGRESS.tick()
         return scores
 
     def close(self) -> None:
-        """Let the thread end."""
+        """End the thread."""
         if self._worker is not None:
-            self._worker.leave()
+            self._worker.close()
             self._worker = None
 
-    def _answer(self, batch: Sequence[Exchange], columns: list[str]) -> Any:
+    def _score_batch(self, batch: Sequence[Exchange], columns: list[str]) -> Any:
         started = time.monotonic()
         try:
-            answer = self._call(batch, columns, self._timeout_s)
-        except TimedOut as error:
-            sample = _one_of(batch)
-            raise RewardError(f"{self._who}: no answer within {self._timeout_s:g} s, for {sample}") from error
+            scores = self._call(batch, columns, self._timeout_s)
+        except CallTimeoutError as error:
+            sample = _describe_batch(batch)
+            raise RewardError(f"{self._name}: no result within {self._timeout_s:g} s, for {sample}") from error
         except _FAILURES as error:
-            is_cheap = len(batch) > 1 and time.monotonic() - started < _CHEAP_S
-            sample, seen = self._culprit(batch, columns, error) if is_cheap else (_one_of(batch), error)
-            where = _where(seen, _file_of(self._function))
-            raise RewardError(f"{self._who}: {_said(seen)} ({where}), for {sample}") from seen
-        if isinstance(answer, dict | set | frozenset):  # they iterate, but over keys, or in any order
-            raise RewardError(f"{self._who}: wanted a list of {len(batch)} numbers, got {type(answer).__name__}")
-        return answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer
+            found: tuple[str, BaseException] | None = None
+            if len(batch) > 1 and time.monotonic() - started < _RETRY_SINGLY_S:
+                found = self._find_sample(batch, columns)
+            sample, cause = found or (_describe_batch(batch), error)
+            location = _location(cause, _file_of(self._function))
+            raise RewardError(f"{self._name}: {_last_line(cause)} ({location}), for {sample}") from cause
+        if isinstance(scores, dict | set | frozenset):  # iterating gives keys, or any order
+            raise RewardError(f"{self._name}: wanted a list of {len(batch)} numbers, got {type(scores).__name__}")
+        return scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores
 
     def _call(self, batch: Sequence[Exchange], columns: list[str], timeout_s: float) -> Any:
-        self._worker = self._worker or Worker(self._who)
+        self._worker = self._worker or TimeoutWorker(self._name)
         try:
             return self._worker.call(lambda: self._function(**self._keywords.of(batch, columns)), timeout_s)
-        except (TimedOut, KeyboardInterrupt):
-            self.close()  # it hangs, or is not waited for any more; the next call gets another thread
+        except (CallTimeoutError, KeyboardInterrupt):
+            self.close()  # its thread still runs; the next call gets a new one
             raise
 
-    def _culprit(
-        self, batch: Sequence[Exchange], columns: list[str], error: BaseException
-    ) -> tuple[str, BaseException]:
-        """Name the exchange that fails alone, too, and how; each is asked once, all within timeout_s."""
+    def _find_sample(self, batch: Sequence[Exchange], columns: list[str]) -> tuple[str, BaseException] | None:
+        """Return the first exchange that also fails alone, and its exception; all calls together take timeout_s."""
         deadline = time.monotonic() + self._timeout_s
         for exchange in batch:
             try:
                 self._call([exchange], columns, max(0.001, deadline - time.monotonic()))
-            except TimedOut:
-                break
-            except _FAILURES as alone:
-                return describe(exchange), alone
-        return _one_of(batch), error
+            except CallTimeoutError:
+                return None
+            except _FAILURES as error:
+                return describe(exchange), error
+        return None
 
 
 class _Keywords:
-    """What a function is called with."""
+    """The keywords that a function takes."""
 
     def __init__(self, function: Callable[..., Any], key: str, spec: str) -> None:
         try:
             parameters = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):  # some functions written in C do not say
-            parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in _ASKED[:2]]
+        except (TypeError, ValueError):  # some functions written in C have no signature
+            parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in _RESERVED[:2]]
         self._named = [each.name for each in parameters if each.kind in _BY_NAME]
         self._takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
         self._required = [each.name for each in parameters if each.kind in _BY_NAME and each.default is each.empty]
@@ -145,50 +144,48 @@ class _Keywords:
         if not self._named and not self._takes_all:
             raise InputError(f"{key}: {spec} takes no keyword; {wanted}")
 
-    def require(self, columns: list[str], who: str) -> None:
-        """Raise RewardError where the function needs a column that no row has."""
+    def check_columns(self, columns: list[str], source: str) -> None:
+        """Raise RewardError if the function requires a column that no row has."""
         for name in self._required:
-            if name not in _ASKED and name not in columns:
-                there = ", ".join(columns) or "none"
-                raise RewardError(f"{who}: it takes '{name}', which no row of the prompts has; columns: {there}")
+            if name not in _RESERVED and name not in columns:
+                got = ", ".join(columns) or "none"
+                raise RewardError(f"{source}: it takes '{name}', a column that no prompt has; columns: {got}")
 
     def of(self, batch: Sequence[Exchange], columns: list[str]) -> dict[str, list[Any]]:
-        """Return the keywords; lists of the batch's length, messages copied, None where a row lacks a column."""
-        given: dict[str, list[Any]] = {}
-        for name in columns:
-            if name not in _ASKED and (self._takes_all or name in self._named):
-                given[name] = [exchange.columns.get(name) for exchange in batch]
-        if self._takes_all or "prompts" in self._named:
-            given["prompts"] = [exchange.prompt for exchange in batch]
-        if self._takes_all or "responses" in self._named:
-            given["responses"] = [exchange.response for exchange in batch]
-        if "messages" in self._named:
-            given["messages"] = [[dict(message) for message in exchange.messages] for exchange in batch]
-        return given
+        """Return the keywords of a call: lists of the batch's length, with None if a row lacks a column."""
+        values: dict[str, list[Any]] = {
+            name: [exchange.columns.get(name) for exchange in batch] for name in columns if name not in _RESERVED
+        }
+        values["prompts"] = [exchange.prompt for exchange in batch]
+        values["responses"] = [exchange.response for exchange in batch]
+        kept = {name: value for name, value in values.items() if self._takes_all or name in self._named}
+        if "messages" in self._named:  # copies: a function may change them
+            kept["messages"] = [[dict(message) for message in exchange.messages] for exchange in batch]
+        return kept
 
 
-def _module(name: str, key: str) -> ModuleType:
-    _see(Path.cwd())  # which the command `rlhf` does not have, as `python -m` has
+def _import_module(name: str, key: str) -> ModuleType:
+    _add_to_path(Path.cwd())  # `python -m` does so, the command `rlhf` does not
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # it is there, and imports one that is not
-        raise InputError(f"{key}: no module '{error.name}', wanted one that is installed or in {Path.cwd()}") from error
+            raise  # the module exists, but one that it imports does not
+        raise InputError(f"{key}: no module '{error.name}', wanted an installed one or one in {Path.cwd()}") from error
 
 
-def _module_of(file: Path, key: str) -> ModuleType:
+def _import_file(file: Path, key: str) -> ModuleType:
     if not file.is_file():
         raise InputError(f"{key}: no file {file}")
-    name = f"{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"  # another file may have the same stem
+    name = f"{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"  # files may share a stem
     if name in sys.modules:
         return sys.modules[name]
-    _see(file.parent)
+    _add_to_path(file.parent)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickles look their module up
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look up their module
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -197,23 +194,23 @@ def _module_of(file: Path, key: str) -> ModuleType:
     return module
 
 
-def _see(folder: Path) -> None:
+def _add_to_path(folder: Path) -> None:
     """Let modules be imported from a folder, after all other places."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
-def _is_of(module: ModuleType, value: Any) -> bool:
+def _is_own_function(module: ModuleType, value: Any) -> bool:
     return inspect.isfunction(value) and value.__module__ == module.__name__
 
 
-def _one_of(batch: Sequence[Exchange]) -> str:
+def _describe_batch(batch: Sequence[Exchange]) -> str:
     return describe(batch[0]) if len(batch) == 1 else f"a batch of {len(batch)}, first {describe(batch[0])}"
 
 
-def _said(error: BaseException) -> str:
-    """Return the last line of an exception, as Python would print it."""
-    return one_line(traceback.format_exception_only(error)[-1], _MAX_SAID)
+def _last_line(error: BaseException) -> str:
+    """Return the last line that Python prints for an exception."""
+    return one_line(traceback.format_exception_only(error)[-1], _MAX_SHOWN)
 
 
 def _file_of(function: Callable[..., Any]) -> Path | None:
@@ -221,8 +218,8 @@ def _file_of(function: Callable[..., Any]) -> Path | None:
     return Path(code.co_filename) if code is not None else None
 
 
-def _where(error: BaseException, file: Path | None) -> str:
-    """Return `file:line`: the deepest place inside the user's file, else the deepest outside of Python's importing."""
+def _location(error: BaseException, file: Path | None) -> str:
+    """Return `file:line`: the deepest frame in the user's file, else the deepest outside Python's import system."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]

@@ -1,11 +1,11 @@
-"""Scores from an HTTP service; docs/rewards.md has the protocol.
+"""Scores from an HTTP service; docs/rewards.md describes the protocol.
 
-Asked is `POST {"exchanges": [{"messages": [...], "response": "...", "columns": {...}}]}`, answered `{"scores": [...]}`.
+The request is `POST {"exchanges": [{"messages": [...], "response": "...", "columns": {...}}]}`, the reply
+`{"scores": [...]}`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import email.utils
 import ipaddress
@@ -17,199 +17,183 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from rlhf_cli.config.errors import InputError, RewardError
 from rlhf_cli.config.reward_options import LONGEST_PAUSE_S, RewardSourceConfig
 from rlhf_cli.rewards.source import Exchange, validated_scores
+from rlhf_cli.rewards.timeout_worker import CallTimeoutError, call_with_timeout
 from rlhf_cli.system.text import one_line
 from rlhf_cli.system.watchdog import PROGRESS
 
-FIRST_PAUSE_S = 1.0  # before the second try; then twice as long, and so on
-_MAX_BYTES = (65_536, 256)  # of an answer, and for each score in it
-_MAX_SHOWN = 200  # characters of what a service says
-_BUSY = (408, 429)  # and all of 500 and more: another try may succeed
+FIRST_PAUSE_S = 1.0  # before the second try; later pauses double
+_MAX_BYTES, _MAX_BYTES_PER_SCORE = 65_536, 256  # of a reply
+_MAX_SHOWN = 200  # characters of a reply in a message
+_BUSY = (408, 429)  # tried again, as is every status from 500
 
 logger = logging.getLogger("rlhf")
-logging.getLogger("httpx").setLevel(logging.WARNING)  # below that it writes down every URL, with its query
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs every URL with its query
 
 
 class HttpSource:
-    """Asks a service for batches, a few at a time, in a thread with an event loop of its own.
+    """Sends batches to a service, several at a time.
 
-    Tries again after lost connections, timeouts and answers that say that it is busy or broken; never after one that
-    is wrong, which would be wrong again.
+    Lost connections, timeouts and replies of a busy or broken service are tried again. Wrong replies are not: they
+    would be wrong again.
     """
 
     def __init__(self, config: RewardSourceConfig, key: str) -> None:
-        """Connect to nothing yet; raise InputError for an address that is none, or where auth_env is not set.
+        """Prepare the client without connecting; raise InputError for an invalid URL or an unset auth_env.
 
         key: the source among the options (reward[0]), for messages.
         """
         assert config.url is not None
-        self._url = _address(config.url, f"{key}.url")
-        self._who = f"reward {config.name} ({self._url.copy_with(query=None)})"
+        self._url = _parse_url(config.url, f"{key}.url")
+        self._name = f"reward {config.name} ({self._url.copy_with(query=None)})"
         self._config = config
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", **_authorization(config, key)}
         try:
-            self._client = httpx.AsyncClient(
+            self._client = httpx.Client(
                 headers=headers,
-                timeout=None,  # a try is timed as a whole
-                limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
-                follow_redirects=False,  # Authorization is for this address alone
-                trust_env=not _is_loopback(self._url.host),  # a proxy of the environment does not see this machine
+                timeout=config.timeout_s,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=config.concurrency),
+                follow_redirects=False,  # Authorization is for this address only
+                trust_env=not _is_loopback(self._url.host),  # a proxy must not see requests to this machine
             )
-        except Exception as error:  # of proxies, certificates and packages that the environment names
+        except Exception as error:  # from proxies, certificates and packages that the environment names
             reason = one_line(error, _MAX_SHOWN)
             raise InputError(
-                f"{key}.url: no connection can be made with this environment ({reason}); see its variables of proxies "
-                "(HTTPS_PROXY, ALL_PROXY, ...) and of certificates (SSL_CERT_FILE)"
+                f"{key}.url: cannot connect with this environment ({reason}); check its proxy variables "
+                "(HTTPS_PROXY, ALL_PROXY, ...) and certificate variables (SSL_CERT_FILE)"
             ) from error
-        self._jitter = random.Random()  # leaves the numbers that training draws as they are
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name=self._who)
-        self._thread.start()
+        self._jitter = random.Random()  # leaves the random numbers of the training alone
+        self._threads = ThreadPoolExecutor(config.concurrency, self._name)
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """Return one finite score an exchange, in order; raise RewardError once the service fails for good."""
-        future = asyncio.run_coroutine_threadsafe(self._score(exchanges), self._loop)
+        """Return one finite score for each exchange, in order; raise RewardError if the service keeps failing."""
+        size, stop = self._config.batch_size, threading.Event()
+        batches = [exchanges[start : start + size] for start in range(0, len(exchanges), size)]
+        futures = [self._threads.submit(self._score_batch, batch, stop) for batch in batches]
         try:
-            return future.result()
-        finally:
-            future.cancel()  # where a signal ended the waiting
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # raises the first failure
+            return [score for future in futures for score in future.result()]
+        finally:  # after a failure or a signal: end the pauses of the others
+            stop.set()
+            for future in futures:
+                future.cancel()
 
     def close(self) -> None:
-        """Close the connections, and let the thread end."""
-        if self._loop.is_closed():
-            return
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Close the connections and end the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
 
-    async def _end(self) -> None:
-        left = asyncio.all_tasks() - {asyncio.current_task()}  # where a signal ended the waiting for them
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await self._client.aclose()
-
-    async def _score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        size = self._config.batch_size
-        room = asyncio.Semaphore(self._config.concurrency)
-        batches = [exchanges[start : start + size] for start in range(0, len(exchanges), size)]
-        tasks = [asyncio.create_task(self._persist(batch, room)) for batch in batches]
-        try:
-            return [score for scores in await asyncio.gather(*tasks) for score in scores]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _persist(self, batch: Sequence[Exchange], room: asyncio.Semaphore) -> list[float]:
-        """Return the scores of one batch, after as many tries as it takes and there are."""
-        content = json.dumps({"exchanges": [_sent(exchange) for exchange in batch]}).encode()
-        tries = AsyncRetrying(
-            stop=stop_after_attempt(self._config.retries + 1),
-            wait=self._pause_s,
-            retry=retry_if_exception_type(_TryAgain),
-            before_sleep=self._tell,
-            reraise=True,
-        )
+    def _score_batch(self, batch: Sequence[Exchange], stop: threading.Event) -> list[float]:
+        """Return the scores of one batch after as many tries as it takes and the options allow."""
+        content = json.dumps({"exchanges": [_to_json(exchange) for exchange in batch]}).encode()
         started = time.monotonic()
-        try:
-            async with room:
-                scores = validated_scores(await tries(self._ask, content, len(batch)), batch, self._who)
-            PROGRESS.tick()
-            return scores
-        except _TryAgain as error:
-            num, seconds = self._config.retries + 1, time.monotonic() - started
-            raise RewardError(f"{self._who}: {error}, after {num} tries in {seconds:.0f} s") from error
+        for num_tries in range(1, self._config.retries + 2):
+            try:
+                scores = validated_scores(self._try(content, len(batch)), batch, self._name)
+            except _RetryableError as error:
+                if num_tries > self._config.retries or stop.is_set():
+                    seconds = time.monotonic() - started
+                    raise RewardError(f"{self._name}: {error}, after {num_tries} tries in {seconds:.0f} s") from error
+                pause_s = self._pause_s(num_tries, error.retry_after_s)
+                logger.warning("%s: %s; try %d in %.1f s", self._name, error, num_tries + 1, pause_s)
+                stop.wait(pause_s)
+            else:
+                PROGRESS.tick()
+                return scores
+        raise AssertionError("the last try returns or raises")
 
-    async def _ask(self, content: bytes, num_scores: int) -> list[Any]:
-        """Return what one request is answered with; raise _TryAgain, or RewardError where that makes no sense."""
-        limit = _MAX_BYTES[0] + _MAX_BYTES[1] * num_scores
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                async with self._client.stream("POST", self._url, content=content, headers=headers) as response:
-                    body = await _read(response, limit)
-        except TimeoutError as error:
-            raise _TryAgain(f"no answer within {self._config.timeout_s:g} s") from error
+    def _pause_s(self, num_tries: int, retry_after_s: float) -> float:
+        """Return the pause after so many tries: 1, 2, 4, ... s, or what the service asks for if that is longer.
+
+        It varies by a quarter, so that ranks that lost the service together do not come back together.
+        """
+        pause_s: float = FIRST_PAUSE_S * 2 ** (num_tries - 1) * self._jitter.uniform(0.75, 1.25)
+        return min(max(pause_s, retry_after_s), LONGEST_PAUSE_S)
+
+    def _try(self, content: bytes, num_scores: int) -> list[Any]:
+        """Return the scores in the reply to one request; raise _RetryableError, or RewardError for a wrong reply."""
+        timeout_s, max_bytes = self._config.timeout_s, _MAX_BYTES + _MAX_BYTES_PER_SCORE * num_scores
+        try:  # httpx limits each read; this limits the request
+            response, body = call_with_timeout(lambda: self._post(content, max_bytes), timeout_s)
+        except (CallTimeoutError, httpx.TimeoutException) as error:
+            raise _RetryableError(f"no reply within {timeout_s:g} s") from error
         except httpx.TransportError as error:
-            raise _TryAgain(f"{type(error).__name__}: {one_line(error, _MAX_SHOWN) or 'no connection'}") from error
+            reason = one_line(error, _MAX_SHOWN) or "no connection"
+            raise _RetryableError(f"{type(error).__name__}: {reason}") from error
         except httpx.DecodingError as error:
-            raise RewardError(f"{self._who}: the answer cannot be unpacked") from error
+            raise RewardError(f"{self._name}: the reply cannot be decompressed") from error
         self._check_status(response, body)
-        if len(body) > limit:
-            raise RewardError(f"{self._who}: wanted {num_scores} numbers, got more than {limit} bytes")
+        if len(body) > max_bytes:
+            raise RewardError(f"{self._name}: wanted {num_scores} numbers, got more than {max_bytes} bytes")
         return self._scores_in(body)
+
+    def _post(self, content: bytes, max_bytes: int) -> tuple[httpx.Response, bytes]:
+        """Send a request; return the response and its body, which is cut off after `max_bytes`."""
+        headers, body = {"Content-Type": "application/json"}, b""
+        deadline = time.monotonic() + self._config.timeout_s
+        with self._client.stream("POST", self._url, content=content, headers=headers) as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > max_bytes or time.monotonic() > deadline:
+                    break
+        return response, body
 
     def _check_status(self, response: httpx.Response, body: bytes) -> None:
         if response.is_success:
             return
         status = response.status_code
         lines = body.decode("utf-8", "replace").strip().splitlines()
-        said = f"{status} {response.reason_phrase}".strip() + (f": {one_line(lines[0], _MAX_SHOWN)}" if lines else "")
+        reply = f"{status} {response.reason_phrase}".strip() + (f": {one_line(lines[0], _MAX_SHOWN)}" if lines else "")
         if status in _BUSY or status >= 500:
-            raise _TryAgain(said, _retry_after_s(response.headers.get("Retry-After")))
+            raise _RetryableError(reply, _retry_after_s(response.headers.get("Retry-After")))
         if response.has_redirect_location:
             target = one_line(response.headers["Location"].partition("?")[0], _MAX_SHOWN)
-            said = f"{status}, it sends us to {target}; redirects are not followed, give the url that they lead to"
-        raise RewardError(f"{self._who}: {said}")
+            reply = f"{status}, a redirect to {target}; redirects are not followed, set url to their target"
+        raise RewardError(f"{self._name}: {reply}")
 
     def _scores_in(self, body: bytes) -> list[Any]:
-        wanted = f'{self._who}: wanted {{"scores": [...]}}, got'
+        wanted = f'{self._name}: wanted {{"scores": [...]}}, got'
         try:
-            answer = json.loads(body)
+            reply = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise RewardError(f"{wanted} no JSON: {one_line(repr(body[:_MAX_SHOWN]), _MAX_SHOWN)}") from error
-        if not isinstance(answer, dict) or not isinstance(answer.get("scores"), list):
-            raise RewardError(f"{wanted} {one_line(repr(answer), _MAX_SHOWN)}")
-        scores: list[Any] = answer["scores"]
+        if not isinstance(reply, dict) or not isinstance(reply.get("scores"), list):
+            raise RewardError(f"{wanted} {one_line(repr(reply), _MAX_SHOWN)}")
+        scores: list[Any] = reply["scores"]
         wrong = [score for score in scores if isinstance(score, bool) or not isinstance(score, int | float)]
         if wrong:
-            raise RewardError(f"{wanted} {one_line(repr(wrong[0]), _MAX_SHOWN)} among the scores, which is no number")
+            raise RewardError(f"{wanted} {one_line(repr(wrong[0]), _MAX_SHOWN)} among the scores, not a number")
         return scores
 
-    def _pause_s(self, state: RetryCallState) -> float:
-        """Return how long to wait before the next try: 1, 2, 4, ... s, a little more or less, or what the service asks.
 
-        Ranks that lost the service together would else come back together.
-        """
-        error = state.outcome.exception() if state.outcome else None
-        assert isinstance(error, _TryAgain)
-        pause: float = FIRST_PAUSE_S * 2 ** (state.attempt_number - 1) * self._jitter.uniform(0.75, 1.25)
-        return min(max(pause, error.after_s), LONGEST_PAUSE_S)
+class _RetryableError(Exception):
+    """A failure that may pass; retry_after_s: how long the service asks to wait."""
 
-    def _tell(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        pause = state.next_action.sleep if state.next_action else 0.0
-        logger.warning("%s: %s; try %d in %.1f s", self._who, error, state.attempt_number + 1, pause)
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
-class _TryAgain(Exception):
-    """A failure that may pass; after_s: how long the service wants to be left alone."""
-
-    def __init__(self, said: str, after_s: float = 0.0) -> None:
-        super().__init__(said)
-        self.after_s = after_s
-
-
-def _address(url: str, key: str) -> httpx.URL:
-    """Return a service's address; one without a path gets /score."""
+def _parse_url(url: str, key: str) -> httpx.URL:
+    """Return the URL of a service, with the path /score if it has none."""
     try:
-        found = httpx.URL(url)
+        parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise InputError(f"{key}: {one_line(error, _MAX_SHOWN)}; wanted http://host:port/path") from error
-    if found.userinfo:
-        raise InputError(f"{key} must be without a login, which would be written down; see auth_env")
-    if not found.host or not 0 < (found.port or 80) < 65536:
+    if parsed.userinfo:
+        raise InputError(f"{key} must not contain a login, which messages would show; use auth_env")
+    if not parsed.host or not 0 < (parsed.port or 80) < 65536:
         raise InputError(f"{key} must be http://host:port/path, got {url}")
-    return found if found.path != "/" else found.copy_with(path="/score")
+    return parsed if parsed.path != "/" else parsed.copy_with(path="/score")
 
 
 def _authorization(config: RewardSourceConfig, key: str) -> dict[str, str]:
@@ -217,9 +201,9 @@ def _authorization(config: RewardSourceConfig, key: str) -> dict[str, str]:
         return {}
     value = os.environ.get(config.auth_env, "").strip()
     if not value:
-        raise InputError(f"{key}.auth_env: the environment has no {config.auth_env}, wanted 'Bearer ...'")
+        raise InputError(f"{key}.auth_env: {config.auth_env} is not set in the environment, wanted 'Bearer ...'")
     if not (value.isascii() and value.isprintable()):
-        raise InputError(f"{key}.auth_env: {config.auth_env} holds more than one line of printable ASCII")
+        raise InputError(f"{key}.auth_env: {config.auth_env} must be one line of printable ASCII")
     return {"Authorization": value}
 
 
@@ -230,18 +214,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    """Return a body, or its first `limit` bytes and a few more."""
-    body = b""
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > limit:
-            break
-    return body
-
-
 def _retry_after_s(value: str | None) -> float:
-    """Return the seconds that `Retry-After` asks for, in either of its forms (RFC 9110, 10.2.3); 0 without it."""
+    """Return the seconds in a Retry-After header, in either of its forms (RFC 9110, 10.2.3); 0 if there are none."""
     if value is None:
         return 0.0
     if value.strip().isdecimal():
@@ -252,22 +226,19 @@ def _retry_after_s(value: str | None) -> float:
         return 0.0
 
 
-def _sent(exchange: Exchange) -> dict[str, Any]:
-    columns = {name: _as_json(value) for name, value in exchange.columns.items()}
-    return {"messages": exchange.messages, "response": exchange.response, "columns": columns}
-
-
-def _as_json(value: Any) -> Any:
-    """Return what JSON can hold of a column's value: dates as ISO 8601, null for NaN and for what has no form in it."""
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: dates as ISO 8601, null for NaN and for types without a JSON form."""
     match value:
         case None | bool() | int() | str():
             return value
+        case Exchange():
+            return {"messages": value.messages, "response": value.response, "columns": _to_json(value.columns)}
         case float():
             return value if math.isfinite(value) else None
         case datetime.date() | datetime.time():
             return value.isoformat()
         case dict():
-            return {str(name): _as_json(inner) for name, inner in value.items()}
+            return {str(name): _to_json(inner) for name, inner in value.items()}
         case list() | tuple():
-            return [_as_json(inner) for inner in value]
+            return [_to_json(inner) for inner in value]
     return None

@@ -59,7 +59,7 @@ def test_exact(ask, response, answer, score):
 
 
 def test_exact_wants_a_column_of_answers(ask):
-    with pytest.raises(RewardError, match="it takes 'answer', which no row of the prompts has; columns: right"):
+    with pytest.raises(RewardError, match="it takes 'answer', a column that no prompt has; columns: right"):
         ask("exact", ("?", "4", {"right": 4}))
 
 

@@ -94,7 +94,7 @@ def test_files_of_the_same_name_are_two_modules(folder):
     ("spec", "code", "message"),
     [
         ("missing.py:f", "", r"^key: no file /.*/missing\.py$"),
-        ("no_such_module:f", "", "^key: no module 'no_such_module', wanted one that is installed or in /"),
+        ("no_such_module:f", "", "^key: no module 'no_such_module', wanted an installed one or one in /"),
         ("json.nothing:f", "", "^key: no module 'json.nothing'"),
         ("broken.py:g", "import os\ndef f(): pass\ndef h(): pass", r"^key: broken\.py has no 'g'; .* are: f, h$"),
         ("broken.py:f", "f = 3", r"^key must be a function, got broken\.py:f, which is of type int$"),
@@ -168,9 +168,7 @@ def test_it_gets_conversations_only_by_name_and_a_column_takes_no_name_of_ours(s
 
 
 def test_a_named_column_that_no_row_has_is_an_error_but_not_with_a_default(source):
-    with pytest.raises(
-        RewardError, match=r"it takes 'answr', which no row of the prompts has; columns: answer, topic$"
-    ):
+    with pytest.raises(RewardError, match=r"it takes 'answr', a column that no prompt has; columns: answer, topic$"):
         source("def f(responses, answr): return [0]").score([exchange("a", answer=1, topic=2)])
 
 
@@ -313,7 +311,7 @@ def test_a_plain_function_that_hangs_is_left_behind_and_the_next_call_is_answere
     )
     found = source(code, timeout_s=1.5)
     started = time.monotonic()
-    with pytest.raises(RewardError, match=r"no answer within 1\.5 s, for the response 'a'"):
+    with pytest.raises(RewardError, match=r"no result within 1\.5 s, for the response 'a'"):
         found.score([exchange("a")])
     assert time.monotonic() - started < 5
     assert found.score([exchange("b")]) == [1.0]
@@ -325,7 +323,7 @@ def test_an_async_function_that_hangs_is_cancelled(source):
         "import asyncio, threading\nended = threading.Event()\n"
         "async def f(responses):\n    try:\n        await asyncio.sleep(20)\n    finally:\n        ended.set()\n"
     )
-    with pytest.raises(RewardError, match=r"no answer within 0\.1 s"):
+    with pytest.raises(RewardError, match=r"no result within 0\.1 s"):
         source(code, timeout_s=0.1).score([exchange("a")])
     assert mine().ended.wait(5)
 

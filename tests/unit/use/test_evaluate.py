@@ -134,7 +134,7 @@ def test_a_reward_that_fails_is_found_before_answers_are_drawn(ppo_run, here, ca
     monkeypatch.setattr(TrainedPolicy, "generate", lambda *_: pytest.fail("drawn"))
     (here / "rewards.py").write_text("def exact(responses, answer): return [0.0 for _ in responses]\n")
     assert main(["evaluate", str(ppo_run), "--prompts", "prompts.jsonl", "--reward", "rewards.py:exact"]) == 2
-    assert "it takes 'answer', which no row of the prompts has" in capsys.readouterr().err
+    assert "it takes 'answer', a column that no prompt has" in capsys.readouterr().err
 
 
 def test_a_reward_is_tried_with_the_system_prompt_and_the_columns(ppo_run, here):
