@@ -143,7 +143,9 @@ class HttpSource:
         with self._client.stream("POST", self._url, content=content, headers=headers) as response:
             for chunk in response.iter_bytes():
                 body += chunk
-                if len(body) > max_bytes or time.monotonic() > deadline:
+                if time.monotonic() > deadline:  # nobody waits for this thread any more
+                    raise CallTimeoutError
+                if len(body) > max_bytes:
                     break
         return response, body
 
