@@ -33,7 +33,7 @@ from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.reward_model import RewardModel
 from rlhf_cli.rollout.embedded import EmbeddedSampler, end_token_ids
 from rlhf_cli.run.memory_plan import RunPlan, plan_launch
-from rlhf_cli.run.reward_sources import exchange_maker, external_sources, own_models
+from rlhf_cli.run.reward_sources import exchange_maker, external_sources, load_classifiers
 from rlhf_cli.train.flops import ModelSizes
 from rlhf_cli.train.forward import ForwardPasses, Models
 
@@ -95,7 +95,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         reward_model = RewardModel(scoring, renderer.end_id, ends, distributed.device())
     policy_engine, value_engine = _train_engines(config, policy, value_model)
     reference = _load_reference(config, tokenizer)
-    rewards = RewardEnsemble(config.sources, exchange, reward_model, own_models(config), external)
+    rewards = RewardEnsemble(config.sources, exchange, reward_model, load_classifiers(config), external)
     return PPOParts(
         tokenizer=tokenizer,
         reward_tokenizer=reward_tokenizer,

@@ -55,6 +55,7 @@ class Scorers:
     token_kl: Callable[[list[TokenSequence]], list[Tensor]]
 
 
+@dataclass
 class Evaluator:
     """Evaluates the policy on the same held-out prompts during a run, and logs the results.
 
@@ -62,26 +63,20 @@ class Evaluator:
     methods are collective.
     """
 
-    def __init__(
-        self,
-        config: TrainPPOConfig,
-        prompts: Sequence[Prompt],
-        sampler: RolloutEngine,
-        ends: EndTokens,
-        scorers: Scorers,
-        renderer: Renderer,
-        report: Reporter,
-    ) -> None:
-        self.config = config
-        self.prompts = prompts
-        self.sampler = sampler
-        self.ends = ends
-        self.scorers = scorers
-        self.renderer = renderer
-        self.report = report
-        self._before: list[HeldOutResponse] = []
-        self._newest: list[HeldOutResponse] = []
-        self._logs_series = config.eval.every_steps > 0  # eval/... also before and after
+    config: TrainPPOConfig
+    prompts: Sequence[Prompt]
+    sampler: RolloutEngine
+    ends: EndTokens
+    scorers: Scorers
+    renderer: Renderer
+    report: Reporter
+    _before: list[HeldOutResponse] = field(default_factory=list, init=False)
+    _newest: list[HeldOutResponse] = field(default_factory=list, init=False)
+
+    @property
+    def _logs_series(self) -> bool:
+        """Whether eval/... is logged before, during and after training."""
+        return self.config.eval.every_steps > 0
 
     def before(self) -> list[HeldOutResponse]:
         """Evaluate the policy before training, when it is the reference."""
@@ -210,19 +205,19 @@ def metrics(before: Sequence[HeldOutResponse], now: Sequence[HeldOutResponse]) -
     """Return eval/...; win rates are against the responses before training."""
     found: dict[str, float] = {}
     for mode, prefix in (("sampled", "eval/"), ("greedy", "eval/greedy_")):
-        first, last = _of(before, mode), _of(now, mode)
+        first, last = _in_mode(before, mode), _in_mode(now, mode)
         if not last:
             continue
         found |= {
             f"{prefix}score": _mean([one.score for one in last]),
-            **_named(f"{prefix}win_rate", _win_rate(_score_pairs(first, last))),
+            **_with_interval(f"{prefix}win_rate", _win_rate(_score_pairs(first, last))),
             f"{prefix}response_length": _mean([one.num_tokens for one in last]),
             f"{prefix}eos_rate": _mean([one.ended for one in last]),
         }
         pairs = _gold_pairs(first, last)
         if pairs:
             found[f"{prefix}gold_score"] = _mean([b for _, b in pairs])
-            found |= _named(f"{prefix}gold_win_rate", _win_rate(pairs))
+            found |= _with_interval(f"{prefix}gold_win_rate", _win_rate(pairs))
         for name in last[0].source_scores:
             found[f"{prefix}reward/{name}"] = _mean([one.source_scores[name] for one in last])
         if mode == "sampled":  # greedy responses give no estimate of the KL
@@ -234,12 +229,12 @@ def compare(before: Sequence[HeldOutResponse], after: Sequence[HeldOutResponse])
     """Return means by mode, and the paired difference of the scores with its 95 % interval."""
     figures = {}
     for mode in MODES:
-        first, last = _of(before, mode), _of(after, mode)
+        first, last = _in_mode(before, mode), _in_mode(after, mode)
         if first and last:
             figures[mode] = {
                 "num_prompts": len(first),
-                **_compared("", _score_pairs(first, last)),
-                **_compared("gold_", _gold_pairs(first, last)),
+                **_comparison("", _score_pairs(first, last)),
+                **_comparison("gold_", _gold_pairs(first, last)),
                 "response_length_before": _mean([one.num_tokens for one in first]),
                 "response_length_after": _mean([one.num_tokens for one in last]),
                 "eos_rate_before": _mean([one.ended for one in first]),
@@ -248,7 +243,7 @@ def compare(before: Sequence[HeldOutResponse], after: Sequence[HeldOutResponse])
     return figures
 
 
-def _compared(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+def _comparison(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Compare pairs of scores before and after; return {} without pairs."""
     if not pairs:
         return {}
@@ -257,7 +252,7 @@ def _compared(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, fl
         f"{prefix}score_before": _mean([a for a, _ in pairs]),
         f"{prefix}score_after": _mean([b for _, b in pairs]),
         **{f"{prefix}difference_{name}": value for name, value in asdict(gain).items()},
-        **_named(f"{prefix}win_rate", _win_rate(pairs)),
+        **_with_interval(f"{prefix}win_rate", _win_rate(pairs)),
     }
 
 
@@ -270,7 +265,7 @@ def _gold_pairs(first: Sequence[HeldOutResponse], last: Sequence[HeldOutResponse
     return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
-def _of(responses: Sequence[HeldOutResponse], mode: str) -> list[HeldOutResponse]:
+def _in_mode(responses: Sequence[HeldOutResponse], mode: str) -> list[HeldOutResponse]:
     return [one for one in responses if one.mode == mode]
 
 
@@ -279,7 +274,7 @@ def _win_rate(pairs: Sequence[tuple[float, float]]) -> Interval:
     return wilson(sum(0.5 if a == b else float(b > a) for a, b in pairs), len(pairs))
 
 
-def _named(name: str, interval: Interval) -> dict[str, float]:
+def _with_interval(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 

@@ -19,7 +19,7 @@ from rlhf_cli.config.schema import TrainPPOConfig, TrainRMConfig
 from rlhf_cli.engine import distributed
 from rlhf_cli.plan.phases import Lengths
 from rlhf_cli.report.html.html_page import leave_report
-from rlhf_cli.run.memory_plan import here, out_of_memory_advice
+from rlhf_cli.run.memory_plan import out_of_memory_advice, run_topology
 from rlhf_cli.system.run_status import State, read_status, write_status
 from rlhf_cli.system.text import one_line, printable
 from rlhf_cli.system.watchdog import FOLDER, PROGRESS, Watchdog
@@ -75,7 +75,7 @@ class FailureHandler:
         if isinstance(error, torch.OutOfMemoryError):
             error = OutOfMemoryError(
                 f"rank {distributed.rank()}, {PROGRESS}: {_one_line(error)}\n"
-                + out_of_memory_advice(self.config, here(), self._lengths)
+                + out_of_memory_advice(self.config, run_topology(), self._lengths)
             )
         if isinstance(error, Interrupted):
             return error.code, f"rlhf: {error}"

@@ -25,7 +25,7 @@ class RunPlan:
     lengths: Lengths
     fit: Fit | None
 
-    def compared(self, report: Reporter) -> dict[str, float]:
+    def report_peak(self, report: Reporter) -> dict[str, float]:
         """Report the measured peak memory of rank 0 and the planned one; return them in GiB.
 
         On a GPU only tensors count; in host memory the process counts with its libraries.
@@ -45,7 +45,7 @@ def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: i
 
     Raises InputError if it does not fit and plan.on_misfit=error.
     """
-    topology = here()
+    topology = run_topology()
     folder = run_folder(config.run)
     lines, warnings, fit = distributed.together(
         lambda: check_launch(config, topology, folder, lengths, num_steps), only_first=True
@@ -54,7 +54,7 @@ def plan_launch(config: Config, lengths: Lengths, report: Reporter, num_steps: i
     return RunPlan(topology, lengths, fit)
 
 
-def here() -> Topology:
+def run_topology() -> Topology:
     """Return the ranks of this run, how many are on this machine, and whether they have GPUs."""
     return Topology(distributed.world_size(), distributed.num_local_ranks(), distributed.device().type != "cpu")
 

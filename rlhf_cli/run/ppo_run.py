@@ -72,7 +72,7 @@ def _train(config: TrainPPOConfig, session: RunSession, parts: PPOParts, resumed
     PROGRESS.enter("export")
     _export(trained, parts.modules, parts.tokenizer, folder / "final")
     figures = compare(before, after)
-    memory = parts.planned.compared(report)
+    memory = parts.planned.report_peak(report)
     _report_gains(figures, report)
     report.say(f"policy and value model: {folder / 'final'}")
     session.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step, "memory": memory})

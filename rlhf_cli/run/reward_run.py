@@ -73,7 +73,7 @@ def train_rm(config: TrainRMConfig, session: RunSession) -> None:
     with report.progress(trainer.step, session.signals):
         trainer.fit()
     figures = _finish(trainer, classifier, renderer, session, folder / "final")
-    memory = planned.compared(report)
+    memory = planned.report_peak(report)
     report.say(f"reward model: {folder / 'final'}")
     session.finish(steps, {"before": before, **figures, "steps": steps, "memory": memory})
 

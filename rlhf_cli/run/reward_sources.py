@@ -83,16 +83,18 @@ def as_input_error(error: RewardError) -> InputError:
     return found
 
 
-def own_models(config: TrainPPOConfig) -> dict[str, ClassifierSource]:
+def load_classifiers(config: TrainPPOConfig) -> dict[str, ClassifierSource]:
     """Load the reward models with their own tokenizers, by name."""
     return {
-        source.name: _own_model(config, source, model, f"reward[{index}].model")
+        source.name: _load_classifier(config, source, model, f"reward[{index}].model")
         for index, source in enumerate(config.reward)
         if (model := source.own_model(f"reward[{index}]")) is not None
     }
 
 
-def _own_model(config: TrainPPOConfig, source: RewardSourceConfig, options: ModelConfig, key: str) -> ClassifierSource:
+def _load_classifier(
+    config: TrainPPOConfig, source: RewardSourceConfig, options: ModelConfig, key: str
+) -> ClassifierSource:
     deepspeed = with_weights_on_host(config.deepspeed) if source.offload else config.deepspeed_of_frozen
     data = replace(config.data, system_prompt=None)  # exchanges contain it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -85,19 +85,16 @@ def group_rows(
     return distributed.pad_to_same_count(groups)
 
 
+@dataclass
 class ForwardPasses:
-    """Runs the models at the sampling temperature, and counts the tokens they read.
+    """Runs the models at the sampling temperature, and counts the tokens they read."""
 
-    packed: whether all models read packed sequences.
-    """
-
-    def __init__(self, config: TrainPPOConfig, models: Models, ends: EndTokens, packed: bool) -> None:
-        self.config = config
-        self.models = models
-        self.ends = ends
-        self.packed = packed
-        self.num_read = 0  # tokens read on this rank since `restart_count`, except by `rewards`
-        self.device = distributed.device()
+    config: TrainPPOConfig
+    models: Models
+    ends: EndTokens
+    packed: bool  # whether all models read packed sequences
+    num_read: int = field(default=0, init=False)  # tokens on this rank, without those of `rewards`
+    device: torch.device = field(default_factory=distributed.device, init=False)
 
     def micro_batches(self, sequences: list[TokenSequence], in_step: bool = True) -> list[tuple[list[int], bool]]:
         """Group this rank's sequences into forward passes, as `group_rows` does."""

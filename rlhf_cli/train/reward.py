@@ -134,7 +134,7 @@ class RewardTrainer:
     def fit(self) -> None:
         """Train from `self.step` to the last step."""
         evaluate_every = self.config.train.eval_every_steps
-        names_best = (self.config.checkpoint.best_metric or "").startswith("eval/")
+        best_is_from_eval = (self.config.checkpoint.best_metric or "").startswith("eval/")
         last = num_steps(self.config, len(self.data.train))
         while self.step < last:
             self.hooks.before_step({"step": self.step})
@@ -144,7 +144,7 @@ class RewardTrainer:
             self.step += 1
             self.report.log(self.step, metrics, num_tokens, work)
             self.hooks.check(self.step, metrics)
-            if evaluate_every and self.step % evaluate_every == 0 and (self.step < last or names_best):
+            if evaluate_every and self.step % evaluate_every == 0 and (self.step < last or best_is_from_eval):
                 metrics |= self.evaluate()
             self.hooks.after_step({"step": self.step}, metrics)
         self.hooks.after_last_step({"step": self.step})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rlhf_cli.config.errors import GuardError, InputError, Interrupted, NonFiniteError, RewardError
@@ -18,30 +19,19 @@ from rlhf_cli.train.run_log import RunLog
 _NON_FINITE = "max_skipped_steps"  # the guard whose stop has its own exit code
 
 
+@dataclass
 class StepHooks:
-    """Called by a trainer before and after each step, by all ranks together.
+    """Called by a trainer before and after each step, by all ranks together."""
 
-    inputs: fingerprints, by option, of what a resumed run must find unchanged.
-    """
-
-    def __init__(
-        self,
-        config: CheckpointConfig,
-        guards: Guards,
-        checkpoints: Checkpoints,
-        report: RunLog,
-        signals: StopSignals,
-        inputs: dict[str, str],
-    ) -> None:
-        self.config = config
-        self.guards = guards
-        self.checkpoints = checkpoints
-        self.report = report
-        self.signals = signals
-        self.inputs = inputs
-        self.best: float | None = None
-        self._saved: int | None = None  # step of the newest checkpoint of this process
-        self._stop: GuardError | NonFiniteError | None = None
+    config: CheckpointConfig
+    guards: Guards
+    checkpoints: Checkpoints
+    report: RunLog
+    signals: StopSignals
+    inputs: dict[str, str]  # fingerprints, by option, of what a resumed run must find unchanged
+    best: float | None = field(default=None, init=False)
+    _saved: int | None = field(default=None, init=False)  # step of this process's newest checkpoint
+    _stop: GuardError | NonFiniteError | None = field(default=None, init=False)
 
     @property
     def _best_of(self) -> list[Any]:

@@ -28,7 +28,7 @@ from rlhf_cli.models.load_models import is_encoder, load_sequence_classifier
 from rlhf_cli.models.load_tokenizer import load_tokenizer
 from rlhf_cli.rewards.classifier_source import ClassifierSource, DecoderClassifier
 from rlhf_cli.rewards.source import Exchange
-from rlhf_cli.run.reward_sources import own_models
+from rlhf_cli.run.reward_sources import load_classifiers
 from tests.unit.models.tiny import tiny_config
 
 CPU = torch.device("cpu")
@@ -130,7 +130,7 @@ def of_encoder(encoder, **more):
 
 def test_an_encoder_reads_prompt_and_response_as_a_pair(encoder, one_rank):
     """[CLS] why [SEP] because it rains [SEP], the second part with token type 1."""
-    own = own_models(run_with(of_encoder(encoder, batch_size=2)))["judge"]
+    own = load_classifiers(run_with(of_encoder(encoder, batch_size=2)))["judge"]
     plain = AutoModelForSequenceClassification.from_pretrained(encoder).eval()
     rows = [
         ([2, 4, 3, 5, 6, 7, 3], [0, 0, 0, 1, 1, 1, 1]),
@@ -146,7 +146,7 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair(encoder, one_rank):
 
 
 def test_a_pair_longer_than_the_encoder_is_cut_where_it_is_longest(encoder, one_rank):
-    own = own_models(run_with(of_encoder(encoder)))["judge"]
+    own = load_classifiers(run_with(of_encoder(encoder)))["judge"]
     long = exchange("why " * 20, "it rains")
     cut = exchange("why " * 5, "it rains")  # [CLS] and two [SEP] make ten
     assert own.score([long]) == pytest.approx(own.score([cut]), abs=1e-6)
@@ -154,14 +154,14 @@ def test_a_pair_longer_than_the_encoder_is_cut_where_it_is_longest(encoder, one_
 
 def test_an_encoder_ends_no_turn(encoder, one_rank):
     with pytest.raises(InputError, match=r"reward\[0\]\.model must be a decoder with whole_turn, .* got an encoder"):
-        own_models(run_with(of_encoder(encoder, whole_turn=True)))
+        load_classifiers(run_with(of_encoder(encoder, whole_turn=True)))
 
 
 def test_an_encoder_of_several_labels_is_refused(encoder, tmp_path, one_rank):
     model = BertForSequenceClassification(BertConfig.from_pretrained(encoder, num_labels=3))
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"a reward model must have one label, got 3 in config\.json"):
-        own_models(run_with(of_encoder(tmp_path)))
+        load_classifiers(run_with(of_encoder(tmp_path)))
 
 
 def test_decoders_and_encoders_are_told_apart(encoder, tmp_path):

@@ -69,11 +69,11 @@ def test_plan_and_measurement_are_reported_together(on_gpu, planned):
     fit = planned_with(device_gib=2, host_gib=0.5, on_gpu=on_gpu)
     report = Report()
     topology = replace(TOPOLOGY, on_gpu=on_gpu)
-    assert RunPlan(topology, LENGTHS, fit).compared(report) == {"planned_gib": planned, "measured_gib": 3.0}
+    assert RunPlan(topology, LENGTHS, fit).report_peak(report) == {"planned_gib": planned, "measured_gib": 3.0}
     assert report.said == [f"peak memory: 3.00 GiB on rank 0, {planned:.2f} GiB planned"]
 
 
 def test_without_a_plan_only_the_measurement_is_reported():
     report = Report()
-    assert RunPlan(TOPOLOGY, LENGTHS, None).compared(report) == {"measured_gib": 3.0}
+    assert RunPlan(TOPOLOGY, LENGTHS, None).report_peak(report) == {"measured_gib": 3.0}
     assert report.said == ["peak memory: 3.00 GiB on rank 0"]

@@ -72,6 +72,9 @@ def test_a_step_that_is_skipped_leaves_nothing_for_the_next_one(one_rank):
         assert held._first_pass is not None
         rollout.scores[3] = math.nan
         assert trainer.train_on(rollout, held)["nonfinite_responses"] == 1
+    named = f"{rollout.prompt_indices[3]} (score)"
+    warning = f"step 1 is skipped: these prompts have numbers that are not finite: {named}"
+    assert trainer.report.warnings == [warning]
     assert held._first_pass is None
 
 

@@ -204,6 +204,18 @@ def test_two_steps_take_every_prompt_once_with_keys_of_seed_step_and_row(one_ran
     assert asked[1][0] == [(n,) for n in batch_indices(8, 4, step=1, seed=6)]
 
 
+def test_the_logged_sample_is_one_row_of_the_step_with_its_prompt(one_rank):
+    """Step 2 logs row 2, whose prompt is number 0."""
+    trainer = trainer_of(config_of(), prompts=[Prompt(f"prompt {n}", (n,), str(n)) for n in range(4)])
+    records = {}
+    trainer.report = SimpleNamespace(rollout=records.__setitem__)
+    trainer.monitors = Monitors(response_text=str)
+    trainer.state = PPOState(0.1, step=1)
+    trainer._log_rollout(replace(batch_of([1, 2, 3, 1]).rollout, prompt_indices=[3, 1, 0, 2]))
+    sample = {"prompt": "prompt 0", "response": "(2, 3, 4)", "score": 0.0, "kl": 0.0}
+    assert records == {2: {"scores": [0.0] * 4, "kl": [0.0] * 4, "lengths": [1, 2, 3, 1], "sample": sample}}
+
+
 JUNK = 50.0  # the value of padding below
 
 
