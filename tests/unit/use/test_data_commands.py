@@ -60,7 +60,7 @@ def test_pairs_are_shown_as_the_model_sees_them(inspect):
         "  4 rows: 4 kept, 0 dropped, 0 refused",
         "  4 distinct prompts; 0 duplicate rows",
         "  the longer answer wins in 0.375 of pairs",  # of 1, 2, 3 and 4 letters against 3
-        "  0 rows say the opposite of another one",
+        "  0 rows contradict another row",
     ]
     start = lines.index("a.jsonl:1, as the model sees it:")
     assert lines[start + 1 : start + 6] == [
@@ -72,7 +72,7 @@ def test_pairs_are_shown_as_the_model_sees_them(inspect):
     ]
     assert "a.jsonl:3, as the model sees it:" in lines
     assert "a.jsonl:4, as the model sees it:" not in lines
-    assert lines[-1] == "a run takes these rows"
+    assert lines[-1] == "a run accepts these rows"
 
 
 def test_every_problem_is_listed_and_refused_rows_exit_with_3(inspect):
@@ -80,7 +80,7 @@ def test_every_problem_is_listed_and_refused_rows_exit_with_3(inspect):
     code, lines = inspect(write("a.jsonl", *rows), "data.max_tokens=60")
     assert code == 3
     assert "  5 rows: 1 kept, 2 dropped (1 empty, 1 too long), 2 refused" in lines
-    start = lines.index("  rows that are left out or refused:")
+    start = lines.index("  dropped or refused rows:")
     assert lines[start + 1 : start + 5] == [
         "    a.jsonl:2: not JSON: Expecting property name enclosed in double quotes (column 2)",
         "    a.jsonl:3: chosen: empty, and data.empty=drop -> dropped",
@@ -107,7 +107,7 @@ def test_duplicates_contradictions_and_prompts_on_both_sides(inspect):
     )
     assert code == 0
     assert "  4 distinct prompts; 1 duplicate rows (first: a.jsonl:5 and a.jsonl:3)" in lines
-    assert "  1 rows say the opposite of another one (first: a.jsonl:6 and a.jsonl:2)" in lines
+    assert "  1 rows contradict another row (first: a.jsonl:6 and a.jsonl:2)" in lines
     place = lines.index("1 prompts are on both sides")
     assert lines[place + 1] == "  b.jsonl:1 has the prompt of a.jsonl:4"
 
@@ -169,17 +169,17 @@ def test_hostile_texts_are_shown_harmlessly(inspect):
 def test_words_that_are_wrong_are_told_in_one_line(fails):
     write("a.jsonl", *PAIRS)
     for words, message in (
-        (["look"], "data wants a command: inspect or convert, got look"),
-        (["inspect"], "data: no rows; give a file, or a conf= that names some"),
+        (["look"], "rlhf data must be followed by inspect or convert, got look"),
+        (["inspect"], "no rows to read; give a file, or a conf= that sets data.train"),
         (
             ["inspect", "a.jsonl", "a.jsonl", "a.jsonl"],
-            "data inspect takes one or two files, TRAIN and EVAL; give more",
+            "data inspect takes one or two files, TRAIN and EVAL; for more",
         ),
         (["inspect", "a.jsonl", "--all"], "unknown option --all; see `rlhf data --help`"),
         (["inspect", "a.jsonl", "for=rm"], "for must be train-rm or train-ppo, got rm"),
         (["inspect", "a.jsonl", "show=all"], "show must be a number of rows, got all"),
         (["inspect", "a.jsonl", "data.formt=hh"], "unknown key data.formt (got hh); did you mean data.format?"),
-        (["convert", "a.jsonl"], "data convert wants IN ... OUT.jsonl; see `rlhf data --help`"),
+        (["convert", "a.jsonl"], "data convert must be followed by IN ... OUT.jsonl; see `rlhf data --help`"),
         (["convert", "a.jsonl", "b.csv"], "data convert: the last argument is the new .jsonl file to write, got b.csv"),
         (["convert", "a.jsonl", "no/b.jsonl"], "data convert: cannot write no/b.jsonl: No such file or directory"),
         (
