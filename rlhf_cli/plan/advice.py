@@ -72,27 +72,20 @@ class _Switch:
 
 
 _LAYER_BY_LAYER = "each pass of an update gathers weights layer by layer"
-_MODEL_SWITCHES = (
+_SWITCHES = (
     _Switch("model.gradient_checkpointing", True, "updates take about 1/3 longer", 0.2, "updates take about 1/4 less"),
-)
-_PPO_SWITCHES = (
-    _Switch(
-        "ppo.offload_frozen", True, "adds a few seconds per step for a 7B model", 0.05, "saves a few seconds per step"
-    ),
+    _Switch("ppo.offload_frozen", True, "adds a few seconds per step at 7B", 0.05, "saves a few seconds per step"),
     _Switch("rollout.gather", False, "rollouts become many times slower", 5.0, "one gather per rollout"),
     _Switch("ppo.gather", False, _LAYER_BY_LAYER, 0.4, "one gather per update"),
+    _Switch("train.gather", False, _LAYER_BY_LAYER, 0.4, "one gather per update"),
 )
-_REWARD_SWITCHES = (_Switch("train.gather", False, _LAYER_BY_LAYER, 0.4, "one gather per update"),)
 
 
 def to_fit(config: Config, num_ranks: int, fits: Fits) -> list[Suggestion]:
     """Return the single changes that make a run fit, cheapest first; else one combination."""
     options = _savings(config, num_ranks)
-    single = (
-        next(filter(None, (_try(config, (change,), num_ranks, fits) for change in changes)), None)
-        for changes in options
-    )
-    found = [suggestion for suggestion in single if suggestion is not None]
+    single = (filter(None, (_try(config, (change,), num_ranks, fits) for change in changes)) for changes in options)
+    found = [suggestion for fitting in single for suggestion in itertools.islice(fitting, 1)]  # the mildest of each
     if found:
         return sorted(found, key=lambda suggestion: suggestion.changes[0].cost)
     combinations = (tuple(filter(None, choice)) for choice in itertools.product(*([None, *some] for some in options)))
@@ -141,32 +134,27 @@ def _try(config: Config, changes: tuple[Change, ...], num_ranks: int, fits: Fits
     return None if memory is None else Suggestion(changes, memory)
 
 
-def _switches(config: Config) -> tuple[_Switch, ...]:
-    return (*_MODEL_SWITCHES, *(_PPO_SWITCHES if isinstance(config, TrainPPOConfig) else _REWARD_SWITCHES))
-
-
-def _value(config: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
+def _switches(config: Config, saves: bool) -> Iterator[_Switch]:
+    """Return the switches that can still be set to save memory, or not to save it."""
+    for switch in _SWITCHES:
+        section, _, name = switch.key.partition(".")
+        if hasattr(config, section) and (getattr(getattr(config, section), name) is switch.saving) is not saves:
+            yield switch
 
 
 def _savings(config: Config, num_ranks: int) -> list[list[Change]]:
     """Return the changes of each option that saves memory, mildest first."""
     is_ppo, zero = isinstance(config, TrainPPOConfig), ZeroSettings.of(config.deepspeed)
     found = [_halved(config, "ppo" if is_ppo else "train", num_ranks, "updates take a few percent longer", 0.03)]
-    for switch in _switches(config):
-        if _value(config, switch.key) is not switch.saving:
-            found.append([Change({switch.key: switch.saving}, switch.effect, switch.cost)])
+    found += [[Change({one.key: one.saving}, one.effect, one.cost)] for one in _switches(config, saves=True)]
     if isinstance(config, TrainPPOConfig):
         found.append(_halved(config, "rollout", num_ranks, "rollouts take up to twice as long per halving", 0.15))
         if config.ppo.may_reuse_forward(weights_are_whole=True):
             effect = "one more forward pass of the policy per step: a few percent"
             found.append([Change({"ppo.reuse_forward": False}, effect, 0.08)])
     else:
-        sizes = _halvings(config.train.eval_micro_batch_size)
-        found.append(
-            [Change({"train.eval_micro_batch_size": size}, "only evaluations are slower", 0.01) for size in sizes]
-        )
+        key, sizes = "train.eval_micro_batch_size", _halvings(config.train.eval_micro_batch_size)
+        found.append([Change({key: size}, "only evaluations are slower", 0.01) for size in sizes])
     offloads = []
     if not zero.offload_optimizer:
         effect = "the optimizer step runs on the CPU and moves 12 bytes per trained weight in each update"
@@ -188,9 +176,8 @@ def _speedups(config: Config, num_ranks: int) -> Iterator[list[Change]]:
     yield _doubled(config, "ppo" if is_ppo else "train", num_ranks, "larger matrix products")
     if is_ppo:
         yield _doubled(config, "rollout", num_ranks, "more rows per decoding step")
-    for switch in _switches(config):
-        is_useful = num_ranks > 1 or not switch.key.endswith(".gather")
-        if is_useful and _value(config, switch.key) is switch.saving:
+    for switch in _switches(config, saves=False):
+        if num_ranks > 1 or not switch.key.endswith(".gather"):
             yield [Change({switch.key: not switch.saving}, switch.gain)]
 
 
@@ -199,10 +186,8 @@ def _micro_batch(config: Config, section: str, num_ranks: int) -> tuple[str, int
     options: Any = getattr(config, section)
     if options.micro_batch_tokens is not None:
         return f"{section}.micro_batch_tokens", options.micro_batch_tokens, 16 * options.micro_batch_tokens
-    if isinstance(config, TrainPPOConfig):
-        most = config.ppo.batch_size if section == "rollout" else config.ppo.minibatch_size
-    else:
-        most = config.train.batch_size
+    batch = config.ppo if isinstance(config, TrainPPOConfig) else config.train
+    most = options.minibatch_size if section == "ppo" else batch.batch_size
     return f"{section}.micro_batch_size", options.micro_batch_size, most // num_ranks
 
 
@@ -217,11 +202,8 @@ def _halved(config: Config, section: str, num_ranks: int, effect: str, cost: flo
 
 def _doubled(config: Config, section: str, num_ranks: int, gain: str) -> list[Change]:
     key, size, most = _micro_batch(config, section, num_ranks)
-    doubles: list[Change] = []
-    while size < most and len(doubles) < 8:
-        size = min(2 * size, most)
-        doubles.append(Change({key: size}, gain))
-    return doubles
+    doubles = dict.fromkeys(min(size << power, most) for power in range(1, 9) if size < most)
+    return [Change({key: double}, gain) for double in doubles]
 
 
 def _text(value: Any) -> str:

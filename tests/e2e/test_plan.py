@@ -1,4 +1,4 @@
-"""The plan beside real runs: presets on the CPU with small models, what a run says of its plan, and the benchmark."""
+"""The plan and real runs: presets on the CPU with small models, and planned against measured memory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def write_pairs(folder: Path) -> None:
 
 @pytest.mark.parametrize("gpus", [2, 4])
 def test_a_preset_runs_on_the_cpu_with_small_models(run_rlhf, tmp_path, gpus):
-    """Its reward model, then its PPO, with its DeepSpeed settings, on as many gloo ranks as it has GPUs."""
+    """Train its reward model, then run its PPO, with its DeepSpeed options, on a gloo rank per GPU."""
     write_pairs(tmp_path)
     reward = run_rlhf("train-rm", f"conf=rm_7b_{gpus}xa100", *SMALL_RM)
     assert reward.returncode == 0, reward.stderr
-    told = run_rlhf("train-ppo", f"conf=ppo_7b_{gpus}xa100", *SMALL_PPO)
-    assert told.returncode == 0, told.stderr
-    assert f"prompts per step: 8 = {gpus} ranks x {8 // gpus}, one response each" in told.stdout
+    result = run_rlhf("train-ppo", f"conf=ppo_7b_{gpus}xa100", *SMALL_PPO)
+    assert result.returncode == 0, result.stderr
+    assert f"prompts per step: 8 = {gpus} ranks x {8 // gpus}, one response each" in result.stdout
     run = tmp_path / f"outputs/ppo_7b_{gpus}xa100"
     assert len([record for record in metrics(run) if "score" in record]) == 2
     assert (run / "final/policy/model.safetensors").exists()
@@ -41,15 +41,15 @@ def test_a_preset_runs_on_the_cpu_with_small_models(run_rlhf, tmp_path, gpus):
 def test_a_preset_for_one_gpu_runs_on_the_cpu(run_rlhf, tmp_path):
     write_pairs(tmp_path)
     words = ["reward_model.path=null", "model@reward_model=tiny_llama"]
-    told = run_rlhf("train-ppo", "conf=ppo_1b_1xa100", *SMALL_PPO, *words)
-    assert told.returncode == 0, told.stderr
+    result = run_rlhf("train-ppo", "conf=ppo_1b_1xa100", *SMALL_PPO, *words)
+    assert result.returncode == 0, result.stderr
 
 
-def test_a_run_says_what_was_planned_and_what_was_measured(run_rlhf, tmp_path):
-    """Resident memory, libraries among it: what they take differs, hence the room on both sides."""
-    told = run_rlhf("train-ppo", "conf=tiny")
-    assert told.returncode == 0, told.stderr
-    lines = told.stdout.splitlines()
+def test_a_run_reports_planned_and_measured_memory(run_rlhf, tmp_path):
+    """Resident memory includes libraries, whose size differs: hence the wide bounds."""
+    result = run_rlhf("train-ppo", "conf=tiny")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     assert "micro-batches per rank and minibatch: 2 x 2 responses; gradients are accumulated over 2" in lines
     assert any(line.startswith("memory plan: fits: ") for line in lines)
     assert any(line.startswith("peak memory: ") and line.endswith("GiB planned") for line in lines)
@@ -62,8 +62,8 @@ def test_a_run_says_what_was_planned_and_what_was_measured(run_rlhf, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train-ppo", "train-rm"])
-def test_a_run_that_cannot_fit_is_told_of_or_refused_before_its_models_are_loaded(run_rlhf, tmp_path, command):
-    """3000 layers of width 4096: of 12 bytes a weight there is no such disk, nor of 2 such memory."""
+def test_a_run_that_cannot_fit_is_refused_before_its_models_are_loaded(run_rlhf, tmp_path, command):
+    """3000 layers of width 4096 fit no disk at 12 bytes per weight, and no memory at 2."""
     wide = ["model.from_config.hidden_size=4096", "model.from_config.intermediate_size=100000"]
     wide += ["model.from_config.num_hidden_layers=3000"]
     refused = run_rlhf(command, "conf=tiny", *wide, "plan.on_misfit=error")
@@ -75,28 +75,28 @@ def test_a_run_that_cannot_fit_is_told_of_or_refused_before_its_models_are_loade
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_run_that_does_not_fit_warns_and_goes_on(run_rlhf, tmp_path):
-    """A hundred million checkpoints of a tiny model are more than a disk has."""
+def test_a_run_that_does_not_fit_warns_and_continues(run_rlhf, tmp_path):
+    """A hundred million checkpoints of a tiny model fit no disk."""
     words = ["checkpoint.every_steps=1", "checkpoint.keep_last=100000000", "ppo.num_steps=100000000"]
-    told = run_rlhf("check", "train-ppo", "conf=tiny", *words)
-    assert told.returncode == 0, told.stderr
-    assert "warning: the memory plan does not fit this machine: disk: " in told.stdout
+    result = run_rlhf("check", "train-ppo", "conf=tiny", *words)
+    assert result.returncode == 0, result.stderr
+    assert "warning: the memory plan does not fit this machine: disk: " in result.stdout
     silent = run_rlhf("check", "train-ppo", "conf=tiny", *words, "plan.on_misfit=ignore")
     assert "does not fit" not in silent.stdout
 
 
 def test_a_plan_imports_no_deepspeed():
-    """Which takes seconds to import."""
+    """Importing it takes seconds."""
     program = (
         "import sys; from rlhf_cli.cli import main; "
         "main(['plan', 'train-ppo', 'conf=tiny', 'plan.gpu_memory=8GiB']); print('deepspeed' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1] == "False"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
 
 
 def test_plan_and_reality_agree(tmp_path):
-    """The benchmark's first case: within 10 % at the peak, or it ends with another exit code."""
+    """The benchmark's first case must be within 10 % at the peak; otherwise it fails."""
     words = [
         sys.executable,
         str(REPOSITORY / "scripts/bench_memory.py"),
@@ -124,7 +124,7 @@ sys.exit(max(task.wait() for task in tasks))
 
 
 def test_the_slurm_script_of_the_docs_runs(tmp_path):
-    """With an srun that starts two tasks here, and a scontrol that knows this machine."""
+    """Use an srun that starts two tasks here, and a scontrol that knows this machine."""
     page = (REPOSITORY / "docs/multi-gpu.md").read_text("utf-8")
     script = page.partition("```text\n#!/bin/bash\n")[2].partition("```")[0]
     real = "conf=ppo_7b_4xa100 model=pretrained model.path=/models/7b"

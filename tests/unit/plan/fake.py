@@ -18,7 +18,7 @@ LLAMA = {
 
 
 def made_map(device_gib=2, host_gib=0.5, on_gpu=True, **more):
-    """A map of one moment, the update, with weights of the policy on the device and states of it on the host."""
+    """A map of one moment, the update: weights of the policy on the device, its states on the host."""
     device = (Item("policy", "weights", int(device_gib * GIB)),)
     host = (Item("policy", "optimizer states", int(host_gib * GIB)),)
     topology = Topology(more.pop("num_ranks", 1), more.pop("ranks_per_node", 1), on_gpu)
@@ -27,5 +27,5 @@ def made_map(device_gib=2, host_gib=0.5, on_gpu=True, **more):
 
 
 def planned_with(machine=None, reserve=0.0, **given):
-    """A fit of such a map."""
+    """The plan of such a map on a machine."""
     return Fit(made_map(**given), machine or Machine(None, None), BatchCounts((), {}), reserve)

@@ -1,4 +1,4 @@
-"""Advice that can be pasted: every suggestion is composed anew from its words, and planned anew."""
+"""Advice can be pasted: every suggestion is composed again from its arguments and planned again."""
 
 import pytest
 
@@ -40,14 +40,14 @@ def test_each_suggestion_alone_makes_it_fit(command, args):
 
 
 def test_the_cheapest_comes_first():
-    """A smaller micro-batch costs some per cent, recomputing a third of the updates."""
+    """A smaller micro-batch costs a few percent; recomputation costs a third of the updates."""
     words = [one.arguments for one in to_fit(load("train-ppo", PPO), 1, fits_in(peak(load("train-ppo", PPO)) - 1))]
     micro, recomputing = ("ppo.micro_batch_size=4",), ("model.gradient_checkpointing=true",)
     assert micro in words
     assert words.index(micro) < words.index(recomputing)
 
 
-def test_changes_are_combined_where_none_is_enough():
+def test_changes_are_combined_if_none_is_enough():
     config = load("train-ppo", PPO)
     strongest = load(
         "train-ppo",
@@ -60,11 +60,11 @@ def test_changes_are_combined_where_none_is_enough():
     assert peak(load("train-ppo", [*PPO, *one.arguments])) <= limit
 
 
-def test_where_nothing_helps_nothing_is_suggested():
+def test_nothing_is_suggested_if_nothing_helps():
     assert to_fit(load("train-ppo", PPO), 1, fits_in(1000)) == []
 
 
-def test_room_is_used_by_what_still_fits():
+def test_free_memory_is_used_by_changes_that_still_fit():
     small = [*PPO, "ppo.micro_batch_size=1", "rollout.micro_batch_size=2", "model.gradient_checkpointing=true"]
     config = load("train-ppo", small)
     limit = 2 * peak(config)
@@ -77,15 +77,15 @@ def test_room_is_used_by_what_still_fits():
         assert peak(load("train-ppo", [*small, *one.arguments])) <= limit
 
 
-def test_a_micro_batch_is_not_doubled_beyond_the_rows_of_a_rank():
-    """16 rows among 4 ranks are 4 each."""
+def test_a_micro_batch_is_not_larger_than_the_rows_of_a_rank():
+    """16 rows on 4 ranks are 4 each."""
     config = load("train-ppo", [*PPO, "ppo.micro_batch_size=2", "rollout.micro_batch_size=4"])
     words = [word for one in to_speed_up(config, 4, fits_in(10**15)) for word in one.arguments]
     assert "ppo.micro_batch_size=4" in words
     assert not any(word.startswith("rollout.") for word in words)
 
 
-def test_savings_are_those_of_a_step_and_the_largest_comes_first():
+def test_savings_are_of_a_step_and_sorted_by_size():
     config = load("train-ppo", PPO)
     found = savings(config, 1, lambda changed: memory_map(changed, TOPOLOGY, LENGTHS))
     saved = [size for _, size in found]
@@ -96,7 +96,7 @@ def test_savings_are_those_of_a_step_and_the_largest_comes_first():
 
 
 def test_options_that_exclude_each_other_are_not_suggested():
-    """bfloat16 states and an optimizer in host memory."""
+    """bfloat16 states exclude an optimizer in host memory."""
     args = [*PPO, "deepspeed=zero3_offload_optimizer"]
     config = load("train-ppo", args)
     found = savings(config, 1, lambda changed: memory_map(changed, TOPOLOGY, LENGTHS))

@@ -12,7 +12,7 @@ RM = ["conf=tiny", "train.num_steps=null", "train.batch_size=16", "train.micro_b
 
 
 def test_ppo():
-    """Of 32 responses a rank has 8: 3 + 3 + 2. 2 passes x 2 minibatches are 4 updates; of 90 steps 360."""
+    """A rank has 8 of 32 responses: 3 + 3 + 2. 2 epochs x 2 minibatches are 4 updates, 360 in 90 steps."""
     found = batch_counts(load("train-ppo", [*PPO, "plan.deadline_hours=2"]), 4)
     assert list(found.lines) == [
         "prompts per step: 64 = 4 ranks x 16, one response each",
@@ -36,7 +36,7 @@ def test_ppo():
 
 
 def test_a_budget_of_tokens_counts_the_longest_rows():
-    """84 + 16 tokens a row: 2 rows in 250 tokens, so 8 rows are 4 passes."""
+    """84 + 16 tokens per row: 2 rows fit in 250 tokens, so 8 rows need 4 passes."""
     line = batch_counts(load("train-ppo", [*PPO, "ppo.micro_batch_tokens=250"]), 4).lines[2]
     wanted = (
         "micro-batches per rank and minibatch: 4 x 2 responses at full length (more if shorter: 250 tokens per pass)"
@@ -68,7 +68,7 @@ def test_a_reward_model_before_and_after_its_data_are_known():
 
 
 def test_a_reward_model_with_a_budget_counts_two_answers_a_row():
-    """Rows of 2 x 50 tokens: 4 in 400 tokens, 16 rows are 4 passes; where not even one fits, each has a pass."""
+    """Rows of 2 x 50 tokens: 4 fit in 400 tokens. If not even one fits, each row gets its own pass."""
     words = [*RM, "data.max_tokens=50"]
     for budget, wanted in ((400, "4 x 4"), (399, "6 x 3 (the last: 1)"), (99, "16 x 1"), (101, "16 x 1")):
         line = batch_counts(load("train-rm", [*words, f"train.micro_batch_tokens={budget}"]), 1).lines[1]
@@ -90,6 +90,6 @@ def test_a_reward_model_with_a_budget_counts_two_answers_a_row():
         ),
     ],
 )
-def test_what_does_not_divide_is_refused_with_the_arithmetic(command, args, message):
+def test_an_indivisible_batch_is_refused_with_the_arithmetic(command, args, message):
     with pytest.raises(InputError, match=message):
         batch_counts(load(command, args), 3)

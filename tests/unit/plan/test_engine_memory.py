@@ -1,4 +1,4 @@
-"""Model states, worked out by hand for a model whose weights can be counted, and beside DeepSpeed's own estimate."""
+"""Model states, worked out by hand for a small model and compared with DeepSpeed's own estimate."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_weights_are_counted_once():
     assert engine().weights == WEIGHTS == 74_912
 
 
-def test_zero3_keeps_the_gradients_of_a_layer_until_it_is_through():
+def test_zero3_keeps_the_gradients_of_one_layer():
     assert engine().layer_gradients() == []
     assert held(engine(ranks=2).layer_gradients()) == {"gradients of a layer": 2 * (64 + 2048 + 1024 + 6144)}
 
@@ -57,8 +57,8 @@ def test_zero3_keeps_the_gradients_of_a_layer_until_it_is_through():
         ({"trained": False}, {"weights": 2}, None, None),
     ],
 )
-def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step):
-    """gradients (bytes a weight) and step (bytes): with one micro-batch an update, and with several."""
+def test_bytes_per_weight_on_one_rank(given, resident, gradients, step):
+    """gradients (bytes per weight) and step (bytes): with one micro-batch per update, and with several."""
     one = engine(**given)
     assert held(one.resident()) == {what: each * WEIGHTS for what, each in resident.items()}
     assert one.on_host() == []
@@ -73,7 +73,7 @@ def test_one_rank_holds_so_many_bytes_a_weight(given, resident, gradients, step)
 
 
 def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
-    """As many as fit, whose gradients go; or the largest one, whose gradient stands in both types."""
+    """Either a group, whose old gradients are freed, or the largest parameter, held in both types."""
     monkeypatch.setattr(param_groups, "GROUP_SIZE", 20_000)
     assert total(engine().step(1)) == (4 - 2) * 20_000
     monkeypatch.setattr(param_groups, "GROUP_SIZE", 1000)
@@ -123,8 +123,8 @@ def test_the_step_of_one_rank_converts_some_parameters_at_a_time(monkeypatch):
         ),
     ],
 )
-def test_two_ranks_share_them(given, resident, host, step):
-    """Every parameter here has an even size, so that nothing is padded; the bucket is 1000 numbers on each rank."""
+def test_bytes_per_weight_on_two_ranks(given, resident, host, step):
+    """Every parameter has an even size, so nothing is padded; the bucket has 1000 elements per rank."""
     one = engine(2, **given)
     each = 4 if given.get("dtype") is torch.float32 else 2
     half = WEIGHTS // 2
@@ -139,19 +139,19 @@ def test_two_ranks_share_them(given, resident, host, step):
     assert held(one.gathered(hold=True)) == {"gathered weights": WEIGHTS * each + sent}
 
 
-def test_layers_that_are_fetched_are_bounded_by_deepspeed_s_limits():
+def test_gathered_layers_are_limited_by_deepspeed_s_options():
     one = engine(2, stage3_max_live_parameters=1000, stage3_prefetch_bucket_size=500)
     assert held(one.gathered(hold=False)) == {"gathered layers": 2 * 1500}
     assert held(engine(2).gathered(hold=False)) == {"gathered layers": 2 * WEIGHTS}
 
 
 def test_shards_are_padded_to_a_multiple_of_the_ranks():
-    """Of 7 ranks each has a seventh of every parameter, rounded up."""
+    """Each of 7 ranks has a seventh of every parameter, rounded up."""
     sizes = engine().sizes
     assert engine(7).shard == sum(-(-size // 7) for size in sizes) > WEIGHTS / 7
 
 
-def test_one_rank_that_offloads_is_deepspeed_s():
+def test_one_rank_with_offloading_uses_deepspeed():
     one = engine(1, offload_param=True)
     assert one.sharding.uses_zero
     assert held(one.gathered(hold=True)) == {"gathered weights": 2 * WEIGHTS}
@@ -159,23 +159,23 @@ def test_one_rank_that_offloads_is_deepspeed_s():
     assert one.reduction() == one.largest_gathered() == []
 
 
-def test_a_model_has_no_average_unless_asked_for():
+def test_a_model_has_no_moving_average_by_default():
     one = engine()
     assert "moving average" not in held(EngineMemory("policy", one.architecture, one.sharding, one.optim).resident())
 
 
-def test_a_step_goes_through_groups_of_weights():
-    """Gradients in 2 bytes and again in 4, of a group; a parameter is not cut: the largest one's part comes on top."""
+def test_a_step_updates_groups_of_weights():
+    """Gradients of a group in 2 bytes and in 4; a parameter is not split, so the largest can be added."""
     assert total(engine(2, sub_group_size=1000).step(2)) == 6 * (1000 + 300 * 32 // 2)
 
 
-def test_without_a_gpu_what_is_offloaded_is_on_the_device_already():
+def test_without_a_gpu_offloaded_weights_are_not_copied():
     assert engine(1, offload_param=True, on_gpu=False).gathered(hold=True) == []
     assert held(engine(2, offload_param=True, on_gpu=False).gathered(hold=True)) == {"gathered weights": 2 * WEIGHTS}
 
 
-def test_making_an_engine_takes_a_second_copy_of_the_masters_for_a_moment():
-    """Two ranks: weights in 2 bytes, masters in 4, a copy of them in 4; in groups of at most sub_group_size."""
+def test_starting_an_engine_copies_master_weights_for_a_moment():
+    """Two ranks: weights in 2 bytes, masters in 4, and a copy of at most sub_group_size in 4."""
     half = WEIGHTS // 2
     wanted = {"weights": 2 * half, "master weights": 4 * half, "master weights being copied": 4 * half}
     assert held(engine(2).start()) == wanted
@@ -187,7 +187,7 @@ def test_making_an_engine_takes_a_second_copy_of_the_masters_for_a_moment():
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_states_agree_with_deepspeed_s_own_estimate(ranks):
-    """DeepSpeed counts 18 bytes a trained weight: the 16 of here and 2 for which its engine has no tensor.
+    """DeepSpeed counts 18 bytes per trained weight: our 16, and 2 for which its engine has no tensor.
 
     The rest of its figure is the largest layer in float32, which here is what is gathered.
     """
@@ -200,7 +200,7 @@ def test_states_agree_with_deepspeed_s_own_estimate(ranks):
 
 @pytest.mark.parametrize("params", [False, True])
 def test_states_in_host_memory_agree_with_deepspeed_s_own_estimate(params):
-    """On the host DeepSpeed counts 16 or 18 bytes a weight, 1.5 times for buffers; here there are 2 more, not 1.5."""
+    """On the host DeepSpeed counts 16 or 18 bytes per weight, times 1.5 for buffers; we count 2 more instead."""
     one = engine(2, offload_optimizer=True, offload_param=params)
     theirs, _, _ = estimate_zero3_model_states_mem_needs(WEIGHTS, 300 * 32, 2, 1, True, params, True, 1.0)
     assert 2 * total(one.on_host()) == theirs + 2 * WEIGHTS
@@ -213,7 +213,7 @@ def test_a_checkpoint_and_an_export():
     assert engine(trained=False).saved == 0
 
 
-def test_defaults_are_deepspeed_s_but_for_the_bucket():
+def test_defaults_are_deepspeed_s_except_for_the_bucket():
     theirs, ours = DeepSpeedZeroConfig(), ZeroSettings.of({})
     assert ours.sub_group_size == theirs.sub_group_size
     assert ours.stage3_prefetch_bucket_size == theirs.prefetch_bucket_size
@@ -233,7 +233,7 @@ def test_settings_are_read_as_deepspeed_reads_them():
     assert ZeroSettings.of({"data_types": {"grad_accum_dtype": "fp32"}}).float32_gradients
 
 
-def test_weights_on_the_host_leave_the_rest_as_it_is():
+def test_weights_on_the_host_change_nothing_else():
     given = {"zero_optimization": {"stage": 3, "overlap_comm": True}, "steps_per_print": 7}
     found = with_weights_on_host(given)
     assert found["zero_optimization"] == {

@@ -1,4 +1,4 @@
-"""What a run says of its plan before it loads models."""
+"""The plan that a run makes before it loads models, and what does not fit a machine."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def small(monkeypatch):
     monkeypatch.setattr(Machine, "here", staticmethod(lambda _: Machine(None, 2**26)))
 
 
-def test_what_fits_is_said_to(monkeypatch):
+def test_a_run_that_fits_reports_its_plan(monkeypatch):
     monkeypatch.setattr(Machine, "here", staticmethod(lambda _: Machine(None, 64 * GIB)))
     lines, warnings, planned = checked()
     assert lines[0] == FIRST
@@ -38,7 +38,7 @@ def test_what_fits_is_said_to(monkeypatch):
     assert planned.misfits == ()
 
 
-def test_what_does_not_fit_is_warned_of(small):
+def test_a_run_that_does_not_fit_is_warned_of(small):
     lines, warnings, planned = checked()
     assert lines[0] == FIRST
     assert warnings[0].startswith("the memory plan does not fit this machine: host memory: needs ")
@@ -46,12 +46,12 @@ def test_what_does_not_fit_is_warned_of(small):
     assert planned is not None
 
 
-def test_or_refused(small):
+def test_a_run_that_does_not_fit_can_be_refused(small):
     with pytest.raises(InputError, match=r"the memory plan does not fit this machine: host memory: needs .*, 64"):
         checked("plan.on_misfit=error")
 
 
-def test_or_nothing_is_said_but_the_batches(small):
+def test_a_misfit_can_be_ignored(small):
     lines, warnings, planned = checked("plan.on_misfit=ignore")
     assert lines[0] == FIRST
     assert not any("plan" in line for line in (*lines, *warnings))
@@ -59,7 +59,7 @@ def test_or_nothing_is_said_but_the_batches(small):
 
 
 @pytest.mark.parametrize("error", [InputError("no such shape"), KeyError("vocab_size")])
-def test_a_run_that_cannot_be_planned_starts_all_the_same(monkeypatch, error):
+def test_a_run_that_cannot_be_planned_still_starts(monkeypatch, error):
     def fails(*_):
         raise error
 
@@ -70,7 +70,7 @@ def test_a_run_that_cannot_be_planned_starts_all_the_same(monkeypatch, error):
     assert planned is None
 
 
-def test_batches_that_do_not_divide_are_refused_whatever_the_plan_says():
+def test_indivisible_batches_are_always_refused():
     with pytest.raises(InputError, match="multiple of the number of ranks"):
         check_launch(load("train-ppo", ["conf=tiny"]), Topology(3, 3, on_gpu=False), Path(), LENGTHS)
 
@@ -114,14 +114,14 @@ def test_shared_memory_matters_only_with_several_gpus():
     )
 
 
-def test_what_is_spared_is_a_share_of_the_limit():
+def test_spare_memory_is_a_share_of_the_limit():
     assert planned_with(Machine(8 * GIB, None), device_gib=2).spare == pytest.approx(0.75)
     assert planned_with(Machine(None, None), device_gib=2).spare is None
     assert "needs 2.0 GiB per GPU; peak in update" in planned_with(Machine(None, None)).verdict
 
 
-def test_checkpoints_that_are_there_take_no_more_disk(tmp_path, monkeypatch):
-    """A run that goes on puts new ones in their place."""
+def test_existing_checkpoints_need_no_more_disk(tmp_path, monkeypatch):
+    """A resumed run replaces them by new ones."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "file").write_bytes(b"x" * 10_000_000)
     monkeypatch.setattr(Machine, "here", staticmethod(lambda _: Machine(None, 64 * GIB, disk=1_000_000)))

@@ -5,7 +5,7 @@ import torch
 from rlhf_cli.plan.live_tensors import LiveTensors
 
 
-def test_storages_count_once_from_their_making_to_their_end():
+def test_a_storage_counts_once_while_it_is_alive():
     with LiveTensors() as live:
         assert (live.total, live.peak) == (0, 0)
         first = torch.zeros(100)  # 400 bytes
@@ -21,7 +21,7 @@ def test_storages_count_once_from_their_making_to_their_end():
     assert (live.total, live.peak) == (0, 800)
 
 
-def test_what_was_there_before_does_not_count_but_when_it_is_added():
+def test_older_tensors_count_only_after_add():
     before = torch.zeros(100)
     with LiveTensors() as live:
         turned = before.view(10, 10).t()
@@ -32,8 +32,8 @@ def test_what_was_there_before_does_not_count_but_when_it_is_added():
         assert live.total == 400
 
 
-def test_a_backward_pass_is_seen():
-    """At the most: gradients of the product and of both its factors, 400 bytes each, and the sum with its own, 4 each.
+def test_a_backward_pass_is_counted():
+    """Peak: gradients of the product and of both factors, 400 bytes each; the sum and its gradient, 4 each.
 
     When the last of them is made, the result of exp is gone.
     """
@@ -45,7 +45,7 @@ def test_a_backward_pass_is_seen():
         assert live.peak == 1208
 
 
-def test_the_peak_is_told_apart_by_kind_and_can_be_started_anew():
+def test_the_peak_is_counted_by_kind_and_can_be_reset():
     kinds = {3: "three", 4: None}
     with LiveTensors(lambda tensor: kinds.get(tensor.dim(), "other")) as live:
         held = torch.zeros(2, 2, 2), torch.zeros(5), torch.zeros(1, 1, 1, 1)
@@ -57,7 +57,7 @@ def test_the_peak_is_told_apart_by_kind_and_can_be_started_anew():
     assert len(held) == 3
 
 
-def test_of_equal_peaks_the_first_is_told():
+def test_the_first_of_equal_peaks_is_reported():
     with LiveTensors(lambda tensor: f"of {tensor.dim()}") as live:
         first = torch.zeros(10)
         del first
@@ -73,7 +73,7 @@ def test_meta_tensors_count_like_others():
         assert held.shape == (1000, 1000)
 
 
-def test_tensors_in_a_layout_of_onednn_count_though_their_storage_is_hidden():
+def test_onednn_tensors_count_although_their_storage_is_hidden():
     plain = torch.zeros(10, 10)
     with LiveTensors() as live:
         other = plain.to_mkldnn()

@@ -22,7 +22,7 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize("text", ["80 gigs", "GiB", "-1GiB", "0GiB", "1e3GiB", ""])
-def test_what_is_no_size_is_named(text):
+def test_a_bad_size_is_reported(text):
     with pytest.raises(InputError, match=r"plan\.gpu_memory must be a size such as 80GiB"):
         PlanConfig(gpu_memory=text)
 
@@ -49,8 +49,8 @@ def test_this_machine_is_measured(tmp_path):
     assert found.disk > 0
 
 
-def test_a_limit_of_the_control_group_counts(tmp_path, monkeypatch):
-    """10 GiB allowed, 4 in use, of which 1 is a cache of files that can go: 7 are left."""
+def test_the_limit_of_the_control_group_counts(tmp_path, monkeypatch):
+    """10 GiB allowed, 4 in use, of which 1 is file cache that can be freed: 7 are left."""
     real = Path
 
     def moved(path):
@@ -66,5 +66,5 @@ def test_a_limit_of_the_control_group_counts(tmp_path, monkeypatch):
     assert machine._host_memory() == 100 * GIB
 
 
-def test_bytes_for_people():
+def test_bytes_are_formatted():
     assert [gib(size) for size in (80 * GIB, GIB // 2, 2**20)] == ["80.0 GiB", "0.5 GiB", "1.0 MiB"]

@@ -1,4 +1,4 @@
-"""`rlhf plan`: what it prints, its exit codes, and the presets that it is made for."""
+"""`rlhf plan`: its output, its exit codes, and the plans of the presets."""
 
 import json
 import re
@@ -28,9 +28,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def test_a_plan_that_fits(capsys):
-    code, told = run(capsys, *TINY, "plan.gpu_memory=8GiB")
+    code, output = run(capsys, *TINY, "plan.gpu_memory=8GiB")
     assert code == 0
-    lines = told.out.splitlines()
+    lines = output.out.splitlines()
     assert lines[0] == "prompts per step: 8 = 1 rank x 8, one response each"
     for phase in ("load", "rollout", "score", "update", "save"):
         bar = next(line for line in lines if line.startswith(f"{phase:8}"))
@@ -47,23 +47,23 @@ def test_a_plan_that_fits(capsys):
 
 
 def test_a_plan_that_does_not_fit(capsys):
-    code, told = run(capsys, *TINY, "plan.gpu_memory=1600MiB", "ppo.micro_batch_size=4")
+    code, output = run(capsys, *TINY, "plan.gpu_memory=1600MiB", "ppo.micro_batch_size=4")
     assert code == 7
-    assert "does not fit: GPU: needs 2.3 GiB, 1.5 GiB usable (1.6 GiB less 4%); peak in load (matrix" in told.out
-    assert "no option makes it fit" in told.out
+    assert "does not fit: GPU: needs 2.3 GiB, 1.5 GiB usable (1.6 GiB less 4%); peak in load (matrix" in output.out
+    assert "no option makes it fit" in output.out
 
 
-def test_bars_tell_models_apart_and_grow_with_them(capsys):
+def test_bars_show_each_model_in_proportion(capsys):
     wide = ["model.from_config.hidden_size=512", "reward_model.from_config.hidden_size=512"]
-    _, told = run(capsys, *TINY, "plan.gpu_memory=100MiB", "plan.gpu_overhead=1MiB", *wide)
-    update = next(line for line in told.out.splitlines() if line.startswith("update "))
+    _, output = run(capsys, *TINY, "plan.gpu_memory=100MiB", "plan.gpu_overhead=1MiB", *wide)
+    update = next(line for line in output.out.splitlines() if line.startswith("update "))
     assert update.count("P") > update.count("R") > 0
     assert update.count("V") > update.count("W") > 0
 
 
 def test_json_has_everything_in_bytes(capsys):
-    code, told = run(capsys, *TINY, "plan.gpu_memory=8GiB", "plan.host_memory=64GiB", "plan.gpus=2", "--json")
-    found = json.loads(told.out)
+    code, output = run(capsys, *TINY, "plan.gpu_memory=8GiB", "plan.host_memory=64GiB", "plan.gpus=2", "--json")
+    found = json.loads(output.out)
     assert code == 0
     assert found["fits"] is True
     assert found["machine"] == {"gpu": 8 * GIB, "host": 64 * GIB, "disk": None}
@@ -78,18 +78,18 @@ def test_json_has_everything_in_bytes(capsys):
 
 
 def test_without_a_gpu_host_memory_is_the_limit(capsys):
-    _, told = run(capsys, *TINY)
-    assert told.out.startswith(
+    _, output = run(capsys, *TINY)
+    assert output.out.startswith(
         "no GPU here: planned for ranks in host memory; set plan.gpu_memory=80GiB to plan for GPUs\n"
     )
-    assert "of host memory for 1 rank, " in told.out
-    assert "CUDA" not in told.out
+    assert "of host memory for 1 rank, " in output.out
+    assert "CUDA" not in output.out
 
 
-def test_a_sweep_is_a_table_and_names_what_does_not_divide(capsys):
-    code, told = run(capsys, *TINY, "plan.gpu_memory=8GiB", "--sweep", "gpus=1,2,3")
+def test_a_sweep_is_a_table_with_the_errors_below(capsys):
+    code, output = run(capsys, *TINY, "plan.gpu_memory=8GiB", "--sweep", "gpus=1,2,3")
     assert code == 0
-    head, one, two, three = told.out.splitlines()
+    head, one, two, three = output.out.splitlines()
     assert head.split()[:2] == ["plan.gpus", "peak"]
     assert one.split()[0] == "1"
     assert "fits" in one
@@ -97,10 +97,10 @@ def test_a_sweep_is_a_table_and_names_what_does_not_divide(capsys):
     assert "ppo.batch_size must be a multiple of the number of ranks" in three
 
 
-def test_any_option_can_be_swept_also_as_json(capsys):
+def test_any_option_can_be_swept(capsys):
     words = [*TINY, "plan.gpu_memory=8GiB", "--json", "--sweep=ppo.micro_batch_size=1,4"]
-    code, told = run(capsys, *words)
-    small, large = json.loads(told.out)
+    code, output = run(capsys, *words)
+    small, large = json.loads(output.out)
     assert code == 0
     assert (small["ppo.micro_batch_size"], large["ppo.micro_batch_size"]) == ("1", "4")
 
@@ -112,9 +112,9 @@ def test_any_option_can_be_swept_also_as_json(capsys):
 
 def test_the_largest_model_that_fits(capsys):
     words = ["data.max_prompt_tokens=64", "model.dtype=bfloat16", "reward_model.dtype=bfloat16"]
-    code, told = run(capsys, "plan", "train-ppo", "conf=tiny", *words, "plan.gpu_memory=40GiB", "--max-model")
+    code, output = run(capsys, "plan", "train-ppo", "conf=tiny", *words, "plan.gpu_memory=40GiB", "--max-model")
     assert code == 0
-    lines = told.out.splitlines()
+    lines = output.out.splitlines()
     verdicts = {line.split()[0]: "does not fit" not in line for line in lines[1:-1]}
     assert verdicts["0.5B"]
     assert not verdicts["7B"]
@@ -165,21 +165,21 @@ def test_a_shape_replaces_all_models():
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, args, message):
-    code, told = run(capsys, "plan", *args)
+    code, output = run(capsys, "plan", *args)
     assert code == 2
-    assert message in told.err
-    assert told.err.count("\n") == 1
+    assert message in output.err
+    assert output.err.count("\n") == 1
 
 
 def test_help(capsys):
-    code, told = run(capsys, "plan", "--help")
+    code, output = run(capsys, "plan", "--help")
     assert code == 0
-    assert told.out.startswith("usage: rlhf plan")
+    assert output.out.startswith("usage: rlhf plan")
 
 
 @pytest.mark.parametrize(("command", "name"), PRESETS)
-def test_a_preset_fits_its_machine_with_room(command, name):
-    """At least 8 % of each GPU, context included, are left at the peak; another test keeps docs/presets.md fresh."""
+def test_a_preset_fits_its_machine(command, name):
+    """At least 8 % of each GPU are left at the peak, context included; `make docs` keeps the page fresh."""
     page = (REPOSITORY / "docs/presets.md").read_text("utf-8")
     section = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
     (spare,) = re.findall(r"^fits: .* of 79\.0 GiB per GPU, (\d+)% to spare", section, flags=re.MULTILINE)
@@ -188,7 +188,7 @@ def test_a_preset_fits_its_machine_with_room(command, name):
     assert name.endswith(f"_{ranks}xa100")
 
 
-def test_there_are_the_presets_that_the_docs_name():
+def test_the_presets_are_those_in_the_docs():
     assert sorted(name for _, name in PRESETS) == [
         "ppo_1b_1xa100",
         "ppo_7b_2xa100",

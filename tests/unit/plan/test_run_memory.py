@@ -1,4 +1,4 @@
-"""The moments of a run: which options put what where. Figures of engines and passes have tests of their own."""
+"""The memory maps of runs: which options put what where."""
 
 from dataclasses import replace
 
@@ -41,8 +41,8 @@ def test_phases_of_ppo_and_of_a_reward_model():
     assert planned(command="train-rm", base=RM).phases == ["load", "score", "update", "save"]
 
 
-def test_everything_that_stays_is_in_every_moment_of_a_step():
-    """One rank, bfloat16: 2 + 4 + 8 bytes a trained weight, 2 a frozen one."""
+def test_resident_items_are_in_every_moment_of_a_step():
+    """One rank, bfloat16: 2 + 4 + 8 bytes per trained weight, 2 per frozen one."""
     found = planned()
     for one in found.moments:
         if one.phase != "load":
@@ -50,7 +50,7 @@ def test_everything_that_stays_is_in_every_moment_of_a_step():
             assert total(stays) == 14 * POLICY + 14 * SCORER + 2 * POLICY + 2 * SCORER
 
 
-def test_a_rollout_holds_the_policy_whole_and_what_decoding_takes():
+def test_a_rollout_holds_the_full_policy_and_the_decoding_state():
     found = planned(place=TWO)
     held = sizes(moment(found, "rollout", "generating 4 responses").device, "policy")
     config = load("train-ppo", TINY)
@@ -72,8 +72,8 @@ def test_models_score_one_after_the_other():
         assert gathered == [name]
 
 
-def test_an_update_that_goes_on_from_scoring_keeps_its_graph_meanwhile():
-    """Two ranks of four rows, one minibatch a step: the policy's graph and whole weights stand while others score."""
+def test_a_reused_forward_pass_keeps_its_graph_while_others_score():
+    """Two ranks of four rows, one minibatch per step: the policy's graph and full weights stay."""
     words = ["ppo.minibatch_size=8", "ppo.batch_size=8"]
     found = planned(words, TWO)
     held = sizes(moment(found, "score", "reference").device, "policy")
@@ -90,7 +90,7 @@ def test_an_update_that_goes_on_from_scoring_keeps_its_graph_meanwhile():
         assert "activations kept for the update" not in sizes(moment(other, "score", "reference").device, "policy")
 
 
-def test_a_token_budget_reuses_where_all_rows_may_have_room():
+def test_a_token_budget_reuses_the_pass_if_all_rows_may_fit():
     """8 rows of the shortest prompt, 10 tokens, and 16 new ones."""
     words = ["ppo.minibatch_size=8", "ppo.batch_size=8"]
     for budget, reuses in ((8 * 26, True), (8 * 26 - 1, False)):
@@ -98,8 +98,8 @@ def test_a_token_budget_reuses_where_all_rows_may_have_room():
         assert ("policy, graph kept" in names) is reuses
 
 
-def test_a_token_budget_is_planned_for_long_texts_and_for_short_ones():
-    """Of 16 rows: in 224 tokens 4 of 40 + 16, or 8 of 10 + 16, which have more logits; the fuller one counts."""
+def test_a_token_budget_is_planned_for_long_and_short_texts():
+    """224 tokens hold 4 rows of 40 + 16, or 8 of 10 + 16, which have more logits; the fuller one counts."""
     words = ["ppo.batch_size=16", "ppo.minibatch_size=16", "ppo.micro_batch_tokens=224", "ppo.reuse_forward=false"]
     found = planned(words)
     backward = [one for one in found.moments if one.name == "policy, backward"]
@@ -108,9 +108,9 @@ def test_a_token_budget_is_planned_for_long_texts_and_for_short_ones():
     assert held == [max(one.head.total(), one.layers.total()) for one in passes]
 
 
-def test_gradients_stand_beside_activations_from_the_second_micro_batch_on():
-    """4 rows a pass. In one pass gradients grow as activations go. Those of one stand in bfloat16 when the second one
-    starts, and sums in float32 when the third one does.
+def test_later_micro_batches_hold_the_gradients_of_earlier_ones():
+    """4 rows per pass. In the first pass, gradients grow while activations shrink. The second pass starts
+    with one pass's gradients in bfloat16, the third with their sums in float32.
     """
     runs = [planned([f"ppo.batch_size={rows}", f"ppo.minibatch_size={rows}"]) for rows in (4, 8, 12)]
     backward = [sizes(moment(found, "update", "value_model, backward").device, "value_model") for found in runs]
@@ -120,13 +120,13 @@ def test_gradients_stand_beside_activations_from_the_second_micro_batch_on():
     assert [found["gradients"] for found in optimizer] == [2 * SCORER, 4 * SCORER, 4 * SCORER]
 
 
-def test_checkpointing_changes_the_update_alone():
+def test_checkpointing_changes_only_the_update():
     found, recomputed = planned(), planned(["model.gradient_checkpointing=true"])
     assert recomputed.device_peak("update").bytes < found.device_peak("update").bytes
     assert recomputed.device_peak("score").bytes == found.device_peak("score").bytes
 
 
-def test_activations_of_an_update_are_told_both_ways():
+def test_activations_with_and_without_checkpointing():
     for words in ([], ["model.gradient_checkpointing=true"]):
         without, recomputed = _update_activations(load("train-ppo", [*TINY, *words]), GPU)
         assert recomputed < 0.6 * without  # of two layers
@@ -141,7 +141,7 @@ def test_offloaded_states_are_in_host_memory():
     assert sizes(one.device, "reference")["weights"] == 2 * POLICY // 2
 
 
-def test_offloaded_frozen_models_are_in_host_memory_and_the_others_are_not():
+def test_only_offloaded_frozen_models_are_in_host_memory():
     found = planned(["ppo.offload_frozen=true"], TWO)
     one = moment(found, "update", "policy, optimizer")
     for model, size in (("reference", POLICY), ("reward_model", SCORER)):
@@ -152,7 +152,7 @@ def test_offloaded_frozen_models_are_in_host_memory_and_the_others_are_not():
 
 
 def test_three_models_are_loaded_before_the_first_is_moved():
-    """In host memory policy, value and reward model whole; the reference comes when they are sharded."""
+    """Host memory first holds the full policy, value and reward model; the reference is loaded later."""
     found = planned(place=TWO)
     first = moment(found, "load", "reward_model loaded")
     assert total(first.host) == 2 * (POLICY + 2 * SCORER)
@@ -162,7 +162,7 @@ def test_three_models_are_loaded_before_the_first_is_moved():
     }
 
 
-def test_one_rank_has_its_moments_when_it_is_loaded_and_zero3_makes_them_in_the_first_update():
+def test_zero3_creates_optimizer_states_only_in_the_first_update():
     for place, expected in ((GPU, 8 * POLICY), (TWO, None)):
         last = moment(planned(place=place), "load", "matrix products timed")
         assert sizes(last.device, "policy").get("optimizer states") == expected
@@ -170,7 +170,7 @@ def test_one_rank_has_its_moments_when_it_is_loaded_and_zero3_makes_them_in_the_
         assert "optimizer states" not in sizes(last.device, "reference")
 
 
-def test_rank_0_alone_holds_what_is_exported():
+def test_only_rank_0_holds_exported_weights():
     export = moment(planned(["ppo.ema_decay=0.9"], TWO), "save", "export")
     assert [(item.model, item.bytes) for item in export.host_of_rank_0] == [
         ("policy", 4 * POLICY),
@@ -186,7 +186,7 @@ def test_the_disk_holds_checkpoints_and_exports():
 
 
 def test_a_reward_model_reads_all_answers_of_its_rows():
-    """Rows of two answers: 2 rows a pass are 4 texts; 3 answers a row make 6."""
+    """2 rows per pass are 4 texts with two answers per row, and 6 texts with three."""
     for answers in (2, 3):
         lengths = Lengths(1, 1, 60, answers)
         config = load("train-rm", [*RM, "train.eval_micro_batch_size=2"])
@@ -199,7 +199,7 @@ def scorer_of(config):
     return replace(architecture_of(config), scores=True)
 
 
-def test_pretraining_blocks_have_passes_of_their_own(tmp_path):
+def test_pretraining_blocks_have_their_own_passes(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("word " * 1000)
     words = [f"pretrain.path={text}", "pretrain.max_tokens=500", "pretrain.batch_size=4"]
@@ -207,12 +207,12 @@ def test_pretraining_blocks_have_passes_of_their_own(tmp_path):
     assert with_blocks.device_peak("update").bytes > planned().device_peak("update").bytes
 
 
-def test_lengths_that_the_options_allow():
+def test_allowed_lengths():
     assert Lengths.allowed(load("train-ppo", TINY)) == Lengths(1, 512, 0)
     assert Lengths.allowed(load("train-rm", RM)) == Lengths(1, 1, 1024)
 
 
-def test_a_reward_model_that_is_not_there_yet_has_the_policy_s_shape(tmp_path):
+def test_a_missing_reward_model_gets_the_policy_s_shape(tmp_path):
     words = ["reward_model.from_config=null", "reward_model.tokenizer=null", "model.dtype=bfloat16"]
     config = load("train-ppo", ["conf=tiny", *words, f"reward_model.path={tmp_path}/not/there"])
     changed, notes = _with_known_shapes(config)
@@ -227,13 +227,13 @@ def test_a_reward_model_that_is_not_there_yet_has_the_policy_s_shape(tmp_path):
     assert _with_known_shapes(there) == (there, [])
 
 
-def test_a_policy_that_is_not_there_is_an_error(tmp_path):
+def test_a_missing_policy_is_an_error(tmp_path):
     words = ["model.from_config=null", f"model.path={tmp_path}/not/there"]
     with pytest.raises(InputError, match="no such file or folder"):
         memory_map(load("train-ppo", ["conf=tiny", *words]), GPU)
 
 
-def test_where_it_is_fullest():
+def test_peaks():
     found = made_map(device_gib=2, host_gib=0.5, context=100)
     peak = found.device_peak()
     assert (peak.bytes, peak.largest) == (2 * 2**30, Item("policy", "weights", 2 * 2**30))
@@ -242,8 +242,8 @@ def test_where_it_is_fullest():
     assert made_map(on_gpu=False).rank_peak() == 5 * 2**29 + LIBRARIES
 
 
-def test_a_reward_model_s_budget_takes_no_more_rows_than_there_are():
-    """4 rows a step of two answers, in whatever budget."""
+def test_a_reward_model_s_budget_is_limited_by_its_rows():
+    """4 rows per step of two answers each, with any budget."""
     words = ["train.batch_size=4", "train.eval_micro_batch_size=1"]
     of_all = memory_map(load("train-rm", [*RM, *words, "train.micro_batch_size=4"]), GPU, Lengths(1, 1, 60))
     budget = memory_map(load("train-rm", [*RM, *words, "train.micro_batch_tokens=1000000"]), GPU, Lengths(1, 1, 60))
@@ -257,7 +257,7 @@ def test_a_reward_model_s_checkpoints_follow_from_its_steps():
 
 
 def test_a_rollout_s_budget_is_planned_for_short_prompts_too():
-    """In 560 tokens 10 rows of 40 + 16, or 21 of 10 + 16."""
+    """560 tokens hold 10 rows of 40 + 16, or 21 of 10 + 16."""
     words = ["ppo.batch_size=32", "ppo.minibatch_size=32", "rollout.micro_batch_tokens=560"]
     names = [one.name for one in planned(words).moments if one.phase == "rollout"]
     assert names[0] in ("generating 10 responses", "generating 21 responses")
@@ -266,15 +266,15 @@ def test_a_rollout_s_budget_is_planned_for_short_prompts_too():
     assert names[0] == f"generating {fuller} responses"
 
 
-def test_zero_3_keeps_the_gradients_of_a_layer_until_it_is_done():
+def test_zero3_keeps_the_gradients_of_one_layer():
     """A layer of tiny_llama: 64 + 2048 + 1024 + 6144 weights of 2 bytes."""
     held = sizes(moment(planned(place=TWO), "update", "value_model, backward").device, "value_model")
     assert held["gradients of a layer"] == 2 * (64 + 2048 + 1024 + 6144)
     assert "gradients of a layer" not in sizes(moment(planned(), "update", "policy, backward").device, "policy")
 
 
-def test_a_file_of_a_checkpoint_stands_twice_in_host_memory_where_it_comes_from_a_gpu():
-    """Of 12 bytes a weight, less than a file holds; from host memory it is copied once."""
+def test_a_checkpoint_file_from_a_gpu_is_twice_in_host_memory():
+    """12 bytes per weight, less than a file holds; from host memory it is copied once."""
     for place, times in ((GPU, 2), (Topology(1, 1, on_gpu=False), 1)):
         (written,) = [item for item in moment(planned(place=place), "save", "checkpoint").host if not item.model]
         assert written.bytes == times * 12 * (POLICY + SCORER)
@@ -283,7 +283,7 @@ def test_a_file_of_a_checkpoint_stands_twice_in_host_memory_where_it_comes_from_
 OWN = "{model_type: llama, hidden_size: 64, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 4}"
 
 
-def test_models_of_sources_stay_beside_the_others_and_are_asked_in_their_own_batches():
+def test_models_of_reward_sources_are_resident_and_score_in_their_own_batches():
     """259 x 64 embeddings, a layer of 128 + 4 x 64 x 64 + 3 x 64 x 64, a norm and a head of 64 each; 2 bytes each."""
     own = 259 * 64 + 128 + 7 * 64 * 64 + 64 + 64
     source = f"{{name: judge, model: {{from_config: {OWN}, tokenizer: bytes}}, batch_size: 3}}"
@@ -306,7 +306,7 @@ def test_without_the_reward_model_nothing_is_planned_for_it():
     assert sizes(score.device, "value_model")["weights"] == 2 * SCORER
 
 
-def test_a_source_s_model_can_wait_in_host_memory():
+def test_a_source_s_model_can_be_offloaded():
     source = f"{{name: judge, model: {{from_config: {OWN}, tokenizer: bytes}}, offload: true}}"
     found = planned([f"reward=[{{name: rm}}, {source}]"])
     assert "weights" not in sizes(moment(found, "update", "policy, optimizer").device, "reward judge")

@@ -1,4 +1,4 @@
-"""What passes hold, traced on meta tensors: beside real passes, and beside figures worked out by hand."""
+"""Traces on meta tensors, compared with real passes and with figures worked out by hand."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def real_model(what: Architecture):
 
 
 def real_peaks(what: Architecture, with_gradients: bool):
-    """The most that a real pass holds in all, and what it keeps between forward and backward."""
+    """Return the peak of a real pass, and what it keeps between the forward and the backward pass."""
     module = real_model(what).train(with_gradients)
     for parameter in module.parameters():
         parameter.register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
@@ -79,7 +79,7 @@ SIDES = list(itertools.product([False, True], [torch.float32, torch.bfloat16], [
 
 @pytest.mark.parametrize(("scores", "dtype", "packing", "checkpointing"), SIDES)
 def test_a_traced_pass_holds_what_a_real_one_holds(scores, dtype, packing, checkpointing):
-    """torch's attention on a CPU is not the fused one that is planned with: hence the tolerance."""
+    """The tolerance is for torch's attention on a CPU, which differs from the planned fused attention."""
     what = architecture(scores, dtype, packing, checkpointing)
     passes = trace.training(what, TEXTS)
     peak, kept = real_peaks(what, with_gradients=True)
@@ -94,8 +94,8 @@ ALL_WAYS += [(keys, False, False) for keys in OTHERS.values()]
 
 
 @pytest.mark.parametrize(("keys", "checkpointing", "scores"), ALL_WAYS)
-def test_few_layers_tell_what_all_layers_hold(keys, checkpointing, scores, monkeypatch):
-    """The same from two and three layers as from six themselves."""
+def test_two_depths_extrapolate_to_all_layers(keys, checkpointing, scores, monkeypatch):
+    """Two and three layers give the same as six."""
     what = architecture(scores, checkpointing=checkpointing, **keys)
     short = trace.training.__wrapped__(what, TEXTS), trace.scoring.__wrapped__(what, TEXTS)
     monkeypatch.setattr(trace, "_DEPTHS", (5, 6))
@@ -107,32 +107,32 @@ def test_few_layers_tell_what_all_layers_hold(keys, checkpointing, scores, monke
 
 @pytest.mark.parametrize("scores", [False, True])
 def test_a_trace_is_the_same_the_second_time(scores):
-    """Nothing that the first one makes may count for it alone."""
+    """Nothing that only the first trace creates may count."""
     what, texts = architecture(scores, hidden_size=48), Texts(5, 17, 9)
     for traced in (trace.training, trace.scoring):
         assert traced.__wrapped__(what, texts) == traced.__wrapped__(what, texts)
 
 
-def test_decoding_holds_the_cache_and_a_step_s_logits():
+def test_decoding_holds_the_cache():
     """Keys and values: 2 x 6 layers x 3 rows x 2 heads x 32 tokens x 8 numbers of 4 bytes."""
     held = trace.decoding(architecture(), TEXTS, 1.0)
     assert held[CACHE] == 2 * 6 * 3 * 2 * 32 * 8 * 4
     assert held[ACTIVATIONS] > 3 * 20 * 32 * 4  # of the prompts' pass, which is more here than a step's draw
 
 
-def test_a_step_of_decoding_holds_logits_probabilities_and_their_sums():
-    """3 rows of 300: logits and probabilities in 4 bytes, cumulated ones in 8; where prompts are short, the most."""
+def test_a_decoding_step_holds_logits_and_probabilities():
+    """3 rows of 300 logits and probabilities in 4 bytes, and cumulative ones in 8; with short prompts, they are the most."""
     held = trace.decoding(architecture(), Texts(3, 1, 31), 1.0)
     assert held[LOGITS] >= 3 * 300 * (4 + 4 + 8)
 
 
-def test_logits_are_those_of_response_tokens_alone():
+def test_only_response_tokens_have_logits():
     """3 x 12 rows of 300 numbers of 4 bytes."""
     assert trace.training(architecture(), TEXTS).kept[LOGITS] == 3 * 12 * 300 * 4
 
 
-def test_recomputed_layers_keep_their_inputs_alone():
-    """6 layers x 96 tokens x 32 numbers of 4 bytes, and what the ends of the model keep: four times as much at most."""
+def test_recomputed_layers_keep_only_their_inputs():
+    """6 layers x 96 tokens x 32 numbers of 4 bytes; with both ends of the model, at most four times as much."""
     inputs = 6 * 96 * 32 * 4
     kept = trace.training(architecture(checkpointing=True), TEXTS).kept[ACTIVATIONS]
     assert inputs <= kept < 4 * inputs
@@ -146,14 +146,14 @@ def test_attention_holds_nothing_of_length_squared():
     assert eager > 1024**2 * 4 * 4  # 4 heads
 
 
-def test_what_stood_in_is_put_back_also_after_a_failure():
+def test_stand_ins_are_removed_after_a_failure():
     own = torch.nn.functional.scaled_dot_product_attention, logprobs._chunks
     with pytest.raises(LookupError), trace._stand_ins():
         raise LookupError
     assert (torch.nn.functional.scaled_dot_product_attention, logprobs._chunks) == own
 
 
-def test_two_chunks_of_logits_tell_of_all(monkeypatch):
+def test_two_chunks_of_logits_hold_as_much_as_all(monkeypatch):
     """36 rows of logits in chunks of 5."""
     monkeypatch.setattr(logprobs, "_CHUNK", 5 * 300)
     some = trace.training.__wrapped__(architecture(), TEXTS)
@@ -161,7 +161,7 @@ def test_two_chunks_of_logits_tell_of_all(monkeypatch):
     assert trace.training.__wrapped__(architecture(), TEXTS) == some
 
 
-def test_a_model_that_cannot_be_traced_is_named(monkeypatch):
+def test_a_model_that_cannot_be_traced_is_reported(monkeypatch):
     def broken(*_):
         raise RuntimeError("no kernel\nfor meta")
 
@@ -170,6 +170,6 @@ def test_a_model_that_cannot_be_traced_is_named(monkeypatch):
         trace.scoring(architecture(hidden_size=64), TEXTS)
 
 
-def test_a_shape_that_transformers_cannot_build_is_named():
+def test_a_shape_that_transformers_cannot_build_is_reported():
     with pytest.raises(InputError, match="cannot build a llama model for the plan"):
         trace.scoring(architecture(hidden_size=0, num_attention_heads=4), TEXTS)
