@@ -121,7 +121,7 @@ def test_decoding_holds_the_cache():
 
 
 def test_a_decoding_step_holds_logits_and_probabilities():
-    """3 rows of 300 logits and probabilities in 4 bytes, and cumulative ones in 8; with short prompts, they are the most."""
+    """3 rows of 300 logits and probabilities in 4 bytes, and cumulative ones in 8; prompts are short."""
     held = trace.decoding(architecture(), Texts(3, 1, 31), 1.0)
     assert held[LOGITS] >= 3 * 300 * (4 + 4 + 8)
 
