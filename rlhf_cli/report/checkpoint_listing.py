@@ -15,6 +15,12 @@ from rlhf_cli.system.run_status import read_status
 from rlhf_cli.system.terminal import console
 from rlhf_cli.system.text import printable
 
+USAGE = """\
+usage: rlhf checkpoints RUN_DIR [--verify]
+
+List the checkpoints of a run and say which one a run would resume from. --verify reads every file
+and compares it with its checksum. Exit code 5: no checkpoint can be resumed from, or one is damaged."""
+
 
 @dataclass(frozen=True)
 class CheckpointRow:
@@ -30,10 +36,13 @@ class CheckpointRow:
 
 def show(args: list[str]) -> int:
     """Print a run's checkpoints. Return 5 if it cannot resume, or if --verify finds a fault."""
+    if "--help" in args or "-h" in args:
+        print(USAGE)
+        return 0
     folders = [arg for arg in args if not arg.startswith("-")]
     unknown = [arg for arg in args if arg.startswith("-") and arg != "--verify"]
     if len(folders) != 1 or unknown:
-        raise InputError(f"usage: rlhf checkpoints RUN_DIR [--verify], got {' '.join(args) or 'nothing'}")
+        raise InputError(f"{USAGE.splitlines()[0]}, got {' '.join(args) or 'nothing'}")
     run, verify = Path(folders[0]), "--verify" in args
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder")
