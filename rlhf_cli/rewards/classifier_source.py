@@ -36,7 +36,7 @@ class DecoderClassifier:
         self.device = device
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Tensor:
-        """Return one score for each exchange, float32 [B], from one forward pass; all ranks call it together."""
+        """Return one score for each exchange, float32 [B]; all ranks call it together."""
         rows = [TokenSequence((), self._ids(exchange)[-(self.max_tokens or 0) :]) for exchange in exchanges]
         batch = collate(rows, pad_id=0, device=self.device)  # any id will do: padding is masked
         per_token, _ = self.engine(batch.input_ids, packing=batch.packing)
@@ -53,10 +53,10 @@ class DecoderClassifier:
 
 
 class EncoderClassifier:
-    """Reads prompt and response as a pair of texts, as encoder classifiers (BERT, DeBERTa, ...) are trained to.
+    """Reads prompt and response as a pair of texts, as BERT, DeBERTa, ... are trained to.
 
-    The prompt is the text of its messages, joined by empty lines.
-    max_tokens: the model's positions, None if unlimited; the longer text of a longer pair loses its end.
+    The prompt is the text of its messages, joined by empty lines. max_tokens: the model's
+    positions, None if unlimited; the longer text of a longer pair loses its end.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class EncoderClassifier:
         self.device = device
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Tensor:
-        """Return one score for each exchange, float32 [B], from one forward pass; all ranks call it together."""
+        """Return one score for each exchange, float32 [B]; all ranks call it together."""
         truncation = {} if self.max_tokens is None else {"truncation": "longest_first", "max_length": self.max_tokens}
         pairs = [self._prompt(exchange) for exchange in exchanges], [exchange.response for exchange in exchanges]
         inputs = self.tokenizer(*pairs, padding=True, return_tensors="pt", **truncation)
@@ -97,8 +97,8 @@ def load_text_classifier(
 ) -> TextClassifier:
     """Load a one-label classifier with its tokenizer; raise InputError if the model is not one.
 
-    key: the section of its options, for messages. data: how conversations are rendered. wrap: puts the
-    model into an engine. device: where the engine expects its inputs.
+    key: the section of its options, for messages. data: how conversations are rendered. wrap: puts
+    the model into an engine. device: where the engine expects its inputs.
     """
     if is_encoder(options, key):
         require(not whole_turn, key, "an encoder", "a decoder with whole_turn, which an encoder does not read")
@@ -110,7 +110,7 @@ def load_text_classifier(
 
 
 class ClassifierSource:
-    """A frozen classifier as a reward source. All ranks call it together, with the same number of responses."""
+    """A frozen classifier as a source. All ranks call it together, with equally many responses."""
 
     def __init__(self, classifier: TextClassifier, batch_size: int, gather: bool) -> None:
         """gather: hold all of a sharded model's weights while it scores."""

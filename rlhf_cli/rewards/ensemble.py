@@ -44,7 +44,7 @@ class RewardEnsemble:
         classifiers: Mapping[str, ClassifierSource],
         external: Mapping[str, RewardSource],
     ) -> None:
-        """Take the source of each kind: the run's reward model; and, by name, classifiers, and functions and services.
+        """Take the sources: the run's reward model; by name, classifiers; functions and services.
 
         to_exchange: returns the text of a prompt and a response.
         """
@@ -72,7 +72,8 @@ class RewardEnsemble:
     ) -> Tensor:
         """Return each source's score of each of this rank's responses, float32 [B, S] on the CPU.
 
-        A source with on_failure=skip that fails gives NaN. If another one fails, all ranks raise RewardError.
+        A source with on_failure=skip that fails gives NaN. If another one fails, all ranks raise
+        RewardError.
         """
         self.failed = {}
         exchanges: list[Exchange] = []

@@ -1,4 +1,4 @@
-"""Scores from a Python function: `module:function` or `path/to/file.py:function`, plain or async."""
+"""Scores from a Python function, plain or async."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def load_function(spec: str, key: str) -> Callable[..., Any]:
-    """Return the function `module:function` or `path/to/file.py:function`, relative to the current folder.
+    """Return the function `module:function` or `path/to/file.py:function`.
 
-    A module is imported once. key: the option, for messages. Raises InputError if the file, the module or the
-    function does not exist, if the import fails, or if it is not callable.
+    Paths are relative to the current folder. A module is imported once. key: the option, for
+    messages. Raises InputError if the file, the module or the function does not exist, if the
+    import fails, or if it is not callable.
     """
     place, _, name = spec.rpartition(":")
     file = Path(place).expanduser().resolve() if place.endswith(".py") else None
@@ -55,10 +56,10 @@ def load_function(spec: str, key: str) -> Callable[..., Any]:
 
 
 class FunctionSource:
-    """Calls a function with the keywords that it takes, one batch at a time, in a thread of its own."""
+    """Calls a function in a thread of its own, one batch at a time, with the keywords it takes."""
 
     def __init__(self, config: RewardSourceConfig, key: str) -> None:
-        """Import the function; raise InputError if that fails, or if it takes nothing that is passed.
+        """Import the function; raise InputError if that fails or if it takes no keyword.
 
         key: the source among the options (reward[0]), for messages.
         """
@@ -71,7 +72,10 @@ class FunctionSource:
         self._worker: TimeoutWorker | None = None
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """Return one finite score for each exchange, in order; raise RewardError, with the sample, if that fails."""
+        """Return one finite score for each exchange, in order.
+
+        Raises RewardError, which names the sample, if the function fails.
+        """
         columns = list(dict.fromkeys(name for exchange in exchanges for name in exchange.columns))
         self._keywords.check_columns(columns, self._name)
         scores: list[float] = []
@@ -114,7 +118,7 @@ class FunctionSource:
             raise
 
     def _find_sample(self, batch: Sequence[Exchange], columns: list[str]) -> tuple[str, BaseException] | None:
-        """Return the first exchange that also fails alone, and its exception; all calls together take timeout_s."""
+        """Return the first exchange that also fails alone, and its exception, within timeout_s."""
         deadline = time.monotonic() + self._timeout_s
         for exchange in batch:
             try:
@@ -152,7 +156,7 @@ class _Keywords:
                 raise RewardError(f"{source}: it takes '{name}', a column that no prompt has; columns: {got}")
 
     def of(self, batch: Sequence[Exchange], columns: list[str]) -> dict[str, list[Any]]:
-        """Return the keywords of a call: lists of the batch's length, with None if a row lacks a column."""
+        """Return the keywords of a call: lists with None for a row that lacks a column."""
         values: dict[str, list[Any]] = {
             name: [exchange.columns.get(name) for exchange in batch] for name in columns if name not in _RESERVED
         }
@@ -219,7 +223,7 @@ def _file_of(function: Callable[..., Any]) -> Path | None:
 
 
 def _location(error: BaseException, file: Path | None) -> str:
-    """Return `file:line`: the deepest frame in the user's file, else the deepest outside Python's import system."""
+    """Return `file:line` of the deepest frame in the user's file, else of the deepest frame."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]

@@ -1,7 +1,7 @@
 """Scores from an HTTP service; docs/rewards.md describes the protocol.
 
-The request is `POST {"exchanges": [{"messages": [...], "response": "...", "columns": {...}}]}`, the reply
-`{"scores": [...]}`.
+The request is `POST {"exchanges": [{"messages": [...], "response": "...", "columns": {...}}]}`, the
+reply `{"scores": [...]}`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs every UR
 class HttpSource:
     """Sends batches to a service, several at a time.
 
-    Lost connections, timeouts and replies of a busy or broken service are tried again. Wrong replies are not: they
-    would be wrong again.
+    Lost connections, timeouts and replies of a busy or broken service are tried again. Wrong
+    replies are not: they would be wrong again.
     """
 
     def __init__(self, config: RewardSourceConfig, key: str) -> None:
-        """Prepare the client without connecting; raise InputError for an invalid URL or an unset auth_env.
+        """Prepare the client; raise InputError for an invalid URL or an unset auth_env.
 
         key: the source among the options (reward[0]), for messages.
         """
@@ -73,7 +73,10 @@ class HttpSource:
         self._threads = ThreadPoolExecutor(config.concurrency, self._name)
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """Return one finite score for each exchange, in order; raise RewardError if the service keeps failing."""
+        """Return one finite score for each exchange, in order.
+
+        Raises RewardError for a wrong reply, or if the service keeps failing.
+        """
         size, stop = self._config.batch_size, threading.Event()
         batches = [exchanges[start : start + size] for start in range(0, len(exchanges), size)]
         futures = [self._threads.submit(self._score_batch, batch, stop) for batch in batches]
@@ -112,15 +115,16 @@ class HttpSource:
         raise AssertionError("the last try returns or raises")
 
     def _pause_s(self, num_tries: int, retry_after_s: float) -> float:
-        """Return the pause after so many tries: 1, 2, 4, ... s, or what the service asks for if that is longer.
+        """Return the pause after a try: 1, 2, 4, ... s, or retry_after_s if that is longer.
 
-        It varies by a quarter, so that ranks that lost the service together do not come back together.
+        It varies by a quarter, so that ranks that lost the service together do not come back
+        together.
         """
         pause_s: float = FIRST_PAUSE_S * 2 ** (num_tries - 1) * self._jitter.uniform(0.75, 1.25)
         return min(max(pause_s, retry_after_s), LONGEST_PAUSE_S)
 
     def _try(self, content: bytes, num_scores: int) -> list[Any]:
-        """Return the scores in the reply to one request; raise _RetryableError, or RewardError for a wrong reply."""
+        """Send one request; raise RewardError for a wrong reply, else _RetryableError."""
         timeout_s, max_bytes = self._config.timeout_s, _MAX_BYTES + _MAX_BYTES_PER_SCORE * num_scores
         try:  # httpx limits each read; this limits the request
             response, body = call_with_timeout(lambda: self._post(content, max_bytes), timeout_s)
@@ -217,7 +221,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Return the seconds in a Retry-After header, in either of its forms (RFC 9110, 10.2.3); 0 if there are none."""
+    """Return the seconds in a Retry-After header (RFC 9110, 10.2.3), 0 if it has none."""
     if value is None:
         return 0.0
     if value.strip().isdecimal():
@@ -229,7 +233,7 @@ def _retry_after_s(value: str | None) -> float:
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON can hold it: dates as ISO 8601, null for NaN and for types without a JSON form."""
+    """Return a value for JSON: dates as ISO 8601, null for NaN and for other types."""
     match value:
         case None | bool() | int() | str():
             return value

@@ -21,10 +21,11 @@ class RewardModel:
         self.device = device
 
     def score(self, sequences: list[TokenSequence]) -> Tensor:
-        """Return the score of each sequence at its end token, float32 [B]; all ranks call it together.
+        """Return the score of each sequence, float32 [B], read at its end token.
 
-        Every response is closed with `end_id`, even if it was cut off or ended with another end token:
-        the model learned scores at `end_id` alone, and its output at other tokens has no meaning.
+        All ranks call it together. Every response is closed with `end_id`, even if it was cut off
+        or ended with another end token: the model learned scores at `end_id` alone, and its output
+        at other tokens has no meaning.
         """
         batch = collate([self._closed(sequence) for sequence in sequences], self.ends.pad_id, self.device)
         per_token, _ = self.engine(batch.input_ids, packing=batch.packing)

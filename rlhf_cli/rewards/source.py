@@ -32,7 +32,7 @@ class RewardSource(Protocol):
     """Scores responses. One instance serves one rank of one run."""
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """Return one finite score for each exchange, in order; raise RewardError if scoring fails."""
+        """Return one finite score for each exchange, in order; raise RewardError if that fails."""
 
     def close(self) -> None:
         """Close connections and end threads."""
@@ -41,8 +41,8 @@ class RewardSource(Protocol):
 def validated_scores(scores: Any, exchanges: Sequence[Exchange], source: str) -> list[float]:
     """Return what a source returned as floats.
 
-    source: its name in messages. Raises RewardError, with the response in question, if the number of
-    scores is wrong or a score is not a finite number.
+    source: its name in messages. Raises RewardError, with the response in question, if the number
+    of scores is wrong or a score is not a finite number.
     """
     try:
         found = list(scores)

@@ -1,4 +1,4 @@
-"""Calls with a time limit. Python cannot stop a thread, so a call that hangs is left behind in its own."""
+"""Calls with a time limit. Python cannot stop a thread: a call that hangs is left in its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CallTimeoutError(Exception):
 
 
 def call_with_timeout(function: Callable[[], Result], timeout_s: float) -> Result:
-    """Return the function's result, computed in a thread of its own; raise CallTimeoutError if it takes longer."""
+    """Return the function's result; raise CallTimeoutError if it takes longer than timeout_s."""
     future: Future[Result] = Future()
     threading.Thread(target=_settle, args=(future, function), daemon=True).start()
     return _result(future, timeout_s)
@@ -29,7 +29,8 @@ def call_with_timeout(function: Callable[[], Result], timeout_s: float) -> Resul
 class TimeoutWorker:
     """Makes one call at a time in a daemon thread, which keeps an event loop for async functions.
 
-    A worker whose call timed out must be replaced: an async call was cancelled, but a plain one still runs.
+    A worker whose call timed out must be replaced: an async call was cancelled, but a plain one
+    still runs.
     """
 
     def __init__(self, name: str) -> None:

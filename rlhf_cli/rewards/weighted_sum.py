@@ -23,9 +23,10 @@ class WeightedSum:
         return [source.name for source in self.sources]
 
     def updated_moments(self, moments: dict[str, Moments], scores: Tensor) -> dict[str, Moments]:
-        """Return the normalisation moments of each source after a step with these scores [B, S] of all ranks.
+        """Return each source's normalisation moments after a step with these scores [B, S].
 
-        `fixed` moments are those of the first step, or of all steps up to the first whose scores differ.
+        The scores are those of all ranks. `fixed` moments are those of the first step, or of all
+        steps up to the first whose scores differ.
         """
         updated = {}
         for source, column in zip(self.sources, scores.T, strict=True):
@@ -37,7 +38,7 @@ class WeightedSum:
         return updated
 
     def parts(self, scores: Tensor, moments: dict[str, Moments] | None = None) -> Tensor:
-        """Return what each source adds to the score of each response [B, S], given the raw scores [B, S].
+        """Return what each source adds to the scores [B, S], given the raw scores [B, S].
 
         moments: of the normalised sources, by name. Without moments, as in evaluations, normalised
         sources are neither normalised nor clipped, so that evaluations stay comparable over a run.

@@ -1,4 +1,4 @@
-"""`rlhf best-of-n`: the expected score of the best of n responses and its KL, compared with a trained policy."""
+"""`rlhf best-of-n`: expected score and KL of the best of n responses, and of a trained policy."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def run(options: BestOfNOptions) -> None:
 def expected_best(scores: Sequence[float], n: int) -> float:
     """Return the mean, over all choices of n of the N scores, of the highest score chosen.
 
-    This is an unbiased estimate of the expected score of the best of n responses: in ascending order, the i-th score
-    is the highest in C(i - 1, n - 1) of the C(N, n) choices.
+    This is an unbiased estimate of the expected score of the best of n responses: in ascending
+    order, the i-th score is the highest in C(i - 1, n - 1) of the C(N, n) choices.
     """
     num_choices = math.comb(len(scores), n)
     return sum(math.comb(index, n - 1) / num_choices * score for index, score in enumerate(sorted(scores)))
 
 
 def kl_of_best(n: int) -> float:
-    """Return the KL of the best of n responses to the policy they are sampled from, nats: log n - (n - 1) / n.
+    """Return the KL of the best of n responses to their policy, nats: log n - (n - 1) / n.
 
     Source: arXiv:2210.10760, section 2. It is an upper bound if responses can be equal.
     """
@@ -61,7 +61,10 @@ def kl_of_best(n: int) -> float:
 
 
 def best_of(scores: Sequence[float], num: int, n: int) -> Interval:
-    """Return the expected score of the best of n, with an interval over prompts, of `num` scores each."""
+    """Return the expected score of the best of n, with an interval over prompts.
+
+    num: scores per prompt, which are together.
+    """
     starts = range(0, len(scores), num)
     return bootstrap_mean([expected_best(scores[start : start + num], n) for start in starts])
 

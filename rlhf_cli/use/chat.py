@@ -34,7 +34,7 @@ class StreamingPolicy(Protocol):
     renderer: Renderer
 
     def prompt_ids(self, messages: list[Message]) -> tuple[int, ...]:
-        """Return the token ids of a conversation; raise InputError if it is too long for a response."""
+        """Return the token ids of a conversation; raise InputError if it is too long."""
 
     def stream(self, prompt: tuple[int, ...], key: str, greedy: bool = False) -> Generator[int, None, None]:
         """Yield the tokens of one response as they are sampled."""
@@ -65,7 +65,8 @@ class Conversation:
     def send(self, text: str) -> None:
         """Add a message and show the response.
 
-        Raises InputError, without a change, if the text is not UTF-8 or the conversation is too long.
+        Raises InputError, without a change, if the text is not UTF-8 or the conversation is too
+        long.
         """
         require_text("message", text)
         self._num_retries = 0
@@ -114,7 +115,7 @@ def run(options: ChatOptions) -> None:
 
 
 def chat(conversation: Conversation, read: Callable[[], str], write: Callable[[str], None]) -> None:
-    """Read messages and commands until the end; `read` raises EOFError there, and KeyboardInterrupt at Ctrl-C."""
+    """Handle messages and commands until `read` raises EOFError."""
     while True:
         try:
             text = read().strip()

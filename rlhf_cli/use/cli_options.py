@@ -23,7 +23,7 @@ _MAX_INT = 2**31 - 1
 _MIN_TEMPERATURE = 1e-3  # dividing logits by less overflows
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """The parser of one command; its errors are InputErrors."""
 
     def __init__(self, command: str, purpose: str, epilog: str = "") -> None:
@@ -82,7 +82,7 @@ class Loading:
     trust_remote_code: bool
 
     @staticmethod
-    def add_to(parser: Parser) -> None:
+    def add_to(parser: CommandParser) -> None:
         """Add the options."""
         group = parser.add_argument_group("models")
         group.add_argument("--system", metavar="TEXT", help="system prompt; '': none; default: that of the run")
@@ -96,7 +96,7 @@ class Loading:
 
     @staticmethod
     def of(given: argparse.Namespace) -> Loading:
-        """Return the values of the command line; raise InputError for a system prompt that is not UTF-8."""
+        """Return the values of the command line; raise InputError for text that is not UTF-8."""
         require_text("--system", given.system or "")
         dtype = None if given.dtype is None else DType(given.dtype)
         return Loading(given.device, dtype, given.system, given.trust_remote_code)
@@ -108,7 +108,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are sampled; None stands for the value of the policy's run, or RolloutConfig's default."""
+    """How responses are sampled; None stands for the value of the policy's run."""
 
     temperature: float | None
     top_p: float | None
@@ -118,7 +118,7 @@ class Sampling:
     greedy: bool
 
     @staticmethod
-    def add_to(parser: Parser, greedy: bool = True, batch_size: bool = True) -> None:
+    def add_to(parser: CommandParser, greedy: bool = True, batch_size: bool = True) -> None:
         """Add the options; greedy, batch_size: whether the command has these."""
         group = parser.add_argument_group("sampling (defaults: those of the policy's run)")
         group.add_argument("--temperature", type=positive(10), metavar="T", help="divides the logits")
@@ -134,7 +134,7 @@ class Sampling:
 
     @staticmethod
     def of(given: argparse.Namespace) -> Sampling:
-        """Return the values of the command line; raise InputError for a temperature too close to 0."""
+        """Return the values of the command line; raise InputError for a tiny temperature."""
         if given.temperature is not None and given.temperature < _MIN_TEMPERATURE:
             raise InputError(
                 f"--temperature must be {_MIN_TEMPERATURE:g} or more, got {given.temperature:g}; "
@@ -168,7 +168,7 @@ class InputRows:
     option: str  # that names the file, for messages
 
     @staticmethod
-    def add_to(parser: Parser, option: str, required: bool = True) -> None:
+    def add_to(parser: CommandParser, option: str, required: bool = True) -> None:
         """Add the options; option: the one that names the file."""
         group = parser.add_argument_group("rows")
         what = "a .jsonl, .json, .csv or .parquet file, a save_to_disk folder, pkg://... or a Hub id"
@@ -196,7 +196,7 @@ class Reward:
     option: str  # that names the reward, for messages
 
     @staticmethod
-    def add_to(parser: Parser) -> None:
+    def add_to(parser: CommandParser) -> None:
         """Add the options that configure a reward."""
         group = parser.add_argument_group("reward")
         group.add_argument(
@@ -211,10 +211,10 @@ class Reward:
 
     @staticmethod
     def of(spec: str, given: argparse.Namespace, option: str, *, with_system: bool = False) -> Reward:
-        """Return the reward `spec`: a URL, module:function or file.py:function, or a trained reward model.
+        """Return the reward `spec`: a URL, a function (module:name, file.py:name) or a model.
 
-        with_system: whether --system is for the reward model. Otherwise it is for the policy, and the exchanges
-        contain it. Raises InputError if the reward does not exist.
+        with_system: whether --system is for the reward model. Otherwise it is for the policy, and
+        the exchanges contain it. Raises InputError if the reward does not exist.
         """
         kind = _kind_of(spec)
         options: dict[str, Any] = {kind: spec, **({"retries": _RETRIES} if kind == "url" else {})}
@@ -254,7 +254,7 @@ def add_whole_turn(to: Any) -> None:
     )
 
 
-def add_out(parser: Parser) -> None:
+def add_out(parser: CommandParser) -> None:
     """Add the option for a file of JSON lines."""
     parser.add_argument("--out", metavar="FILE.jsonl", help="write a JSON object for every response to this new file")
 

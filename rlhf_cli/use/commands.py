@@ -1,4 +1,4 @@
-"""The commands on trained models: each reads its command line into options, checked before torch is imported."""
+"""Reads the command line of a command on trained models, and runs it. Imports torch last."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 from rlhf_cli.config.data_sources import Format
 from rlhf_cli.config.errors import InputError, OutOfMemoryError, require_text
 from rlhf_cli.use.cli_options import (
+    CommandParser,
     InputRows,
     Loading,
-    Parser,
     Reward,
     Sampling,
     add_out,
@@ -138,8 +138,8 @@ class ServeOptions:
     device: str | None
 
 
-def _generate_parser() -> Parser:
-    parser = Parser(
+def _generate_parser() -> CommandParser:
+    parser = CommandParser(
         "generate",
         "Generate responses to prompts with a trained policy or any causal language model.",
         "The same seed gives the same responses, whatever the batch size.",
@@ -168,8 +168,8 @@ def _generate_options(given: argparse.Namespace) -> GenerateOptions:
     return GenerateOptions(policy, given.prompt, rows, given.num, out, loading, sampling)
 
 
-def _score_parser() -> Parser:
-    parser = Parser(
+def _score_parser() -> CommandParser:
+    parser = CommandParser(
         "score",
         "Score pairs (prompt, chosen, rejected) or single responses (prompt, response) with a reward.",
         'For pairs: how often the chosen response scores higher, the baseline "the longer answer wins", and how\n'
@@ -213,8 +213,8 @@ def _score_options(given: argparse.Namespace) -> ScoreOptions:
     return ScoreOptions(reward, rows, out, response_column, given.scale, columns)
 
 
-def _evaluate_parser() -> Parser:
-    parser = Parser(
+def _evaluate_parser() -> CommandParser:
+    parser = CommandParser(
         "evaluate",
         "Generate responses with a policy and a reference, score them, and compare.",
         "Both sample with the same random numbers. Intervals are over prompts.",
@@ -232,7 +232,7 @@ def _evaluate_parser() -> Parser:
 
 
 def _evaluate_options(given: argparse.Namespace) -> EvaluateOptions:
-    """Both models sample as the policy; a reference without a run is also rendered as the policy."""
+    """Both models sample as the policy, which also renders a reference without a run."""
     reward, loading = Reward.of(given.reward, given, "--reward"), Loading.of(given)
     sampling = _sampling(given, given.num)
     policy = find_model(given.policy, Role.policy)
@@ -246,8 +246,8 @@ def _evaluate_options(given: argparse.Namespace) -> EvaluateOptions:
     return EvaluateOptions(policy, reference, rows, reward, given.num, out, loading, sampling)
 
 
-def _best_of_n_parser() -> Parser:
-    parser = Parser(
+def _best_of_n_parser() -> CommandParser:
+    parser = CommandParser(
         "best-of-n",
         "Estimate the score and the KL of a model whose best of n responses is picked by a reward.",
         "The estimates are unbiased: they use all choices of n of the responses (arXiv:2210.10760).",
@@ -268,7 +268,7 @@ def _best_of_n_parser() -> Parser:
 
 
 def _best_of_n_options(given: argparse.Namespace) -> BestOfNOptions:
-    """Both models sample alike: as MODEL if it comes from a run, else as the policy, which then also renders both."""
+    """Both sample as MODEL in its run. Without a run, MODEL samples and renders as the policy."""
     try:
         sizes = sorted({integer(1)(word) for word in given.n.split(",")})
     except argparse.ArgumentTypeError as error:
@@ -288,8 +288,8 @@ def _best_of_n_options(given: argparse.Namespace) -> BestOfNOptions:
     return BestOfNOptions(base, policy, rows, reward, sizes, num, out, loading, sampling)
 
 
-def _chat_parser() -> Parser:
-    parser = Parser("chat", "Chat with a policy in the terminal.", "In the chat, /help lists its commands.")
+def _chat_parser() -> CommandParser:
+    parser = CommandParser("chat", "Chat with a policy in the terminal.", "In the chat, /help lists its commands.")
     parser.add_argument("model", metavar="MODEL", help=_POLICY)
     parser.add_argument("--reward", metavar="REWARD", help=f"show the score of each response: {_REWARD}")
     Sampling.add_to(parser, batch_size=False)
@@ -305,8 +305,8 @@ def _chat_options(given: argparse.Namespace) -> ChatOptions:
     return ChatOptions(policy, reward, loading, sampling)
 
 
-def _serve_reward_parser() -> Parser:
-    parser = Parser(
+def _serve_reward_parser() -> CommandParser:
+    parser = CommandParser(
         "serve-reward",
         "Serve a trained reward model over HTTP: POST /score, GET /info, GET /health. Ctrl-C or SIGTERM finishes\n"
         "open requests and stops the service.",
@@ -342,7 +342,7 @@ def _serve_reward_options(given: argparse.Namespace) -> ServeOptions:
 
 
 def _token(variable: str) -> str:
-    """Return the token without a leading `Bearer`, so that a run's auth_env can name the same variable."""
+    """Return the token without `Bearer`: a run's auth_env may name the same variable."""
     token = re.sub(r"^Bearer(\s+|$)", "", os.environ.get(variable, "").strip())
     if not token or not token.isascii() or not token.isprintable():
         raise InputError(f"--token-env: set the environment variable {variable} to a token of printable ASCII")
@@ -353,7 +353,7 @@ def _prepared(model: TrainedModel, loading: Loading, sampling: Sampling) -> Trai
     return replace(loading.apply(model), rollout=sampling.apply(model.rollout))
 
 
-def _add_num(parser: Parser) -> None:
+def _add_num(parser: CommandParser) -> None:
     parser.add_argument("--num", type=integer(1), default=1, metavar="N", help="responses per prompt; default: 1")
 
 
@@ -364,7 +364,7 @@ def _sampling(given: argparse.Namespace, num: int) -> Sampling:
     return sampling
 
 
-_COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], Any]]] = {
+_COMMANDS: dict[str, tuple[Callable[[], CommandParser], Callable[[argparse.Namespace], Any]]] = {
     "generate": (_generate_parser, _generate_options),
     "score": (_score_parser, _score_options),
     "evaluate": (_evaluate_parser, _evaluate_options),

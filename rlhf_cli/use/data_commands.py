@@ -1,4 +1,4 @@
-"""`rlhf data inspect` shows rows as a run reads them; `rlhf data convert` writes rows of any format in one format."""
+"""`rlhf data`: shows rows as a run reads them, or converts rows of any format to one."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class _DataArguments:
         return _DataArguments(paths, keys, options["for"] or None, int(options["show"]))
 
     def compose(self, train: Any, held_out: Any) -> tuple[DataConfig, ModelConfig]:
-        """Return the options of data and model; without a command, the rows decide for which one they are."""
+        """Return the options of data and model; without a command, the rows decide which one."""
         if self.command is not None:
             return self._options_of(self.command, train, held_out)
         try:

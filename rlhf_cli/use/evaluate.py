@@ -1,4 +1,4 @@
-"""`rlhf evaluate`: compares the responses of a policy with those of a reference, by the scores of a reward."""
+"""`rlhf evaluate`: compares a policy with a reference, by the scores of a reward."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ScoredResponses:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two policies compared. Prompts are the random sample: the responses to a prompt count as one."""
+    """Two policies compared. The responses to a prompt count as one observation."""
 
     score: float
     reference_score: float
@@ -68,7 +68,7 @@ def run(options: EvaluateOptions) -> None:
 
 
 def probe_reward(scorer: ResponseScorer, policy: TrainedPolicy, prompts: Sequence[Prompt]) -> None:
-    """Score a made-up response to the first prompts, before hours are spent on generating responses.
+    """Score a made-up response to the first prompts, before hours of generation.
 
     Raises InputError if the reward fails.
     """
@@ -87,7 +87,7 @@ def scored_responses(
 def kl(
     policy: TrainedPolicy, reference: TrainedPolicy, responses: Sequence[Response]
 ) -> tuple[list[float] | None, str]:
-    """Return log p - log q of each of the policy's responses, nats, and a note; None if the tokenizers differ.
+    """Return log p - log q of the policy's responses, nats; None if the tokenizers differ.
 
     The mean estimates the KL of the policy to the reference (k1) at the sampling temperature.
     """
@@ -100,9 +100,9 @@ def kl(
 
 
 def compare(scores: list[float], reference_scores: list[float], kls: list[float] | None, num: int) -> Comparison:
-    """Compare the scores of responses that used the same random numbers; those to one prompt are together.
+    """Compare the scores of responses that used the same random numbers.
 
-    num: responses per prompt. Intervals are over the means of prompts.
+    num: responses per prompt, which are together. Intervals are over the means of prompts.
     """
     pairs = list(zip(scores, reference_scores, strict=True))
     wins = prompt_means([0.5 if a == b else float(a > b) for a, b in pairs], num)

@@ -1,4 +1,4 @@
-"""Reads the rows of a command as texts, independent of the tokenizers of the models that will read them."""
+"""Reads the rows of a command as texts, whatever tokenizers its models have."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RankedRow:
 
 
 def read_prompts(rows: InputRows) -> list[Prompt]:
-    """Return the prompts with their conversations and columns; raise InputError for a row without a prompt."""
+    """Return the prompts with their columns; raise InputError for a row without a prompt."""
     config = PromptDataConfig(**_data_options(rows), max_prompt_tokens=_NO_LIMIT, empty=RowPolicy.error)
     return _load(config, Prompt, prompt_rows.prepare, rows)[0]
 
@@ -69,8 +69,9 @@ def read_prompts(rows: InputRows) -> list[Prompt]:
 def read_single_responses(rows: InputRows, column: str | None) -> list[Prompt] | None:
     """Return rows with one response each; None if rows rank responses.
 
-    column: holds the response. Without it, rows have one response if no format is given and the first row has a
-    column `response` but none named `chosen`. Raises InputError for a row without a response.
+    column: holds the response. Without it, rows have one response if no format is given and the
+    first row has a column `response` but none named `chosen`. Raises InputError for a row without a
+    response.
     """
     if column is None and not _has_single_response(rows):
         return None

@@ -16,7 +16,7 @@ _RELATIVE, _ABSOLUTE = 1e-4, 1e-5  # tolerated difference between two scores: se
 
 
 class ResponseScorer:
-    """A reward source that must give finite scores, and the same scores again unless it is random."""
+    """A reward source whose scores must be finite, and repeatable unless it is random."""
 
     def __init__(self, source: RewardSource, name: str, is_random: bool) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class ResponseScorer:
         return validated_scores(self._source.score(exchanges), exchanges, f"reward {self.name}")
 
     def probe(self, exchanges: Sequence[Exchange]) -> None:
-        """Score the first exchanges twice; raise InputError if the source fails or its scores differ."""
+        """Score some exchanges twice; raise InputError if that fails or the scores differ."""
         probes, source = _probes(exchanges), f"reward {self.name}"
         try:
             first, second = (validated_scores(self._source.score(probes), probes, source) for _ in range(2))

@@ -59,13 +59,13 @@ class Response:
 
 
 def plain_prompt(messages: Sequence[Message]) -> str | list[Message]:
-    """Return the prompt that a row would have: the text of a single user message, else the messages."""
+    """Return a row's prompt: the text of a single user message, else the messages."""
     is_plain = [message["role"] for message in messages] == ["user"]
     return messages[0]["content"] if is_plain else [dict(message) for message in messages]
 
 
 def with_columns(fields: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with a row's columns; a column with the name of a field becomes row_NAME."""
+    """Return the fields with a row's columns, which become row_NAME if a field has their name."""
     merged = dict(fields)
     for name, value in columns.items():
         free = name
@@ -78,8 +78,9 @@ def with_columns(fields: dict[str, Any], columns: dict[str, Any]) -> dict[str, A
 def respond(policy: TrainedPolicy, prompts: Sequence[Prompt], num: int, sampling: Sampling) -> list[Response]:
     """Return `num` responses to every prompt, those to one prompt together.
 
-    A response depends on the seed, the prompt's index and the sample's number alone, so two policies use the same
-    random numbers. Raises InputError before it generates if a prompt is too long.
+    A response depends on the seed, the prompt's index and the sample's number alone, so two
+    policies use the same random numbers. Raises InputError before it generates if a prompt is too
+    long.
     """
     ids = [_prompt_ids(policy, index, prompt) for index, prompt in enumerate(prompts)]
     messages = [policy.renderer.with_system([dict(one) for one in prompt.messages]) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""`rlhf score`: scores of a reward for given responses, and how often it agrees with their ranking."""
+"""`rlhf score`: scores given responses, and shows how well a reward agrees with their ranking."""
 
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ def _refuse_pair_options(options: ScoreOptions) -> None:
 
 
 def score_pairs(scorer: ResponseScorer, rows: Sequence[RankedRow], scale: float) -> list[Record]:
-    """Score each response once; return every pair with its scores, in the form of a run's pairs.jsonl.
+    """Score each response once; return the scored pairs in the form of a run's pairs.jsonl.
 
-    Each record also has the whole conversation and the row's other columns. scale: log odds per point of score.
+    Each record also has the whole conversation and the row's other columns. scale: log odds per
+    point of score.
     """
     exchanges = [Exchange(row.messages, response, row.columns) for row in rows for response in row.responses]
     scores = iter(scorer.score(exchanges))
@@ -91,10 +92,11 @@ def _scale_of_run(options: ScoreOptions) -> float | None:
 
 
 def fitted_scale(run: Path) -> float | None:
-    """Return the log odds per point of score of a run's reward model, fitted to the pairs that the run scored.
+    """Return the log odds per point of score, fitted to the pairs that a run scored.
 
-    A run normalises the scores of the model that it exports, and records the log odds that it trained. Both are in
-    proportion, and the scale is their least-squares slope. None without pairs. Raises InputError if they are damaged.
+    A run normalises the scores of the model that it exports, and records the log odds that it
+    trained. Both are in proportion, and the scale is their least-squares slope. None without pairs.
+    Raises InputError if they are damaged.
     """
     file = run / PAIRS
     try:

@@ -1,4 +1,4 @@
-"""The protocol of docs/rewards.md as a FastAPI app, which `rlhf serve-reward` serves and `HttpSource` calls."""
+"""The protocol of docs/rewards.md as a FastAPI app, for `rlhf serve-reward`."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class Refusal(BaseModel):
 def make_app(score: Score, info: Info, max_bytes: int = 16 * 2**20, token: str | None = None) -> FastAPI:
     """Return the app. One thread calls `score`, for one request at a time.
 
-    max_bytes: of a request. token: every request except GET /health must send it as `Authorization: Bearer TOKEN`;
-    None: no token is needed.
+    max_bytes: of a request. token: every request except GET /health must send it as `Authorization:
+    Bearer TOKEN`; None: no token is needed.
     """
     app = FastAPI(
         title="Scores of a reward model",

@@ -1,4 +1,4 @@
-"""`rlhf serve-reward`: a reward model as an HTTP service, for runs with `url` in a reward source."""
+"""`rlhf serve-reward`: a reward model as an HTTP service that runs can use as a source."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def find_model(path: str, role: Role, option: str | None = None) -> TrainedModel
     """Return the model at `path`: a run folder, a folder inside it, or any other model.
 
     A run's model keeps the run's rendering (system prompt, chat template), sampling and dtype.
-    option: the option that names the path, for messages. Raises InputError if there is no model of this role.
+    option: the option that names the path, for messages. Raises InputError if there is no model of
+    this role.
     """
     option = option or role.value
     if not path:
@@ -106,7 +107,7 @@ def _model_folder(local: Path, role: Role) -> Path | None:
 
 
 def _run_options(folder: Path) -> DictConfig | None:
-    """Return the options of the run in a folder, None if it holds no run; other tools write a config.yaml, too."""
+    """Return the options of the run in a folder, None if it holds no run."""
     file = folder / CONFIG
     if not (file.is_file() and (folder / RUN).is_file()):
         return None

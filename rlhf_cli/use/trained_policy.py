@@ -28,13 +28,13 @@ from rlhf_cli.use.trained_reward_model import find_device
 
 
 class TrainedPolicy:
-    """A causal language model with its tokenizer, and the rendering and sampling options of its run."""
+    """A causal language model that renders and samples as in its run."""
 
     def __init__(self, trained: TrainedModel, loading: Loading, key: str = "policy") -> None:
         """Load the model; raise InputError if that fails. `trained.rollout`: how it samples.
 
-        On a CPU the dtype is float32 unless `loading` has another one. In bfloat16 a prompt's logits depend slightly
-        on its batch, which changes one of some dozens of samples.
+        On a CPU the dtype is float32 unless `loading` has another one. In bfloat16 a prompt's
+        logits depend slightly on its batch, which changes one of some dozens of samples.
         """
         self.device = find_device(loading.device)
         if self.device.type == "cpu" and loading.dtype is None:
@@ -52,7 +52,7 @@ class TrainedPolicy:
         self._sampler = EmbeddedSampler(self._engine, self.rollout, self.ends, self.device)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Return the token ids of a conversation; raise InputError if it is too long for a response."""
+        """Return the token ids of a conversation; raise InputError if it is too long."""
         ids = self.renderer.prompt_ids(list(messages))
         if self._max_tokens is not None and len(ids) + self.rollout.max_new_tokens > self._max_tokens:
             raise InputError(
@@ -64,12 +64,12 @@ class TrainedPolicy:
     def generate(
         self, prompts: Sequence[tuple[int, ...]], keys: Sequence[str], greedy: bool = False
     ) -> list[TokenSequence]:
-        """Return one response for each prompt, in order; a response depends on its prompt and its key alone."""
+        """Return a response for each prompt; it depends on its prompt and its key alone."""
         return self._sampler.sample(list(prompts), list(keys), greedy) if prompts else []
 
     @torch.no_grad()
     def stream(self, prompt: tuple[int, ...], key: str, greedy: bool = False) -> Generator[int, None, None]:
-        """Yield the tokens of the response that `generate` returns, with its end token, as they are sampled."""
+        """Yield the tokens of the response that `generate` returns, as they are sampled."""
         config, device = self.rollout, self.device
         numbers = uniforms(key, config.max_new_tokens).to(device)
         model = self._engine.module
@@ -91,7 +91,7 @@ class TrainedPolicy:
                 ids, position_ids = sampled[:, None], position_ids[:, -1:] + 1
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
-        """Return the logprobs of each sequence's response tokens, each [T], at the sampling temperature."""
+        """Return the logprobs of each response's tokens [T] at the sampling temperature."""
         rows = sized_rows([(sequence,) for sequence in sequences], self._packed)
         found: dict[int, Tensor] = {}
         for indices in micro_batches(rows, self.rollout.micro_batch_size, None) if sequences else []:
@@ -102,7 +102,7 @@ class TrainedPolicy:
         return [found[index][: len(sequence.response_ids)] for index, sequence in enumerate(sequences)]
 
     def vocabulary(self) -> dict[str, int]:
-        """Return the ids of all tokens; logprobs of two policies are comparable if these are equal."""
+        """Return the ids of all tokens; comparable policies have the same."""
         vocabulary: dict[str, int] = self.renderer.tokenizer.get_vocab()
         return vocabulary
 

@@ -16,14 +16,15 @@ _DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")  # torch knows more, such as `meta
 
 
 class TrainedRewardModel:
-    """A one-label classifier with its own tokenizer that reads what it was trained to read. A `RewardSource`."""
+    """A `RewardSource`: a one-label classifier that renders texts as in its training."""
 
     def __init__(
         self, trained: TrainedModel, device: torch.device, batch_size: int = 16, *, whole_turn: bool = False
     ) -> None:
         """Load the model; raise InputError if it is not a reward model.
 
-        batch_size: texts per forward pass. whole_turn: also read what the template writes after a response.
+        batch_size: texts per forward pass. whole_turn: also read what the template writes after a
+        response.
         """
         self.name = trained.name
         self.classifier = load_text_classifier(
@@ -39,7 +40,7 @@ class TrainedRewardModel:
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """Return one score for each exchange, in order.
 
-        Raises InputError for a conversation that is longer than the model, or that the chat template refuses.
+        Raises InputError for a conversation that is too long or that the template refuses.
         """
         limit = self.classifier.max_tokens
         for exchange in exchanges:
@@ -52,7 +53,7 @@ class TrainedRewardModel:
 
 
 def find_device(name: str | None) -> torch.device:
-    """Return the device of this name, or a GPU if there is one; raise InputError if it cannot compute."""
+    """Return the device of this name, or the default one; raise InputError if it is unusable."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

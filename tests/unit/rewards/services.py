@@ -50,7 +50,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Listens from its construction on; `script`: what it does with each request, the last one again and again."""
+    """Listens from its construction on; `script`: what it does with each request, the last one
+    again and again.
+    """
 
     daemon_threads = True
 

@@ -20,7 +20,9 @@ from tests.conftest import REPOSITORY, child_environment
 
 @pytest.fixture
 def ask(monkeypatch):
-    """Score (prompt, response, columns) by a function of the examples, from the repository's folder."""
+    """Score (prompt, response, columns) by a function of the examples, from the repository's
+    folder.
+    """
     monkeypatch.chdir(REPOSITORY)
     made = []
 

@@ -1,4 +1,6 @@
-"""HTTP services as sources, against real servers on loopback that delay, fail, lie, hang up and restart."""
+"""HTTP services as sources, against real servers on loopback that delay, fail, lie, hang up and
+restart.
+"""
 
 import datetime
 import email.utils

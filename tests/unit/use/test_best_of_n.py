@@ -17,7 +17,9 @@ def test_the_estimate_is_the_mean_over_all_choices(n):
 
 
 def test_the_estimate_is_unbiased():
-    """Scores are 0 or 1 with probability 1/2: the best of 2 is 1 with probability 3/4, whatever 3 are drawn."""
+    """Scores are 0 or 1 with probability 1/2: the best of 2 is 1 with probability 3/4, whatever
+    3 are drawn.
+    """
     draws = [[one >> place & 1 for place in range(3)] for one in range(8)]
     assert sum(expected_best(draw, 2) for draw in draws) / 8 == pytest.approx(0.75, abs=1e-12)
 
@@ -29,7 +31,9 @@ def test_the_kl_of_the_best_of_n():
 
 
 def test_intervals_are_over_prompts():
-    """Two prompts of two answers; their bests are 2 and 6, and so is what bootstrap draws lie between."""
+    """Two prompts of two answers; their bests are 2 and 6, and so is what bootstrap draws lie
+    between.
+    """
     found = best_of([1.0, 2.0, 6.0, 4.0], num=2, n=2)
     assert (found.mean, found.low, found.high) == (4, 2, 6)
 

@@ -15,7 +15,9 @@ SAMPLING = Sampling(None, None, None, None, seed=7, greedy=False)
 
 
 class Parrot:
-    """Answers with the last message, token by token, in upper case; `stop_at`: Ctrl-C comes after so many tokens."""
+    """Answers with the last message, token by token, in upper case; `stop_at`: Ctrl-C comes
+    after so many tokens.
+    """
 
     def __init__(self, stop_at=None):
         self.renderer = Renderer(byte_tokenizer(), PromptDataConfig(system_prompt="S"))

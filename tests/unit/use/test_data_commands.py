@@ -1,4 +1,6 @@
-"""`rlhf data inspect` shows what a run would see and refuse; `rlhf data convert` writes what reads the same again."""
+"""`rlhf data inspect` shows what a run would see and refuse; `rlhf data convert` writes what
+reads the same again.
+"""
 
 import json
 from pathlib import Path

@@ -34,10 +34,12 @@ def records(file):
 
 
 def test_answers_to_one_prompt_count_as_one():
-    """Two prompts, two answers each. Differences 1, 0, -3, -1: by prompt 1/2 and -2, in the mean -3/4.
+    """Two prompts, two answers each. Differences 1, 0, -3, -1: by prompt 1/2 and -2, in the mean
+    -3/4.
 
     Wins 1, 1/2, 0, 0: by prompt 3/4 and 0, so 3/8 of 2. Wilson 1927, z^2 = 3.8415: the middle is
-    (0.375 + 0.9604) / 2.9207 = 0.4572, the half 1.96 / 2.9207 * sqrt(0.1172 + 0.2401) = 0.4011. KL by prompt: 2 and 3.
+    (0.375 + 0.9604) / 2.9207 = 0.4572, the half 1.96 / 2.9207 * sqrt(0.1172 + 0.2401) = 0.4011. KL
+    by prompt: 2 and 3.
     """
     found = compare([1, 2, 3, 4], [0, 2, 6, 5], [1.0, 3.0, 2.0, 4.0], num=2)
     assert (found.score, found.reference_score) == (2.5, 3.25)
@@ -65,7 +67,9 @@ def test_a_policy_beside_what_its_run_started_from(ppo_run, rm_run, here, capsys
 
 
 def test_the_kl_of_an_answer_is_that_of_transformers(ppo_run, here):
-    """On the text of the run: its system prompt, the byte template; logits are divided by the temperature, 0.7."""
+    """On the text of the run: its system prompt, the byte template; logits are divided by the
+    temperature, 0.7.
+    """
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--limit", "1", "--out", "out.jsonl"]
     assert main(["evaluate", str(ppo_run), *words, "--max-new-tokens", "6"]) == 0
     main(["generate", str(ppo_run), "--prompt", "Hello?", "--max-new-tokens", "6", "--out", "tokens.jsonl"])

@@ -10,7 +10,9 @@ from rlhf_cli.use.response_scorer import ResponseScorer
 
 
 class Counter:
-    """Says another number each time, until `steady`; keeps how many exchanges it was asked about."""
+    """Says another number each time, until `steady`; keeps how many exchanges it was asked
+    about.
+    """
 
     def __init__(self):
         self.asked = []

@@ -42,10 +42,12 @@ def here(tmp_path, monkeypatch):
 
 
 def test_pairs_by_a_function_with_figures_worked_out(here, capsys):
-    """At a scale of ln(3) / 3 margins of 3, -5, 0 and 6 are probabilities of 3/4, 1/(1 + 3^(5/3)) = 0.1381, 1/2, 9/10.
+    """At a scale of ln(3) / 3 margins of 3, -5, 0 and 6 are probabilities of 3/4, 1/(1 + 3^(5/3)) =
+    0.1381, 1/2, 9/10.
 
-    Brier: (1/16 + 0.8619^2 + 1/4 + 1/100) / 4 = 0.2663. Confidences 0.75, 0.8619, 0.5, 0.9 stand in the bins from
-    0.75, 0.85, 0.5 and 0.9, with accuracies 1, 0, 1/2 and 1: ECE (0.25 + 0.8619 + 0 + 0.1) / 4 = 0.3030.
+    Brier: (1/16 + 0.8619^2 + 1/4 + 1/100) / 4 = 0.2663. Confidences 0.75, 0.8619, 0.5, 0.9 stand in
+    the bins from 0.75, 0.85, 0.5 and 0.9, with accuracies 1, 0, 1/2 and 1: ECE (0.25 + 0.8619 + 0 +
+    0.1) / 4 = 0.3030.
     """
     words = ["score", "--function", "rewards.py:length", "--file", "pairs.jsonl", "--category-column", "kind"]
     assert main([*words, "--scale", str(1.0986122886681098 / 3), "--out", "out.jsonl"]) == 0
@@ -180,14 +182,18 @@ def test_damaged_pairs_of_a_run_are_named(text, rm_run, here, capsys):
 
 
 def test_a_ranking_counts_as_one_row(here, capsys):
-    """By length the pairs of the first row are right, wrong, wrong and weigh 1/3: (1/3 + 1) / 2 = 66.7 %."""
+    """By length the pairs of the first row are right, wrong, wrong and weigh 1/3: (1/3 + 1) / 2
+    = 66.7 %.
+    """
     write(here / "rows.jsonl", [{"prompt": "a", "best": ["22", "1", "333"]}, {"prompt": "b", "best": ["22", "1"]}])
     assert main(["score", "rewards.py:length", "--file", "rows.jsonl", "--ranking-column", "best"]) == 0
     assert "66.7%" in capsys.readouterr().out
 
 
 def test_rated_rows_are_ranked_by_their_scores(here, capsys):
-    """By length "22" beats "1", which has the better score, and "333" both others: right in 1 of 3 pairs."""
+    """By length "22" beats "1", which has the better score, and "333" both others: right in 1 of
+    3 pairs.
+    """
     rows = [{"prompt": "a", "text": text, "score": score} for text, score in [("1", 5), ("22", 4), ("333", 4.5)]]
     write(here / "rows.jsonl", rows)
     words = ["--file", "rows.jsonl", "--format", "rated_rows", "--response-column", "text", "--out", "out.jsonl"]

@@ -22,7 +22,9 @@ def load(path, dtype=None, system_prompt=None, batch_size=16):
 
 
 def plain_score(run, tokenizer, exchange):
-    """What transformers alone says of one text, without padding, of the text that the byte template makes."""
+    """What transformers alone says of one text, without padding, of the text that the byte
+    template makes.
+    """
     text = f"<bos>system\n{SYSTEM}<eos><bos>user\n{exchange.prompt}<eos><bos>assistant\n"
     ids = [*tokenizer(text)["input_ids"], *tokenizer(exchange.response)["input_ids"], tokenizer.eos_token_id]
     model = AutoModelForSequenceClassification.from_pretrained(run / "final").eval()

@@ -1,4 +1,6 @@
-"""Every command of the pages that uses a trained model runs, on tiny models under the names it has there."""
+"""Every command of the pages that uses a trained model runs, on tiny models under the names it
+has there.
+"""
 
 import io
 import json
