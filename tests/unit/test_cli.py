@@ -1,4 +1,4 @@
-"""What answers without torch: help, lists, configuration errors."""
+"""The command line: help, lists and configuration errors, all without torch."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_list_and_show_config(capsys):
         (["train-ppo", "--local_rank=0", "conf=tiny", "data.train=./no.jsonl"], "data.train=./no.jsonl: no such file"),
     ],
 )
-def test_wrong_words_are_one_line_and_exit_code_2(args, line, capsys):
+def test_wrong_arguments_give_one_line_and_exit_code_2(args, line, capsys):
     assert main(args) == 2
     err = capsys.readouterr().err
     assert err.startswith("rlhf: error: ")
@@ -83,7 +83,7 @@ def run_in_shell(line, **environment):
     return subprocess.run(words, capture_output=True, text=True, check=False, env=child_environment(**environment))
 
 
-def test_output_that_cannot_be_written_is_one_line():
+def test_output_that_cannot_be_written_gives_one_line():
     done = run_in_shell("list >/dev/full")
     assert (done.returncode, done.stderr) == (
         9,
@@ -108,7 +108,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "datasets"}
         *(["train-ppo", "conf=tiny", "ppo.x=1"], ["check", "train-ppo", "conf=tiny", "ppo.x=1"]),
     ],
 )
-def test_these_answer_without_torch(args):
+def test_help_and_lists_do_not_import_torch(args):
     code = f"import sys; from rlhf_cli.cli import main; main({args!r})\nprint()\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.splitlines()[-1].split())

@@ -43,7 +43,7 @@ ALLOWED = {package: set(below.split()) for package, below in GRAPH.items()}
 
 
 def imported(file):
-    """The modules a file imports, `from package import module` included."""
+    """Yield the modules a file imports, including those of `from package import module`."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -101,7 +101,7 @@ def test_contributing_shows_the_graph():
 
 
 def test_only_one_module_selects_the_kernels_for_cpus():
-    """It selects them only on a CPU; every other module would put them on the path of a GPU, too."""
+    """It selects them only for models on a CPU."""
     users = {
         str(file.relative_to(PACKAGE))
         for file in FILES
@@ -111,7 +111,7 @@ def test_only_one_module_selects_the_kernels_for_cpus():
 
 
 def public_classes(name):
-    """Without those that a module only imports."""
+    """Return the public classes that a module defines."""
     module = import_module(name)
     public = getattr(module, "__all__", [key for key in vars(module) if key[0] != "_"])
     return {key for key in public if isinstance(getattr(module, key), type)}

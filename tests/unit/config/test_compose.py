@@ -1,4 +1,4 @@
-"""Command lines to schema objects, and what is said of wrong ones."""
+"""Compose options from command lines, and refuse wrong ones."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_every_group_option_composes(command, group, option):
 @pytest.mark.parametrize(
     "path", sorted(REPOSITORY.glob("conf/**/*.yaml")), ids=lambda p: str(p.relative_to(REPOSITORY))
 )
-def test_every_yaml_says_what_it_is(path):
+def test_every_yaml_file_starts_with_its_purpose(path):
     assert path.read_text("utf-8").startswith("#")
 
 
@@ -60,7 +60,7 @@ def test_a_file_of_the_users_own_can_use_packaged_groups(tmp_path):
     assert config.deepspeed["steps_per_print"] == 10
 
 
-def test_what_a_parent_composed_is_what_a_rank_reads(tmp_path):
+def test_ranks_read_the_options_that_the_parent_composed(tmp_path):
     args = ["conf=tiny", "ppo.cliprange=0.3"]
     OmegaConf.save(compose_yaml("train-ppo", args), tmp_path / "composed.yaml")
     assert to_object(read_composed("train-ppo", str(tmp_path / "composed.yaml"))) == load("train-ppo", args)
@@ -151,7 +151,7 @@ def test_wrong_conf_values(tmp_path):
         load("train-ppo", [f"conf={broken}"])
 
 
-def test_a_renamed_option_is_refused_with_its_new_name_which_exists(tmp_path):
+def test_a_renamed_option_is_refused_with_its_new_name(tmp_path):
     known = {key for command in COMMANDS for key in all_keys(command)}
     for old, new in RENAMED.items():
         assert old not in known
@@ -163,7 +163,7 @@ def test_a_renamed_option_is_refused_with_its_new_name_which_exists(tmp_path):
         assert str(caught.value) == f"{old}: renamed to {new}"
 
 
-def test_a_users_run_takes_nothing_from_the_demo(tmp_path):
+def test_a_users_run_uses_no_demo_data(tmp_path):
     config = load("train-rm", ["model.path=some/model", "data.train=pairs.jsonl"])
     assert config.data.eval is None
     assert config.data.system_prompt is None
@@ -210,23 +210,23 @@ def test_every_option_has_a_doc(command):
 
 
 @pytest.mark.parametrize("command", ["train-ppo", "train-rm"])
-def test_the_options_that_a_run_writes_down_start_the_same_run(command, tmp_path):
+def test_the_saved_options_of_a_run_start_the_same_run(command, tmp_path):
     args = ["conf=demo", "run.seed=7", "+deepspeed.wall_clock_breakdown=true"]
     (tmp_path / "config.yaml").write_text(as_text(compose_yaml(command, args)))
     assert load(command, [f"conf={tmp_path}/config.yaml"]) == load(command, args)
 
 
 @pytest.mark.parametrize("command", ["train-rm", "train-ppo"])
-def test_a_coarse_optimizer_state_is_not_offloaded(command):
-    """DeepSpeed would end in an assertion, on every rank, after minutes of loading."""
+def test_bfloat16_optimizer_states_cannot_be_offloaded(command):
+    """DeepSpeed would fail with an assertion on every rank, after minutes of loading."""
     words = ["conf=tiny", "model.dtype=bfloat16", "optim.state_dtype=bfloat16"]
     load(command, words)
     with pytest.raises(InputError, match=r"optim\.state_dtype must be float32 with offload_optimizer, got bfloat16"):
         load(command, [*words, "deepspeed=zero3_offload"])
 
 
-def test_a_shape_on_the_command_line_stands_for_weights_or_changes_a_shape():
-    """Also where there was none: Hydra alone fails on a null that becomes a mapping."""
+def test_from_config_on_the_command_line_replaces_weights_or_changes_a_shape():
+    """Hydra itself fails if null becomes a mapping."""
     words = ["conf=demo", "model.path=null", "model.tokenizer=bytes", "model.from_config={model_type: gpt2, n_embd: 8}"]
     config = load("train-ppo", words)
     assert config.model.from_config == {"model_type": "gpt2", "n_embd": 8}

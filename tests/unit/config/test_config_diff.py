@@ -1,4 +1,4 @@
-"""What a run may be gone on with: nothing that changes what is learnt."""
+"""Compare options: a resumed run may change only those that do not affect training."""
 
 import copy
 import re
@@ -33,7 +33,7 @@ WHOLE_SECTIONS = {"launch", "plan", "check", "checkpoint", "guard", "report"}
 
 @pytest.fixture(scope="module")
 def text():
-    """The options of the tiny experiment as YAML, with some set anew."""
+    """The options of the tiny experiment as YAML, with some of them replaced."""
     composed = compose_yaml("train-ppo", ["conf=tiny"])
 
     def write(**values):
@@ -46,8 +46,8 @@ def text():
 
 
 @pytest.mark.parametrize("command", ["train-ppo", "train-rm"])
-def test_only_what_changes_nothing_that_is_learnt_may_change(monkeypatch, command):
-    """Of every option, whether another value of it is refused; deepspeed is a section of free keys."""
+def test_only_options_that_do_not_affect_training_may_change(monkeypatch, command):
+    """Test for every option whether another value is refused. deepspeed has keys outside the schema."""
     allowed = set()
     for key in all_keys(command):
         monkeypatch.setattr(compare, "differences", lambda *_, key=key: [Difference(key, 1, 2)])
@@ -71,7 +71,7 @@ def test_only_what_changes_nothing_that_is_learnt_may_change(monkeypatch, comman
         ("deepspeed.zero_optimization.new", [1, 2]),
     ],
 )
-def test_how_deepspeed_cuts_the_work_up_may_change(text, key, value):
+def test_zero_optimization_may_change(text, key, value):
     require_same("train-ppo", text(), text(**{key: value}), "it was")
     require_same("train-ppo", text(**{key: value}), text(), "it was")
 
@@ -88,7 +88,7 @@ def test_how_deepspeed_cuts_the_work_up_may_change(text, key, value):
     ],
 )
 def test_other_keys_of_deepspeed_may_not_change(text, key, value):
-    """What they do to the numbers is for DeepSpeed to know; quantised gathers and gradients are other numbers."""
+    """They may affect results; quantised weights and gradients do."""
     for was, now, change in ((text(), text(**{key: value}), f"None -> {value}"), (text(**{key: value}), text(), None)):
         with pytest.raises(InputError) as caught:
             require_same("train-ppo", was, now, "it was")
@@ -107,7 +107,7 @@ def test_other_keys_of_deepspeed_may_not_change(text, key, value):
         ),
     ],
 )
-def test_an_empty_section_of_deepspeed_hides_no_change(was, now, named):
+def test_an_empty_deepspeed_section_does_not_hide_a_change(was, now, named):
     with pytest.raises(InputError, match=re.escape(f"it was with other options: {named}; only these may change: ")):
         require_same("train-ppo", f"deepspeed: {was}", f"deepspeed: {now}", "it was")
 
@@ -121,15 +121,15 @@ def test_an_empty_section_of_deepspeed_hides_no_change(was, now, named):
         ("{zero_optimization: {offload_param: {}}}", "{zero_optimization: {offload_param: {device: cpu}}}"),
     ],
 )
-def test_deepspeed_may_change_from_nothing_and_to_nothing(was, now):
+def test_zero_optimization_may_be_added_and_removed(was, now):
     was, now = f"deepspeed: {was}", f"deepspeed: {now}"
     require_same("train-ppo", was, now, "it was")
     require_same("train-ppo", now, was, "it was")
 
 
 @pytest.mark.parametrize("name", ["attn_implementation_kind", "no_micro_batch_size"])
-def test_a_key_that_merely_looks_like_one_may_not_change(text, name):
-    """The keys of model.from_config are anybody's."""
+def test_a_key_that_only_resembles_an_allowed_one_may_not_change(text, name):
+    """model.from_config may have any keys."""
     with pytest.raises(InputError, match=f"it was with other options: model.from_config.{name}: None -> 1; "):
         require_same("train-ppo", text(), text(**{f"model.from_config.{name}": 1}), "it was")
 
@@ -164,7 +164,7 @@ def test_sources_are_compared_by_name_and_may_move_to_another_address(text):
     )
 
 
-def test_differences_are_those_of_the_values(text):
+def test_differences_have_key_and_both_values(text):
     assert differences("train-ppo", text(), text()) == []
     now = text(**{"ppo.kl_coef": 0.1, "model.from_config.new": [1, {"a": 2}]})
     assert differences("train-ppo", text(), now) == [
@@ -173,23 +173,23 @@ def test_differences_are_those_of_the_values(text):
     ]
 
 
-def test_an_option_that_one_lacks_has_its_default():
-    """A later version has new options: a run of before goes on where they stand at their defaults."""
+def test_a_missing_option_has_its_default():
+    """A run of an older version can resume if new options have their defaults."""
     assert differences("train-ppo", "run: {name: a}", "run: {name: a}\nppo: {kl_coef: 0.05, dual_clip: null}") == []
     assert differences("train-ppo", "run: {name: a}\nppo: {kl_coef: 0.3}", "run: {name: a}") == [
         Difference("ppo.kl_coef", 0.3, 0.05)
     ]
 
 
-def test_ways_of_writing_are_no_difference():
+def test_equal_values_in_another_notation_are_no_difference():
     assert (
         differences("train-ppo", "ppo: {kl_coef: 1, kl_estimator: k3}", "ppo:\n  kl_estimator: 'k3'\n  kl_coef: 1.0")
         == []
     )
 
 
-def test_interpolations_are_compared_as_they_are_written(monkeypatch):
-    """Their values are for this machine; and a secret would stand in the message."""
+def test_interpolations_are_compared_unresolved(monkeypatch):
+    """Values depend on the machine, and the message could contain a secret."""
     monkeypatch.setenv("FOLDER", "/data/secret")
     with pytest.raises(InputError) as caught:
         require_same("train-ppo", "data: {train: /data/a}", "data: {train: '${oc.env:FOLDER}/a'}", "it was")
@@ -205,7 +205,7 @@ def test_interpolations_are_compared_as_they_are_written(monkeypatch):
         ("ppo: {kl_estimator: k9}", "Invalid value 'k9', expected one of [k1, k2, k3]"),
     ],
 )
-def test_options_of_another_version_are_named_in_one_line(was, reason):
+def test_options_of_another_version_give_one_line(was, reason):
     for pair in ((was, ""), ("", was)):
         with pytest.raises(InputError) as caught:
             differences("train-ppo", *pair)
@@ -213,8 +213,8 @@ def test_options_of_another_version_are_named_in_one_line(was, reason):
 
 
 @pytest.mark.parametrize("broken", ["run: [1", "run: {name: a}\n\tppo: 1", "[1, 2]", "just words"])
-def test_a_file_that_is_no_configuration_is_an_input_error(text, broken):
-    """`config.yaml` of a finished run is anybody's to edit."""
+def test_a_damaged_configuration_is_an_input_error(text, broken):
+    """Users may edit `config.yaml` of a finished run."""
     with pytest.raises(InputError) as caught:
         differences("train-ppo", broken, text())
     assert not re.search(r"\n", str(caught.value))

@@ -1,4 +1,4 @@
-"""What `data.train` and `data.eval` may say, and what is said where they do not."""
+"""Parse `data.train` and `data.eval`, and refuse malformed sources."""
 
 import pytest
 
@@ -32,14 +32,14 @@ def test_a_list_of_paths_and_mappings():
     ]
 
 
-def test_options_of_a_source_hold_for_its_rows_alone():
+def test_options_of_a_source_apply_only_to_its_rows():
     options = data("data.train=[{path: b, format: rated, prompt_column: q}]", "data.chosen_column=c")
     own = options.of_source(options.train_sources()[0])
     assert (own.format, own.prompt_column, own.chosen_column) == (Format.rated, "q", "c")
     assert (options.format, options.prompt_column) == (Format.auto, "prompt")
 
 
-def test_filters_cut_one_file_into_sides():
+def test_filters_split_one_file_into_training_and_evaluation():
     options = data("data.train=a", "data.eval=null", "data.train_filter={split: train}", "data.eval_filter={split: t}")
     assert options.train_sources() == [Source("a", split="train", filter={"split": "train"})]
     assert options.eval_sources() == [Source("a", split="train", filter={"split": "t"})]
@@ -66,11 +66,11 @@ def test_filters_cut_one_file_into_sides():
         ("data.train=[{path: a, prompt_column: 3}]", "data.train[0].prompt_column must be the name of a column, got 3"),
     ],
 )
-def test_what_is_no_source_is_refused_in_one_line(argument, message):
+def test_an_invalid_source_is_refused_in_one_line(argument, message):
     assert refusal(argument) == message
 
 
-def test_a_key_or_format_that_is_unknown_is_told_with_those_there_are():
+def test_an_unknown_key_or_format_is_refused_with_the_known_ones():
     assert refusal("data.train=[{path: a, wieght: 1}]").startswith(
         "data.train[0]: unknown key wieght; known keys: categ"
     )
@@ -103,7 +103,7 @@ def test_a_margin_is_refused_with_ratings():
         "data.weight_column=w",
     ],
 )
-def test_a_run_does_not_go_on_with_other_data(change):
+def test_a_run_cannot_resume_with_other_data(change):
     first = ["conf=tiny", "data.train=[a, {path: b, weight: 1}]"]
     was, now = (as_text(compose_yaml("train-rm", words)) for words in (first, [*first, change]))
     require_same("train-rm", was, was, "checkpoint was written")

@@ -1,4 +1,4 @@
-"""Options that name files are looked at before anything slow is imported."""
+"""Paths are checked before anything slow is imported."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from rlhf_cli.config.paths import check_paths
 
 
 @pytest.mark.parametrize("option", ["model.chat_template", "reward_model.chat_template"])
-def test_a_chat_template_is_a_file_that_is_there_or_the_default(option, tmp_path):
+def test_a_chat_template_is_an_existing_file_or_the_default(option, tmp_path):
     path = tmp_path / "mine.jinja"
     with pytest.raises(InputError) as caught:
         check_paths(load("train-ppo", ["conf=tiny", "reward_model.path=null", f"{option}={path}"]))

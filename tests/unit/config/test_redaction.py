@@ -1,4 +1,4 @@
-"""What an option says is nobody's business is in no text of ours; and no option runs code."""
+"""No saved text contains a secret, and no option runs code."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,7 +11,7 @@ CANARY = "hunter2"
 
 
 def written(yaml):
-    """The text that is kept of a deepspeed section."""
+    """The saved text of a deepspeed section."""
     return as_text(OmegaConf.create(f"deepspeed: {yaml}"))
 
 
@@ -27,12 +27,12 @@ def test_an_interpolation_is_kept_and_not_resolved(monkeypatch):
     assert load("train-ppo", ["conf=tiny", "data.train=${oc.env:DATA}"]).data.train == "/data/prompts.jsonl"
 
 
-def test_an_interpolation_of_what_is_not_set_is_text_all_the_same(monkeypatch):
+def test_an_interpolation_of_an_unset_variable_stays_text(monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     assert "${oc.env:NOT_SET}" in written("{token: '${oc.env:NOT_SET}'}")
 
 
-def test_what_is_written_reads_back_as_it_was():
+def test_written_options_read_back_unchanged():
     composed = compose_yaml("train-ppo", ["conf=tiny", "+deepspeed.list=[1,{a: b}]"])
     again = OmegaConf.create(as_text(composed))
     del again["defaults"]
@@ -47,7 +47,7 @@ def test_what_is_written_reads_back_as_it_was():
         *["API_KEY", "wandb_api_key", "credential", "credentials", "deepspeed.comet.api_key"],
     ],
 )
-def test_a_key_that_says_so_is_secret(key):
+def test_keys_with_secret_names_are_hidden(key):
     assert is_secret(key)
     leaf = key.rpartition(".")[2]
     assert written(f"{{comet: {{{leaf}: {CANARY}}}}}").endswith(f"deepspeed:\n  comet:\n    {leaf}: <hidden>\n")
@@ -61,7 +61,7 @@ def test_a_key_that_says_so_is_secret(key):
         *["pad_token_id", "tokenizer_name", "secretary", "password_file_mode", "keys"],
     ],
 )
-def test_a_key_that_merely_sounds_so_is_not(key):
+def test_keys_with_similar_names_are_kept(key):
     assert not is_secret(key)
     assert redact_args([f"{key}=16"]) == [f"{key}=16"]
 
@@ -81,15 +81,15 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("yaml", SHAPES.values(), ids=SHAPES)
-def test_a_secret_of_any_shape_is_not_in_the_options_that_are_kept(yaml):
+def test_saved_options_contain_no_secret(yaml):
     text = written(f"{{a: {yaml}}}")
     assert CANARY not in text
     assert "271828" not in text
 
 
 @pytest.mark.parametrize("yaml", SHAPES.values(), ids=SHAPES)
-def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
-    """As it stands in braces, and, where there is but one key, as that key."""
+def test_the_saved_command_contains_no_secret(yaml):
+    """As a mapping in braces, and for a single key as a dotted key."""
     (in_braces,) = redact_args([f"+deepspeed.a={yaml}"])
     assert CANARY not in in_braces
     assert "271828" not in in_braces
@@ -114,7 +114,7 @@ def test_a_secret_of_any_shape_is_not_in_the_command_that_is_kept(yaml):
         f"{{url: 'https://me:{CANARY}@host'}}",
     ],
 )
-def test_a_secret_under_a_quoted_key_or_in_a_url_is_not_in_the_command_that_is_kept(value):
+def test_the_saved_command_contains_no_quoted_secret_or_password_of_a_url(value):
     assert redact_args([f"+deepspeed.a={value}"]) == ["+deepspeed.a=<hidden>"]
 
 
@@ -125,11 +125,11 @@ def test_a_secret_under_a_quoted_key_or_in_a_url_is_not_in_the_command_that_is_k
         *["{'max_tokens': 3}", '{"pad_token_id": 0}'],
     ],
 )
-def test_what_is_no_password_of_a_url_and_no_quoted_secret_is_kept(value):
+def test_values_that_only_resemble_secrets_are_kept(value):
     assert redact_args([f"a.b={value}"]) == [f"a.b={value}"]
 
 
-def test_a_command_keeps_all_else():
+def test_the_saved_command_keeps_everything_else():
     words = ["conf=tiny", "model=tiny_llama", "token", "a.token=${oc.env:TOKEN}", "a.b=x=y", "~deepspeed.x", ""]
     assert redact_args(words) == words
     assert redact_args([f"a.token={CANARY}=x", "b=1"]) == ["a.token=<hidden>", "b=1"]
@@ -154,17 +154,17 @@ def refused(args):
         ("+deepspeed.a._target_.b=1", "deepspeed.a._target_"),
     ],
 )
-def test_no_word_makes_an_object(word, where):
+def test_no_argument_instantiates_an_object(word, where):
     assert refused(["conf=tiny", word]) == f"{where}: _target_ is not allowed; options cannot run code"
 
 
 @pytest.mark.parametrize("word", ["model._target_=os.system", "_target_=os.system", "model.from_config._target_=a.b"])
-def test_no_word_for_an_option_makes_an_object(word):
+def test_no_option_instantiates_an_object(word):
     assert refused(["conf=tiny", word]) == f"{word}: _target_ is not allowed; options cannot run code"
 
 
 @pytest.mark.parametrize("word", ["+model._target_=a.b", "model.from_config={model_type: llama, _target_: a.b}"])
-def test_what_is_no_option_is_none(word):
+def test_a_target_that_is_not_in_the_schema_is_refused(word):
     refused(["conf=tiny", word])
 
 
@@ -177,21 +177,21 @@ def test_what_is_no_option_is_none(word):
         ("model: {from_config: {model_type: llama, a: {_target_: x}}}", "model.from_config.a._target_"),
     ],
 )
-def test_no_file_makes_an_object(tmp_path, yaml, where):
+def test_no_file_instantiates_an_object(tmp_path, yaml, where):
     file = tmp_path / "my.yaml"
     file.write_text(f"run: {{name: a}}\ndata: {{train: a.jsonl}}\n{yaml}\n")
     assert refused([f"conf={file}"]) == f"{where}: _target_ is not allowed; options cannot run code"
 
 
 @pytest.mark.parametrize("yaml", ["_target_: os.system", "model: {_target_: os.system}", "ppo: {_target_: os.system}"])
-def test_no_file_makes_an_object_of_a_section(tmp_path, yaml):
+def test_no_file_instantiates_a_section(tmp_path, yaml):
     """The schema has no such key."""
     file = tmp_path / "my.yaml"
     file.write_text(f"run: {{name: a}}\n{yaml}\n")
     assert "_target_" in refused([f"conf={file}"])
 
 
-def test_yaml_that_would_run_code_when_read_does_not(tmp_path):
+def test_yaml_cannot_run_code(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text(f"run: {{name: !!python/object/apply:pathlib.Path.touch [{tmp_path}/touched]}}\n")
     assert "not valid YAML" in refused([f"conf={file}"])
@@ -199,12 +199,12 @@ def test_yaml_that_would_run_code_when_read_does_not(tmp_path):
 
 
 @pytest.mark.parametrize("query", ["api_key=x", "a=1&token=x", "key=x", "sig=x&v=2", "X-Amz-Signature=x"])
-def test_an_address_with_a_secret_in_its_query_is_hidden(query):
+def test_a_url_with_a_secret_in_its_query_is_hidden(query):
     source = OmegaConf.create({"reward": [{"name": "far", "url": f"https://judge.example/score?{query}"}]})
     assert "judge.example" not in as_text(source)
     assert redact_args([f"reward=[{{name: far, url: 'https://judge.example/score?{query}'}}]"]) == ["reward=<hidden>"]
 
 
-def test_an_address_with_other_words_in_its_query_is_kept():
+def test_a_url_with_another_query_is_kept():
     source = OmegaConf.create({"reward": [{"name": "far", "url": "https://judge.example/score?model=a&v=2"}]})
     assert "https://judge.example/score?model=a&v=2" in as_text(source)

@@ -1,4 +1,4 @@
-"""Options of `reward`: what composes, and what is refused in one line."""
+"""Options of `reward`: valid lists, and one-line errors."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def refusal(*words: str) -> str:
     return str(caught.value)
 
 
-def test_without_a_list_the_reward_model_is_the_one_source():
+def test_without_a_list_the_reward_model_is_the_only_source():
     config = load("train-ppo", ["conf=tiny"])
     assert [(source.name, source.weight) for source in config.sources] == [("reward_model", 1.0)]
     assert config.has_reward_model
@@ -30,12 +30,12 @@ def test_a_weighted_list_on_the_command_line():
     assert (brief.is_reward_model, brief.is_outside, brief.function, brief.weight) == (False, True, "a/b.py:f", -0.2)
 
 
-def test_sources_alone_need_no_reward_model():
+def test_sources_without_a_reward_model():
     config = load("train-ppo", ["conf=tiny", *NO_MODEL, "reward=[{name: judge, url: 'http://127.0.0.1:1/score'}]"])
     assert not config.has_reward_model
 
 
-def test_a_model_of_its_own_is_a_path_or_the_options_of_a_model():
+def test_a_sources_own_model_is_a_path_or_options():
     listed = "reward=[{name: a, model: owner/name}, {name: b, model: {path: owner/other, dtype: float32}}]"
     first, second = load("train-ppo", ["conf=tiny", *NO_MODEL, listed]).sources
     assert first.own_model("k").path == "owner/name"
@@ -107,6 +107,6 @@ def test_what_is_refused(listed, message):
     assert message in refusal(f"reward=[{listed}]")
 
 
-def test_a_reward_model_that_no_source_is_would_not_be_asked():
+def test_a_reward_model_that_no_source_uses_is_refused():
     words = ["value_model.init=policy", "reward=[{name: a, function: 'm:f'}]"]
     assert refusal(*words).startswith("reward_model must be unset, or used")

@@ -119,7 +119,7 @@ def test_a_compressed_file_that_was_cut_or_damaged_is_an_error_and_never_fewer_r
         assert refusal(name).startswith(f"data.train={name}: cannot read rows: ")
 
 
-def test_filters_cut_one_file_into_sides():
+def test_filters_split_one_file_into_training_and_evaluation():
     rows = [{"prompt": f"{split} {n}", "split": split, "n": n} for n in range(4) for split in ("train", "test", "ppo")]
     write("a.jsonl", rows)
     sides = prompts("a.jsonl", train_filter={"split": "train"}, eval_filter={"split": ["test", "ppo"], "n": 1})

@@ -1,4 +1,4 @@
-"""What stands in the configuration of an exported policy."""
+"""The configuration of an exported policy."""
 
 from types import SimpleNamespace
 

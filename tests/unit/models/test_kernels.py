@@ -1,4 +1,4 @@
-"""Compiled layers give the logits and gradients of the layers as they are written; decoding goes without them."""
+"""Compiled layers give the same logits and gradients; decoding does not use them."""
 
 import shutil
 from dataclasses import replace
@@ -61,7 +61,7 @@ def test_compiled_layers_compute_the_same_for_any_number_of_tokens():
 
 
 @needs_a_compiler
-def test_decoding_goes_without_them(one_rank):
+def test_decoding_does_not_use_compiled_layers(one_rank):
     prompts, keys, ends = [(1, 2, 3), (4, 5)], ["a", "b"], EndTokens(frozenset({300}), 0)
     config = load("train-ppo", ["conf=tiny", "rollout.max_new_tokens=4"])
     found, ran = [], []

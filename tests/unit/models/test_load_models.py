@@ -28,7 +28,7 @@ def test_every_dropout_is_off(architecture):
     assert all(module.p == 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
 
 
-def test_equal_seeds_give_equal_weights_and_the_global_generator_stays_where_it_was():
+def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone():
     state = torch.get_rng_state()
     first, second, other = (load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), seed) for seed in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())
@@ -45,7 +45,7 @@ def test_a_new_head_has_the_stated_spread():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_saved_classifier_comes_back_with_its_head(architecture, tmp_path):
+def test_a_saved_classifier_loads_with_its_head(architecture, tmp_path):
     tokenizer = byte_tokenizer()
     model = load_sequence_classifier(tiny_config(architecture), "model", tokenizer, 0, new_head=True)
     model.save_pretrained(tmp_path)
@@ -137,7 +137,7 @@ def test_a_tokenizer_whose_pad_ends_a_turn_gets_another_pad():
     assert tokenizer.pad_token == "<unk>"
 
 
-def test_a_classifier_names_no_pad_token_that_ends_a_turn():
+def test_a_classifiers_config_has_no_pad_token_that_ends_a_turn():
     tokenizer = byte_tokenizer()
     model = load_sequence_classifier(tiny_config("llama"), "model", tokenizer, 0, new_head=True)
     assert model.config.pad_token_id == tokenizer.pad_token_id
@@ -146,7 +146,7 @@ def test_a_classifier_names_no_pad_token_that_ends_a_turn():
     assert model.config.pad_token_id is None
 
 
-def test_a_tokenizer_gets_the_template_that_is_asked_for_and_is_saved_with_it(tmp_path):
+def test_a_tokenizer_gets_the_chosen_template_and_is_saved_with_it(tmp_path):
     (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }}")
     config = replace(tiny_config("llama"), chat_template=str(tmp_path / "mine.jinja"))
     tokenizer = load_tokenizer(config, "model")
@@ -164,7 +164,7 @@ def test_a_tokenizer_gets_the_template_that_is_asked_for_and_is_saved_with_it(tm
     ("listed", "ends", "saved"),
     [([1, 2], {1, 2}, [1, 2]), (2, {2}, 2), (2, {1, 2}, [1, 2]), (None, {2, 7}, [2, 7])],
 )
-def test_an_export_stops_where_the_policy_was_sampled_to_stop(listed, ends, saved):
+def test_an_export_has_the_end_tokens_of_sampling(listed, ends, saved):
     model = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
     model.generation_config.eos_token_id = listed
     export_ends(model, EndTokens(frozenset(ends), 0))
@@ -178,7 +178,7 @@ def test_the_exported_config_keeps_the_dropout_it_came_with(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["attn_pdrop"] == 0.3
 
 
-def test_a_generation_config_that_cannot_be_saved_is_mended(tmp_path):
+def test_a_generation_config_that_cannot_be_saved_is_fixed(tmp_path):
     tokenizer = byte_tokenizer()
     load_causal_lm(tiny_config("llama"), "model", tokenizer, 0).save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": [1, 2]}')
@@ -189,7 +189,7 @@ def test_a_generation_config_that_cannot_be_saved_is_mended(tmp_path):
     assert (saved["temperature"], saved["eos_token_id"]) == (0.9, [1, 2])
 
 
-def test_a_trained_head_is_kept_where_a_new_one_would_be_allowed(tmp_path):
+def test_a_trained_head_is_kept_even_if_a_new_one_is_allowed(tmp_path):
     tokenizer = byte_tokenizer()
     model = load_sequence_classifier(tiny_config("llama"), "model", tokenizer, 0, new_head=True)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""FLOPs that a forward pass cannot do without, by hand."""
+"""FLOPs of a forward pass, computed by hand."""
 
 import pytest
 import torch
@@ -44,8 +44,8 @@ def test_heads_may_be_wider_than_the_model():
 
 
 @torch.no_grad()
-def test_torch_counts_the_same_products():
-    """But for attention, whose products are of batches."""
+def test_pytorch_counts_the_same_products():
+    """Except for attention, whose products are batched."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)

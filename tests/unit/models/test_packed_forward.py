@@ -1,4 +1,4 @@
-"""Packed texts give what the texts read whole give: logits, scores and the gradients of every weight."""
+"""Packed sequences give the same logits, scores and gradients as full ones."""
 
 import random
 from dataclasses import replace
@@ -21,7 +21,7 @@ LENGTHS = {"short": 10, "long": 90}  # below and above the length at which atten
 
 
 def answers(most):
-    """Two answers to each of four prompts with one beginning; and one answer twice."""
+    """Two responses to each of four prompts with a common prefix; one response occurs twice."""
     draw = random.Random(0)
 
     def ids(low, high):
@@ -48,7 +48,7 @@ def scorer(config):
 @pytest.mark.parametrize("most", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_texts_give_the_logits_scores_and_gradients_of_whole_ones(architecture, mode, most):
+def test_packed_sequences_give_the_same_logits_scores_and_gradients(architecture, mode, most):
     batch = collate(answers(most), 0, CPU)
     assert len(batch.packing.ids) < 0.8 * batch.input_ids.numel()
     found = []
@@ -70,7 +70,7 @@ def test_packed_texts_give_the_logits_scores_and_gradients_of_whole_ones(archite
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_every_layer_but_attention_reads_each_token_once(architecture):
+def test_every_layer_except_attention_processes_each_token_once(architecture):
     model, batch, sizes = policy(config_of(architecture, True)), collate(answers(10), 0, CPU), set()
     for module in model.modules():
         if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
@@ -89,7 +89,7 @@ APART = {
 
 @pytest.mark.parametrize(("architecture", "extra", "options"), APART.values(), ids=APART)
 @torch.no_grad()
-def test_other_models_read_texts_whole(architecture, extra, options):
+def test_other_models_do_not_read_packed_sequences(architecture, extra, options):
     model = policy(replace(tiny_config(architecture, **extra), **options))
     batch = collate(answers(10), 0, CPU)
     shapes = []
@@ -99,8 +99,8 @@ def test_other_models_read_texts_whole(architecture, extra, options):
     assert torch.equal(with_packing, model(batch.input_ids, **batch.before_response_tokens()))
 
 
-def test_a_model_whose_layers_are_not_told_of_texts_is_refused():
-    """Its attention would mix all texts in silence."""
+def test_a_model_that_does_not_hand_the_packing_to_its_layers_is_refused():
+    """Its attention would silently mix all sequences."""
     model, batch = policy(config_of("llama", True)), collate(answers(10), 0, CPU)
     layer = model.model.model.layers[1].self_attn
     forward = layer.forward

@@ -1,4 +1,4 @@
-"""What stands in the padding, and how much of it there is, changes nothing: it is on the right, where nobody looks."""
+"""Content and amount of padding change nothing: it is on the right, where no token attends to it."""
 
 from dataclasses import replace
 from itertools import product
@@ -65,7 +65,7 @@ def test_logprobs_do_not_depend_on_padding_or_neighbours(policy, pad_id):
 @pytest.mark.parametrize("pad_id", [0, EOS])
 @torch.no_grad()
 def test_any_number_of_pads_changes_nothing(policy, scorer, pad_id, longer, num_pads):
-    """A neighbour whose prompt (or response) is longer by num_pads sets how much padding the other gets."""
+    """A neighbour whose prompt (or response) is longer by num_pads determines the padding of the other."""
     ids = tuple(range(30, 30 + 3 + num_pads))
     neighbour = TokenSequence(ids, (20, 21, EOS)) if longer == "prompt" else TokenSequence((10, 11, 12), ids)
 

@@ -1,4 +1,4 @@
-"""Model folders that are not what they should be: one line each, and what is only unusual passes."""
+"""Damaged or unsuitable model folders give one-line errors; unusual but valid ones pass."""
 
 import json
 import math
@@ -22,7 +22,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folders with a tiny model of every architecture, as causal model and as reward model."""
+    """Folders with a tiny causal model and a tiny reward model of every architecture."""
     folder = tmp_path_factory.mktemp("models")
     for architecture in ARCHITECTURES:
         causal = load_causal_lm(tiny_config(architecture), "model", TOKENIZER, 0)
@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path, monkeypatch):
-    """Copy a folder to ./m, which is what messages then name."""
+    """Copy a folder to ./m, the name in messages."""
     monkeypatch.chdir(tmp_path)
 
     def copy(architecture="llama", kind="causal"):
@@ -46,7 +46,7 @@ def folder(saved, tmp_path, monkeypatch):
 
 
 def edit(folder, change):
-    """Replace the tensors of a folder by what `change` makes of them."""
+    """Apply `change` to the tensors of a folder."""
     tensors = change(load_file(folder / WEIGHTS))
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -73,7 +73,7 @@ def refusal(call, *args):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_lacking_tensor_is_refused(architecture, folder):
+def test_a_missing_tensor_is_refused(architecture, folder):
     made = folder(architecture)
     name = next(name for name in sorted(load_file(made / WEIGHTS)) if ".1." in name)
     edit(made, lambda tensors: {key: tensors[key] for key in tensors if key != name})
@@ -81,7 +81,7 @@ def test_a_lacking_tensor_is_refused(architecture, folder):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_misshapen_tensor_is_refused_with_both_shapes(architecture, folder):
+def test_a_tensor_with_a_wrong_shape_is_refused_with_both_shapes(architecture, folder):
     made = folder(architecture)
     name = next(name for name in sorted(load_file(made / WEIGHTS)) if load_file(made / WEIGHTS)[name].shape == (32,))
     edit(made, lambda tensors: tensors | {name: torch.ones(31)})
@@ -135,7 +135,7 @@ def test_a_special_token_outside_the_vocabulary_of_a_generation_config_or_of_ran
 
 
 def test_a_special_token_is_also_compared_with_a_vocabulary_of_the_default_size(tmp_path, monkeypatch):
-    """transformers 4 left out of config.json what is the default: 50257 tokens for gpt2."""
+    """transformers 4 omitted defaults from config.json: 50257 tokens for gpt2."""
     monkeypatch.chdir(tmp_path)
     config = tiny_config("gpt2", n_embd=4, n_layer=1, vocab_size=50257)
     load_causal_lm(config, "model", TOKENIZER, 0).save_pretrained("m")
@@ -176,7 +176,7 @@ def test_a_truncated_file_is_refused(size, folder):
     assert message.endswith("); copy or download it again")
 
 
-def test_a_bit_rotten_header_is_refused(folder):
+def test_a_damaged_header_is_refused(folder):
     made = folder()
     data = bytearray((made / WEIGHTS).read_bytes())
     data[20] ^= 0xFF
@@ -199,7 +199,7 @@ def split(folder):
     return names
 
 
-def test_weights_in_several_files_are_loaded_and_a_lacking_or_cut_file_is_refused(folder):
+def test_weights_in_several_files_are_loaded_and_a_missing_or_cut_file_is_refused(folder):
     made = folder()
     _, second = split(made)
     causal()
@@ -282,15 +282,15 @@ def test_weights_that_are_not_finite_are_refused(value, dtype, folder):
 
 
 @pytest.mark.parametrize(("architecture", "num"), [("llama", 9), ("gpt2", 11), ("gpt_neox", 12)])
-def test_layers_that_the_config_has_no_place_for_are_refused(architecture, num, folder):
-    """Of gpt2's 12 tensors a layer transformers itself passes over one, `c_attn.bias`."""
+def test_layers_that_do_not_belong_to_the_config_are_refused(architecture, num, folder):
+    """transformers itself ignores one of gpt2's 12 tensors per layer, `c_attn.bias`."""
     configure(folder(architecture), **{"n_layer" if architecture == "gpt2" else "num_hidden_layers": 1})
     for call in (causal, lambda: scorer(new_head=True)):
         assert f"path=./m: {num} tensors do not belong to the model of config.json: " in refusal(call)
 
 
 def test_weights_of_another_architecture_are_refused(folder):
-    """qwen2 is llama with biases, which transformers would leave out."""
+    """qwen2 is llama with biases, which transformers would ignore."""
     configure(folder("qwen2"), model_type="llama", architectures=["LlamaForCausalLM"])
     biases = [f"model.layers.{layer}.self_attn.{name}_proj.bias" for layer in (0, 1) for name in "kqv"]
     assert refusal(causal) == (

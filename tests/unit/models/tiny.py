@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that are tested."""
+"""Tiny random models of the tested architectures."""
 
 from rlhf_cli.config.sections import DType, ModelConfig
 

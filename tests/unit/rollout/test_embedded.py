@@ -29,7 +29,7 @@ NEVER = frozenset({259})
 
 
 class Engine:
-    """Stands in for an engine; notes how it was gathered, and the batches that the model reads."""
+    """A fake engine that records how it was gathered and the batches of the model."""
 
     def __init__(self, module):
         self.module, self.held, self.read = module, [], []
@@ -43,7 +43,7 @@ class Engine:
 
     @property
     def shapes(self):
-        """Rows and columns of each forward pass."""
+        """Return rows and columns of each forward pass."""
         return [tuple(options["input_ids"].shape) for options in self.read]
 
     @contextmanager
@@ -53,7 +53,7 @@ class Engine:
 
 
 def policy(architecture="llama", **extra):
-    """A model with matrices large enough for its tokens to depend on all that it attends to."""
+    """A model with weights large enough for its tokens to depend on everything it attends to."""
     model = load_causal_lm(tiny_config(architecture, **extra), "model", byte_tokenizer(), 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def sampler(architecture="llama", end_ids=EOS, model=None, **options):
 
 @torch.no_grad()
 def slowly(model, end_ids, prompts, keys, greedy=False, **options):
-    """One prompt at a time, all of the text read again for each token, without cache, padding or mask."""
+    """Process each prompt separately, from the start for each token, without cache, padding or mask."""
     config, found = RolloutConfig(**{"max_new_tokens": 20, **options}), []
     for prompt, key in zip(prompts, keys, strict=True):
         numbers, response = uniforms(key, config.max_new_tokens), []
@@ -87,8 +87,8 @@ def slowly(model, end_ids, prompts, keys, greedy=False, **options):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}, {"greedy": True}])
-def test_responses_are_those_of_the_slow_way_whatever_the_lengths_of_prompts(architecture, options):
-    """Prompts of 1 to 20 tokens in one batch: their padding is on the left, and rows leave it as they end."""
+def test_responses_equal_those_without_cache_or_padding(architecture, options):
+    """Prompts of 1 to 20 tokens in one batch, padded on the left; rows leave when they finish."""
     model, greedy = policy(architecture), options.get("greedy", False)
     more = {name: value for name, value in options.items() if name != "greedy"}
     expected = slowly(model, MANY, PROMPTS, KEYS, greedy, **more)
@@ -100,7 +100,7 @@ def test_responses_are_those_of_the_slow_way_whatever_the_lengths_of_prompts(arc
         assert [one.response_ids for one in shorter] != [one.response_ids for one in expected if one.prompt_ids != (8,)]
 
 
-def test_a_model_with_a_sliding_window_is_sampled_as_well():
+def test_a_model_with_a_sliding_window_generates_the_same():
     model = policy("mistral", sliding_window=4)
     assert sampler(model=model, end_ids=MANY).sample(PROMPTS, KEYS) == slowly(model, MANY, PROMPTS, KEYS)
 
@@ -119,22 +119,22 @@ def test_a_response_does_not_depend_on_its_batch(shape, gather, check_every, one
     assert made.policy.held == [gather]
 
 
-def test_prompts_of_like_length_are_answered_together():
-    """1, 2 | 3, 3 | 4, 20; or as many as fit in 80 tokens with the 20 of their responses: 3 x 23, 2 x 24, 1 x 40."""
+def test_prompts_of_similar_length_share_a_batch():
+    """1, 2 | 3, 3 | 4, 20; or up to 80 tokens, including 20 per response: 3 x 23, 2 x 24, 1 x 40."""
     by_rows, by_tokens = sampler(end_ids=NEVER, micro_batch_size=2), sampler(end_ids=NEVER, micro_batch_tokens=80)
     for made, expected in ((by_rows, [(2, 2), (2, 3), (2, 20)]), (by_tokens, [(3, 3), (2, 4), (1, 20)])):
         made.sample(PROMPTS, KEYS)
         assert [shape for shape in made.policy.shapes if shape[1] > 1] == expected
 
 
-def test_each_prompt_is_read_once_and_then_token_by_token():
+def test_each_prompt_is_processed_once_and_then_token_by_token():
     made = sampler(end_ids=NEVER)
     made.sample(PROMPTS, KEYS)
     assert made.policy.shapes == [(6, 20)] + [(6, 1)] * 19  # the last token is drawn and never read
 
 
 @pytest.mark.parametrize("prompts", [[(5, 6), (7, 8)], [(5, 6), (7,)]])
-def test_a_cpu_reads_new_tokens_by_matrix_products(prompts, monkeypatch):
+def test_a_cpu_uses_its_attention_for_new_tokens(prompts, monkeypatch):
     """Two layers and two steps after the prompts, padded or not."""
     calls, attend_one_token = [], cpu_attention.attend_one_token
     monkeypatch.setattr(cpu_attention, "attend_one_token", lambda *args: (calls.append(1), attend_one_token(*args))[1])
@@ -150,8 +150,8 @@ def test_prompts_of_one_length_need_no_mask():
     assert [tuple(options["attention_mask"].shape) for options in made.policy.read[3:]] == [(2, 2), (2, 3), (2, 4)]
 
 
-def test_rows_that_have_ended_leave_the_batch_and_nothing_is_decoded_after_the_last():
-    """A row of n tokens takes part in n forward passes, where a quarter of the rows is a row."""
+def test_finished_rows_leave_the_batch_and_decoding_stops_with_the_last():
+    """A row of n tokens is in n forward passes, if one row is a quarter of the batch."""
     made = sampler(end_ids=MANY)
     lengths = [len(one.response_ids) for one in made.sample(PROMPTS[:4], KEYS[:4])]
     assert 1 <= min(lengths) < max(lengths) < 20
@@ -160,7 +160,7 @@ def test_rows_that_have_ended_leave_the_batch_and_nothing_is_decoded_after_the_l
 
 
 class Scripted:
-    """Stands in for draw: token lengths[b] of row b is 9, which ends it; all others are 1."""
+    """A fake draw: token lengths[b] of row b is the end token 9; all others are 1."""
 
     def __init__(self, lengths):
         self.lengths, self.seen = torch.tensor(lengths), []
@@ -172,7 +172,7 @@ class Scripted:
 
 
 def scripted(monkeypatch, lengths, check_every=1, **options):
-    """Sample with responses of given lengths; return the sampler and the rows that were drawn for, step by step."""
+    """Sample responses of given lengths; return the sampler and the active rows of each step."""
     script = Scripted(lengths)
     monkeypatch.setattr(embedded, "draw", script)
     monkeypatch.setattr(embedded, "uniforms", lambda key, size: 1000.0 * int(key) + torch.arange(size).double())
@@ -185,26 +185,26 @@ def scripted(monkeypatch, lengths, check_every=1, **options):
     return made, script.seen
 
 
-def test_the_cache_is_copied_only_for_a_quarter_of_the_rows(monkeypatch):
-    """Of eight, one that ends stays until there are two; then of six two again; of four each one leaves at once."""
+def test_rows_leave_only_if_a_quarter_has_finished(monkeypatch):
+    """Of eight rows, two must finish to leave; then two of six; of four, one leaves at once."""
     _, seen = scripted(monkeypatch, [1, 2, 3, 4, 5, 6, 7, 8])
     full = list(range(8))
     assert seen == [full, full, full[2:], full[2:], full[4:], full[5:], full[6:], full[7:]]
 
 
-def test_where_looking_is_dear_rows_leave_and_decoding_ends_at_every_sixteenth_token(monkeypatch):
+def test_with_rare_checks_rows_leave_and_decoding_stops_at_every_sixteenth_token(monkeypatch):
     _, seen = scripted(monkeypatch, [1, 16, 17, 18, 40], check_every=16, max_new_tokens=40)
     assert seen == [[0, 1, 2, 3, 4]] * 16 + [[2, 3, 4]] * 16 + [[4]] * 8
     _, seen = scripted(monkeypatch, [1, 3, 2], check_every=16, max_new_tokens=40)
     assert seen == [[0, 1, 2]] * 16
 
 
-def test_a_gpu_is_asked_every_sixteenth_token():
+def test_a_gpu_is_checked_every_sixteenth_token():
     assert (embedded._CHECK_EVERY, embedded._CHECK_EVERY_ON_GPU) == ({"cpu": 1}, 16)
 
 
-def test_nobody_looks_after_the_last_token(monkeypatch, one_rank):
-    """A look is a collective where ranks decode together: as many on all, none where nothing hangs on it."""
+def test_there_is_no_check_after_the_last_token(monkeypatch, one_rank):
+    """A check is a collective without gather: all ranks must make the same number, and no useless ones."""
     asked = []
     monkeypatch.setattr(distributed, "any_rank", lambda flag: (asked.append(flag), flag)[1])
     scripted(monkeypatch, [9, 9], max_new_tokens=3, gather=False)
@@ -212,9 +212,7 @@ def test_nobody_looks_after_the_last_token(monkeypatch, one_rank):
 
 
 @pytest.mark.parametrize("others_go_on", [True, False])
-def test_a_rank_whose_rows_have_ended_keeps_others_company_where_layers_are_fetched_one_by_one(
-    others_go_on, monkeypatch, one_rank
-):
+def test_a_finished_rank_continues_for_other_ranks_without_gather(others_go_on, monkeypatch, one_rank):
     asked = []
     monkeypatch.setattr(distributed, "any_rank", lambda flag: (asked.append(flag), flag or others_go_on)[1])
     made, _ = scripted(monkeypatch, [2, 1], max_new_tokens=5, gather=False)
@@ -222,8 +220,8 @@ def test_a_rank_whose_rows_have_ended_keeps_others_company_where_layers_are_fetc
     assert asked == ([True, False, False, False] if others_go_on else [True, False])
 
 
-def test_a_rank_with_fewer_batches_keeps_others_company_too(monkeypatch, one_rank):
-    """Another rank has three batches; here are two, and the first is made again. With whole weights nobody waits."""
+def test_a_rank_with_fewer_batches_repeats_one_without_gather(monkeypatch, one_rank):
+    """Another rank has three batches and this one two, so it repeats the first. With gather it does not."""
     monkeypatch.setattr(distributed, "gather_all", lambda number: [number, 3])
     for gather, num_batches in ((False, 3), (True, 2)):
         made = sampler(end_ids=NEVER, gather=gather, micro_batch_size=3, max_new_tokens=2)
@@ -232,7 +230,7 @@ def test_a_rank_with_fewer_batches_keeps_others_company_too(monkeypatch, one_ran
 
 
 def test_positions_count_real_tokens_and_the_mask_hides_the_padding():
-    """Prompts of 3 and 1 tokens, two tokens to come."""
+    """Prompts of 3 and 1 tokens, and two new tokens."""
     rows = _DecodingRows.of([(5, 6, 7), (8,)], 2, 0, CPU)
     assert rows.next_ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert rows.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
@@ -249,7 +247,7 @@ def test_positions_count_real_tokens_and_the_mask_hides_the_padding():
     assert not _DecodingRows.of([(5, 6), (7, 8)], 2, 0, CPU).is_padded
 
 
-def test_the_model_samples_in_eval_mode_and_goes_back_to_training_though_it_fails(monkeypatch):
+def test_the_model_samples_in_eval_mode_and_returns_to_training_mode_after_an_error(monkeypatch):
     made = sampler()
     made.sample(PROMPTS, KEYS)  # Engine sees to the eval mode
     assert made.policy.module.model.training
@@ -279,8 +277,8 @@ def test_a_response_depends_on_its_key():
 
 
 @torch.no_grad()
-def test_samples_follow_the_logprobs_they_are_given():
-    """Over many keys, the share of each first token is its probability at the sampling temperature."""
+def test_samples_follow_the_logprobs():
+    """Over many keys, the frequency of each first token is its probability at the temperature."""
     model = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
     one = sampler(model=model, max_new_tokens=1, temperature=0.05, micro_batch_size=4000)
     drawn = one.sample([(5, 6)] * 4000, [str(index) for index in range(4000)])
@@ -317,7 +315,7 @@ def test_the_models_own_sampling_settings_are_not_used_and_are_kept():
     assert tuned.policy.module.model.generation_config is own
 
 
-def test_end_tokens_of_the_generation_config_count():
+def test_end_tokens_of_the_generation_config_are_included():
     tokenizer = byte_tokenizer()
     assert end_token_ids(tokenizer, None) == {257}
     assert end_token_ids(tokenizer, GenerationConfig(eos_token_id=[3, 4])) == {3, 4, 257}

@@ -1,4 +1,4 @@
-"""The cache with spare capacity holds what transformers' own does."""
+"""The preallocated cache holds the same tokens as transformers' cache."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.unit.models.tiny import tiny_config
 @pytest.mark.parametrize("block", [10, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_preallocated_layer_equals_a_dynamic_one(dtype, block):
-    """A prompt of 5 tokens, two steps, rows 2 and 0 of three kept, three steps more: then there is no room left."""
+    """A prompt of 5 tokens, two steps, keep rows 2 and 0 of three, three more steps: the cache is full."""
     generator = torch.Generator().manual_seed(0)
     preallocated, dynamic = PreallocatedLayer(10, block), DynamicLayer()
     num_rows, held = 3, 0
@@ -44,7 +44,7 @@ def test_a_preallocated_layer_is_allocated_once():
 
 
 def test_a_preallocated_layer_grows_by_blocks_up_to_its_capacity():
-    """Blocks of 3 and room for 7; what is not yet held is 0, so that products over all of it stay finite."""
+    """Blocks of 3 and a capacity of 7. Unused tokens are 0, so that products with them stay finite."""
     layer, sizes = PreallocatedLayer(capacity=7, block=3), []
     for size in (2, 1, 1, 2, 1):
         layer.update(torch.ones(2, 1, size, 4), torch.ones(2, 1, size, 4))
@@ -61,7 +61,7 @@ def test_a_cache_grows_on_a_cpu_and_is_allocated_at_once_elsewhere():
     assert {layer.block for layer in preallocated_cache(model.to("meta"), 1000).layers} == {1000}
 
 
-def test_layers_of_other_kinds_stay_what_they_are():
+def test_layers_of_other_kinds_are_unchanged():
     plain = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
     assert [type(layer) for layer in preallocated_cache(plain, 9).layers] == [PreallocatedLayer] * 2
     assert {layer.capacity for layer in preallocated_cache(plain, 9).layers} == {9}

@@ -1,4 +1,4 @@
-"""Attention on a CPU: softmax(q k' * scale) v by hand, forwards and backwards; and who gets it."""
+"""Attention on a CPU equals softmax(q k' * scale) v by hand, and is used only where it should be."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (3, 1)}  # of queries, of keys and
 
 
 def tensors(heads, dtype=torch.float32, length=7, size=1.0):
-    """Query, key and value [B, H, L, d] as models make them, with places before heads in memory; and a gradient."""
+    """Query, key and value [B, H, L, d], stored as [B, L, H, d] as in models, and a gradient."""
     generator = torch.Generator().manual_seed(0)
     num_heads, num_keys = HEADS[heads]
     made = [size * torch.randn(2, length, n, 5, generator=generator) for n in (num_heads, num_keys, num_keys)]
@@ -29,7 +29,7 @@ def tensors(heads, dtype=torch.float32, length=7, size=1.0):
 
 
 def by_hand(query, key, value, scale):
-    """One head, one place at a time."""
+    """One head and one position at a time."""
     groups, rows = query.shape[1] // key.shape[1], []
     for batch in range(query.shape[0]):
         for head in range(query.shape[1]):
@@ -47,7 +47,7 @@ def by_torch(query, key, value, scale):
 
 
 def read(function, inputs, gradient):
-    """The output and the gradients of all inputs."""
+    """Return the output and the gradients of all inputs."""
     inputs = [one.detach().clone().requires_grad_() for one in inputs]
     output = function(*inputs, SCALE)
     output.backward(gradient)
@@ -56,12 +56,12 @@ def read(function, inputs, gradient):
 
 @pytest.fixture(params=[3, 7, 64])
 def block(request, monkeypatch):
-    """Of seven places: two blocks and one that is left over; one block; less than one."""
+    """Seven positions are two blocks and one left over; one block; less than one."""
     monkeypatch.setattr(cpu_attention, "_BLOCK", request.param)
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_output_and_gradients_are_those_by_hand(heads, block):
+def test_output_and_gradients_equal_those_by_hand(heads, block):
     inputs, gradient = tensors(heads)
     expected = read(by_hand, [one.double() for one in inputs], gradient.double())
     for got, wanted in zip(read(CausalAttention.apply, inputs, gradient), expected, strict=True):
@@ -70,7 +70,7 @@ def test_output_and_gradients_are_those_by_hand(heads, block):
 
 @pytest.fixture(params=[False, True], ids=["no tiles", "tiles"])
 def tiles(request, monkeypatch):
-    """Both kinds of processors, whatever this one is."""
+    """Processors with and without tiles, independent of this one."""
     monkeypatch.setattr(cpu_attention, "_has_tiles", lambda dtype: request.param and dtype is torch.bfloat16)
 
 
@@ -85,7 +85,7 @@ def test_processors_with_tiles_for_bfloat16_are_known(monkeypatch):
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("length", [7, 150])
-def test_output_and_gradients_are_those_of_torchs_own(heads, dtype, tolerance, length, tiles):
+def test_output_and_gradients_equal_those_of_pytorch(heads, dtype, tolerance, length, tiles):
     inputs, gradient = tensors(heads, dtype, length)
     found = read(CausalAttention.apply, inputs, gradient)
     for got, wanted in zip(found, read(by_torch, inputs, gradient), strict=True):
@@ -93,8 +93,8 @@ def test_output_and_gradients_are_those_of_torchs_own(heads, dtype, tolerance, l
         assert_close(got, wanted, atol=tolerance, rtol=tolerance)
 
 
-def test_a_later_token_that_would_overflow_has_no_part(block):
-    """Its weight would be exp of hundreds, infinite: it is dropped, not multiplied by 0."""
+def test_a_later_token_with_an_overflowing_weight_is_ignored(block):
+    """Its weight would be infinite: it must be dropped instead of multiplied by 0."""
     inputs, gradient = tensors("gqa")
     with torch.no_grad():
         inputs[1][:, :, -1] *= 1000
@@ -106,7 +106,7 @@ def test_a_later_token_that_would_overflow_has_no_part(block):
 
 
 class Layer(torch.nn.Module):
-    """What transformers hands over of an attention layer."""
+    """The attributes of an attention layer that transformers uses."""
 
     num_key_value_groups = 2
 
@@ -117,8 +117,8 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
-def test_the_newest_token_looks_at_all_before_it_but_what_is_masked(heads, dtype, tolerance, tiles):
-    """Of the second row two places are padding."""
+def test_the_newest_token_attends_to_all_tokens_that_are_not_masked(heads, dtype, tolerance, tiles):
+    """Two positions of the second row are padding."""
     (query, key, value), _ = tensors(heads, dtype)
     whole = by_hand(query.double(), key.double(), value.double(), SCALE)[:, :, -1:]
     cut = by_hand(*(one[1:, :, 2:].double() for one in (query, key, value)), SCALE)[:, :, -1:]
@@ -134,7 +134,7 @@ def test_the_newest_token_looks_at_all_before_it_but_what_is_masked(heads, dtype
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Who computed: what reads whole texts here, what reads one token, or torch."""
+    """Record which function computes: full sequences, one token, or PyTorch."""
     calls = []
 
     def noted(name, function):
@@ -146,7 +146,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_whole_texts_are_computed_here(asked):
+def test_full_sequences_are_computed_here(asked):
     inputs, _ = tensors("gqa")
     for options in ({}, {"is_causal": True}, {"dropout": 0.0}):
         output, weights = attention(Layer(), *inputs, None, **options)
@@ -166,7 +166,7 @@ def test_whole_texts_are_computed_here(asked):
 
 
 def test_one_token_without_gradient_is_computed_here(asked):
-    """Its output is [B, 1, H, d]; a mask says which places it sees."""
+    """Its output is [B, 1, H, d]; a mask hides positions."""
     inputs, _ = tensors("gqa")
     query, key, value = (one.detach() for one in inputs)
     mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
@@ -182,8 +182,8 @@ def test_one_token_without_gradient_is_computed_here(asked):
     assert asked == ["one token"] * 3
 
 
-def test_all_else_is_left_to_torch(asked):
-    """A mask, dropout, keys of earlier tokens, a look ahead, values of another width."""
+def test_everything_else_is_computed_by_pytorch(asked):
+    """A mask, dropout, keys of earlier tokens, attention to later tokens, values of another width."""
     (query, key, value), _ = tensors("gqa")
     mask = torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()
     masked, _ = attention(Layer(), query, key, value, mask)
@@ -219,7 +219,7 @@ def test_a_model_has_the_gradients_of_eager_attention(architecture, asked):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_what_is_saved_does_not_name_it(architecture, tmp_path):
+def test_an_exported_config_does_not_contain_it(architecture, tmp_path):
     tokenizer = byte_tokenizer()
     for number, model in enumerate(
         (
@@ -234,7 +234,7 @@ def test_what_is_saved_does_not_name_it(architecture, tmp_path):
         assert not [key for key in json.loads((folder / "config.json").read_text()) if "attn_impl" in key]
 
 
-def test_who_chose_another_attention_keeps_it_and_a_gpu_has_its_own(monkeypatch):
+def test_another_chosen_attention_is_kept_and_gpus_use_pytorchs(monkeypatch):
     eager = load_causal_lm(tiny_config("llama"), "model", byte_tokenizer(), 0)
     eager.set_attn_implementation("eager")
     use_cpu_attention(eager)

@@ -1,4 +1,4 @@
-"""Decoding on a CPU: the logits of transformers' own layers, in fewer operations; and who gets it."""
+"""Decoding on a CPU gives the logits of transformers' layers, and replaces only supported layers."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ KINDS = {
 
 
 def model_of(architecture, dtype=torch.float32, **extra):
-    """A model whose weights, biases and norms among them, are large enough to matter."""
+    """A model whose weights, including biases and norms, are large enough to matter."""
     model = load_causal_lm(tiny_config(architecture, **extra), "model", byte_tokenizer(), seed=0)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -37,7 +37,7 @@ def model_of(architecture, dtype=torch.float32, **extra):
 
 @torch.no_grad()
 def decoded(model, padding=0):
-    """The logits [B, V] of each step over fixed tokens; the first row begins with so much padding."""
+    """The logits [B, V] of each step over fixed tokens; padding: of the first row, on the left."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(3, 250, (BATCH, PROMPT + STEPS), generator=generator)
     mask = torch.ones_like(tokens)
@@ -59,7 +59,7 @@ def replaced(model):
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_those_of_transformers_own_layers(kind, dtype, tolerance, padding):
+def test_logits_equal_those_of_transformers_layers(kind, dtype, tolerance, padding):
     architecture, extra = KINDS[kind]
     model = model_of(architecture, dtype, **extra)
     expected = decoded(model, padding)
@@ -71,7 +71,7 @@ def test_logits_are_those_of_transformers_own_layers(kind, dtype, tolerance, pad
     assert_close(found, expected, atol=tolerance * largest, rtol=0)
 
 
-def test_every_step_is_read_by_the_short_way_and_the_prompt_by_the_layers_own():
+def test_the_layers_own_forward_processes_only_prompts():
     model, lengths = model_of("llama"), []
 
     def counted(own):
@@ -92,8 +92,8 @@ def test_every_step_is_read_by_the_short_way_and_the_prompt_by_the_layers_own():
 
 
 @pytest.mark.parametrize("padding", [0, 2])
-def test_keys_are_taken_by_blocks_and_those_to_come_are_not_seen(monkeypatch, padding):
-    """Blocks of 3: the steps see 6, 7 and 8 keys of 6, 9 and 9."""
+def test_keys_are_read_by_blocks_and_unused_ones_are_masked(monkeypatch, padding):
+    """With blocks of 3, the steps attend to 6, 7 and 8 keys of 6, 9 and 9."""
     model, seen = model_of("llama"), []
     expected = decoded(model, padding)
     monkeypatch.setattr(cache, "_CPU_BLOCK", 3)
@@ -115,8 +115,8 @@ OTHERS = [("gpt2", {}), ("gpt_neox", {}), ("mistral", {"sliding_window": 4})]
 
 
 @pytest.mark.parametrize(("architecture", "extra"), OTHERS)
-def test_other_layers_stay_as_they_are(architecture, extra):
-    """Another architecture, or a window."""
+def test_other_layers_are_unchanged(architecture, extra):
+    """Another architecture, or a sliding window."""
     model = model_of(architecture, **extra)
     expected = decoded(model)
     with cpu_decoding(model.model, BATCH):
@@ -124,14 +124,14 @@ def test_other_layers_stay_as_they_are(architecture, extra):
         assert torch.equal(decoded(model), expected)
 
 
-def test_layers_with_other_attention_than_this_cpus_stay_as_they_are():
+def test_layers_with_another_attention_are_unchanged():
     model = model_of("llama")
     model.model.set_attn_implementation("eager")
     with cpu_decoding(model.model, BATCH):
         assert replaced(model) == []
 
 
-def test_layers_are_their_own_again_after_a_failure():
+def test_layers_are_restored_after_an_error():
     model = model_of("llama")
     with pytest.raises(KeyError), cpu_decoding(model.model, BATCH):
         raise KeyError
@@ -139,7 +139,7 @@ def test_layers_are_their_own_again_after_a_failure():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-def test_weights_may_change_between_two_bodies(dtype, tolerance):
+def test_weights_may_change_between_two_uses(dtype, tolerance):
     model = model_of("llama", dtype)
     with cpu_decoding(model.model, BATCH):
         before = decoded(model)

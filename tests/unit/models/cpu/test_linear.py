@@ -1,4 +1,4 @@
-"""Weights in oneDNN's own order: the same products, for as long as they are asked for."""
+"""Linear layers with reordered weights give the same products."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ def forwards(model):
 
 @pytest.mark.parametrize("num_rows", [1, 5, 64])
 @torch.no_grad()
-def test_products_are_those_of_float32_rounded(num_rows):
-    """Whatever number of rows the weights were laid out for; both round once, at the end of a sum in float32."""
+def test_products_equal_rounded_float32_products(num_rows):
+    """For any number of rows. Both round once, after a sum in float32."""
     model = layers()
     rows = torch.randn(num_rows, 3, 48).bfloat16()
     expected = model(rows).float()
@@ -40,7 +40,7 @@ def test_products_are_those_of_float32_rounded(num_rows):
         assert ((model[0](rows).float() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
-def test_everything_is_as_it_was_after_a_failure():
+def test_linear_layers_are_restored_after_an_error():
     model = layers()
     with pytest.raises(KeyError), reordered_weights(model, 4):
         raise KeyError
@@ -48,7 +48,7 @@ def test_everything_is_as_it_was_after_a_failure():
 
 
 @torch.no_grad()
-def test_weights_may_change_between_two_bodies():
+def test_weights_may_change_between_two_uses():
     model, rows = layers(), torch.ones(2, 48, dtype=torch.bfloat16)
     with reordered_weights(model, 2):
         before = model(rows)
@@ -58,7 +58,7 @@ def test_weights_may_change_between_two_bodies():
 
 
 @torch.no_grad()
-def test_other_types_and_kinds_of_layers_are_left_alone():
+def test_layers_of_other_types_are_unchanged():
     class Own(nn.Linear):
         pass
 
