@@ -87,11 +87,8 @@ class Loading:
         group = parser.add_argument_group("models")
         group.add_argument("--system", metavar="TEXT", help="system prompt; '': none; default: that of the run")
         group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-        group.add_argument(
-            "--dtype",
-            choices=[dtype.value for dtype in DType],
-            help="of weights; default: that of the run, or bfloat16; float32 for policies on a CPU",
-        )
+        text = "of the weights; default: as in the run, or bfloat16; float32 for policies on a CPU"
+        group.add_argument("--dtype", choices=[dtype.value for dtype in DType], help=text)
         group.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
 
     @staticmethod
@@ -124,7 +121,7 @@ class Sampling:
         group.add_argument("--temperature", type=positive(10), metavar="T", help="divides the logits")
         group.add_argument("--top-p", type=positive(1), metavar="P", help="sample from the likeliest tokens up to P")
         group.add_argument("--max-new-tokens", type=integer(1), metavar="N", help="longest response in tokens")
-        group.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of the samples; default: 0")
+        group.add_argument("--seed", type=integer(0), default=0, metavar="N", help="random seed; default: 0")
         parser.set_defaults(greedy=False, batch_size=None)
         if greedy:
             group.add_argument("--greedy", action="store_true", help="always take the likeliest token")
@@ -173,10 +170,14 @@ class InputRows:
         group = parser.add_argument_group("rows")
         what = "a .jsonl, .json, .csv or .parquet file, a save_to_disk folder, pkg://... or a Hub id"
         group.add_argument(option, dest="rows", required=required, metavar="FILE", help=what)
-        group.add_argument("--split", default="train", metavar="NAME", help="of a Hub id or folder; default: train")
+        group.add_argument(
+            "--split", default="train", metavar="NAME", help="split of a Hub id or folder; default: train"
+        )
         formats = [one.value for one in Format]
-        group.add_argument("--format", choices=formats, default="auto", help="of the rows; default: auto")
-        group.add_argument("--prompt-column", default="prompt", metavar="NAME", help="default: prompt")
+        group.add_argument("--format", choices=formats, default="auto", help="format of the rows; default: auto")
+        group.add_argument(
+            "--prompt-column", default="prompt", metavar="NAME", help="column of the prompts; default: prompt"
+        )
         group.add_argument("--limit", type=integer(1), metavar="N", help="read only the first N rows")
 
     @staticmethod

@@ -181,9 +181,11 @@ def _score_parser() -> CommandParser:
     add_out(parser)
     InputRows.add_to(parser, "--file")
     group = parser.add_argument_group("columns")
-    group.add_argument("--chosen-column", metavar="NAME", help="default: chosen")
-    group.add_argument("--rejected-column", metavar="NAME", help="default: rejected")
-    group.add_argument("--ranking-column", metavar="NAME", help="instead: a list of responses, the best first")
+    group.add_argument("--chosen-column", metavar="NAME", help="column of the better response; default: chosen")
+    group.add_argument("--rejected-column", metavar="NAME", help="column of the worse response; default: rejected")
+    group.add_argument(
+        "--ranking-column", metavar="NAME", help="instead: column with a list of responses, the best first"
+    )
     group.add_argument("--category-column", metavar="NAME", help="show the accuracy of each category")
     group.add_argument(
         "--response-column", metavar="NAME", help="score single responses from this column (or see --format rated)"
@@ -316,9 +318,11 @@ def _serve_reward_parser() -> CommandParser:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a reward-model run, a reward model's folder or a Hub id")
     group = parser.add_argument_group("service")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1; all: 0.0.0.0")
-    group.add_argument("--port", type=integer(0, 65535), default=8081, metavar="N", help="default: 8081; 0: a free one")
+    group.add_argument(
+        "--port", type=integer(0, 65535), default=8081, metavar="N", help="port; 0: a free one; default: 8081"
+    )
     group.add_argument("--token-env", metavar="NAME", help="environment variable with the token that clients send")
-    group.add_argument("--max-mib", type=integer(1, 1024), default=16, metavar="N", help="of a request; default: 16")
+    group.add_argument("--max-mib", type=integer(1, 1024), default=16, metavar="N", help="largest request; default: 16")
     group.add_argument("--batch-size", type=integer(1), default=16, metavar="N", help="texts per pass; default: 16")
     Loading.add_to(parser)
     add_whole_turn(parser)

@@ -103,7 +103,7 @@ def talkative(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(talkative: Path) -> None:
+def test_ctrl_c_stops_a_response_and_the_chat_continues(talkative: Path) -> None:
     words = ["model", "--greedy", "--max-new-tokens", str(NUM_TOKENS), "--reward", "rewards.py:length"]
     screen = Terminal(talkative, "chat", *words)
     screen.wait_for_prompt()

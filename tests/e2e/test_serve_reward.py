@@ -37,7 +37,7 @@ EXCHANGES = [
 
 @contextlib.contextmanager
 def served(words, **environment):
-    """Start a command that says where it answers; yields the process and the address."""
+    """Start a command that prints its URL; yield the process and the URL."""
     process = subprocess.Popen(
         words, env=child_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -105,7 +105,7 @@ print("ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_a_request_under_way_end(source, number):
+def test_a_signal_finishes_open_requests(source, number):
     with served([sys.executable, "-c", SLOW.replace("SECONDS", "0.5")]) as (process, url):
         found = []
         thread = threading.Thread(target=lambda: found.append(source(url, retries=0).score(EXCHANGES)))
@@ -151,7 +151,7 @@ def test_a_second_ctrl_c_cancels_requests_without_a_traceback():
 
 
 def failure(capsys, *words):
-    """What `rlhf serve-reward` says on standard error, with exit code 2 and before long."""
+    """Return the error of `rlhf serve-reward`, which ends soon with exit code 2."""
     started = time.monotonic()
     assert main(["serve-reward", *words]) == 2
     assert time.monotonic() - started < 20
@@ -173,13 +173,13 @@ def test_a_port_that_is_taken(rm_run, capsys):
     )
 
 
-def test_a_host_that_is_none(rm_run, capsys):
+def test_an_unknown_host(rm_run, capsys):
     assert "--host no.such.invalid --port 0: " in failure(
         capsys, str(rm_run), "--host", "no.such.invalid", "--port", "0"
     )
 
 
-def test_what_is_no_reward_model(ppo_run, tmp_path, capsys):
+def test_a_model_that_is_not_a_reward_model(ppo_run, tmp_path, capsys):
     assert "wanted a reward model" in failure(capsys, str(ppo_run), "--port", "0")
     assert str(tmp_path / "missing") in failure(capsys, str(tmp_path / "missing"), "--port", "0")
 
@@ -207,7 +207,7 @@ def test_a_reward_model_that_is_damaged(rm_run, tmp_path, capsys):
         ),
     ],
 )
-def test_words_that_are_wrong(words, message, capsys, monkeypatch):
+def test_wrong_arguments(words, message, capsys, monkeypatch):
     monkeypatch.setenv("TEST_TOKEN", "Bearer  ")
     assert message in failure(capsys, *words)
 

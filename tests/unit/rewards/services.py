@@ -1,4 +1,4 @@
-"""A scoring service on loopback that does as a test tells it."""
+"""A scoring service on loopback whose behaviour a test scripts."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.open.append(self.connection)
 
     def hang_up(self) -> None:
-        """Close the connection in the middle of whatever."""
+        """Close the connection at once."""
         self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
@@ -82,7 +82,7 @@ class Server(ThreadingHTTPServer):
                     continue  # closed before
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing of connections that were cut."""
+        """Ignore closed connections."""
 
 
 def lengths(handler: Handler) -> None:
@@ -91,6 +91,6 @@ def lengths(handler: Handler) -> None:
 
 
 def answer(body: Any, status: int = 200, **headers: str) -> Callable[[Handler], None]:
-    """Return the behaviour of answering so; a body that is not bytes is written as JSON."""
+    """Return a behaviour that sends this reply; a body other than bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return lambda handler: handler.send(status, content, **headers)

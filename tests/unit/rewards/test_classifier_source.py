@@ -77,7 +77,7 @@ def score_of(scorer, ids):
         return float(scorer(torch.tensor([ids]))[0][0, -1])
 
 
-def test_a_decoder_is_read_at_the_last_token_of_the_conversation_whatever_stands_beside_it():
+def test_a_decoder_is_read_at_its_last_token_whatever_its_batch():
     own, scorer, renderer = decoder()
     wanted = [score_of(scorer, renderer.sequence(one.messages, one.response).ids) for one in EXCHANGES]
     assert own.score(EXCHANGES) == pytest.approx(wanted, abs=1e-5)
@@ -152,7 +152,7 @@ def test_a_pair_longer_than_the_encoder_is_cut_where_it_is_longest(encoder, one_
     assert own.score([long]) == pytest.approx(own.score([cut]), abs=1e-6)
 
 
-def test_an_encoder_ends_no_turn(encoder, one_rank):
+def test_an_encoder_refuses_whole_turn(encoder, one_rank):
     with pytest.raises(InputError, match=r"reward\[0\]\.model must be a decoder with whole_turn, .* got an encoder"):
         load_classifiers(run_with(of_encoder(encoder, whole_turn=True)))
 

@@ -1,4 +1,4 @@
-"""The functions of examples/rewards.py, as a run would ask them."""
+"""The functions of examples/rewards.py, called as in a run."""
 
 import math
 import re
@@ -94,7 +94,7 @@ def test_asked(ask):
 
 
 def block(name):
-    """A block of docs/rewards.md, by the file that it says it is."""
+    """A block of docs/rewards.md, by the file name in its first line."""
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/rewards.md").read_text("utf-8"), flags=re.DOTALL)
     return next(text for text in blocks if text.startswith(f"# {name}"))
 

@@ -72,7 +72,7 @@ def test_a_function_of_a_module_in_the_current_folder(folder):
     assert load_function("other:f", "key")(responses=["a"]) == [1.5]
 
 
-def test_a_file_is_imported_once_and_sees_the_files_beside_it(folder):
+def test_a_file_is_imported_once_and_can_import_its_neighbours(folder):
     (folder / "sub").mkdir()
     (folder / "sub/other_beside.py").write_text("VALUE = 3")
     (folder / "sub/mine.py").write_text(
@@ -109,14 +109,14 @@ def test_files_of_the_same_name_are_two_modules(folder):
         ("broken.py:f", "import json\njson.loads('{')", r"JSONDecodeError: .* \(/.*/broken\.py:2\)$"),
     ],
 )
-def test_what_cannot_be_loaded_is_said_in_one_line(folder, spec, code, message):
+def test_what_cannot_be_loaded_is_reported_in_one_line(folder, spec, code, message):
     (folder / "broken.py").write_text(code)
     with pytest.raises(InputError, match=message) as caught:
         load_function(spec, "key")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_failed_is_read_anew(folder):
+def test_a_file_that_failed_is_read_again(folder):
     (folder / "broken.py").write_text("1 / 0")
     with pytest.raises(InputError, match="ZeroDivisionError"):
         load_function("broken.py:f", "key")
@@ -217,7 +217,7 @@ def test_numbers_of_all_kinds(source, returned, scores):
         ("{1.0, 2.0}", "wanted a list of 2 numbers, got set"),
     ],
 )
-def test_what_is_no_score_is_an_error_that_names_the_response(source, returned, message):
+def test_an_invalid_score_is_an_error_that_names_the_response(source, returned, message):
     with pytest.raises(RewardError, match=rf"^reward mine \(mine\.py:f\): .*{message}"):
         source(f"import torch\ndef f(responses): return {returned}").score([exchange("a"), exchange("b")])
 
@@ -279,7 +279,7 @@ def test_an_exception_inside_a_library_shows_the_line_of_the_user_s_file(source)
         source("import json\ndef f(responses):\n    return [json.loads(r) for r in responses]").score([exchange("{")])
 
 
-def test_a_sample_is_asked_at_most_once_more(source):
+def test_a_sample_is_scored_at_most_once_more(source):
     code = (
         "asked = []\ndef f(responses):\n    asked.append(responses)\n"
         "    if len(responses) > 1 or responses == ['b']: raise KeyError(1)\n    return [0]"
@@ -304,7 +304,7 @@ def test_no_exception_gets_past_it(source, raised):
         source(f"import asyncio\ndef f(responses): raise {raised}").score([exchange("a")])
 
 
-def test_a_plain_function_that_hangs_is_left_behind_and_the_next_call_is_answered(source):
+def test_a_plain_function_that_hangs_is_abandoned_and_the_next_call_works(source):
     code = (
         "import threading\ngo = threading.Event()\n"
         "def f(responses):\n    if responses == ['a']: go.wait(20)\n    return [1]"
@@ -354,7 +354,7 @@ def test_scores_are_floats_of_python(source):
     assert type(scores[0]) is float
 
 
-def test_every_batch_is_a_sign_of_progress(source):
+def test_every_batch_counts_as_progress(source):
     code = "from rlhf_cli.system.watchdog import PROGRESS as P\ndef f(responses): return [P.ticked_at] * len(responses)"
     first, second = source(code, batch_size=1).score([exchange("a"), exchange("b")])
     assert second > first

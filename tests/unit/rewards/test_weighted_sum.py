@@ -14,7 +14,7 @@ def summed(*options):
     return WeightedSum([RewardSourceConfig(name=f"s{place}", **one) for place, one in enumerate(options)])
 
 
-def test_a_lone_source_is_its_score_to_the_last_bit():
+def test_the_score_of_a_single_source_is_unchanged():
     scores = torch.tensor([[0.1], [-7.3]])
     assert torch.equal(summed({})(scores), scores[:, 0])
 

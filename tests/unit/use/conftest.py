@@ -1,4 +1,4 @@
-"""Folders as runs leave them, with tiny random models."""
+"""Folders of finished runs, with tiny random models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rm_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def ppo_run(tmp_path_factory) -> Path:
-    """The folder of a PPO run that started from `base` beside it; the system prompt is SYSTEM."""
+    """The folder of a PPO run that started from the neighbouring folder `base`; the system prompt is SYSTEM."""
     folder = tmp_path_factory.mktemp("runs")
     run = folder / "ppo"
     config = tiny_config("llama")

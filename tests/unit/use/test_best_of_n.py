@@ -78,7 +78,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, here, 
     assert err.count("\n") == 1
 
 
-def test_what_cannot_be_used_is_found_before_answers_are_drawn(ppo_run, here, capsys, monkeypatch):
+def test_unusable_models_and_rewards_are_refused_before_generation(ppo_run, here, capsys, monkeypatch):
     monkeypatch.setattr(TrainedPolicy, "generate", lambda *_: pytest.fail("drawn"))
     (here / "failing.py").write_text("def fail(responses): raise ValueError('no')\n")
     words = ["best-of-n", str(ppo_run.parent / "base"), "--prompts", "prompts.jsonl"]

@@ -67,7 +67,7 @@ def chat(*lines, policy=None, judge=None):
     return conversation, "".join(shown)
 
 
-def test_answers_stream_and_the_conversation_grows():
+def test_responses_are_streamed_and_the_conversation_grows():
     policy = Parrot()
     conversation, shown = chat("hé", "", "you", policy=policy)
     assert shown == "HÉ\n[4 tokens]\nYOU\n[4 tokens]\n"  # É is two tokens, and there is EOS
@@ -76,7 +76,7 @@ def test_answers_stream_and_the_conversation_grows():
     assert policy.keys == ["7/chat/1/0", "7/chat/3/0"]
 
 
-def test_each_answer_is_scored_as_in_training():
+def test_each_response_is_scored_as_in_training():
     judge = Length()
     _, shown = chat("hello", "fail", judge=judge)
     assert "[6 tokens, score +5.000]" in shown
@@ -84,13 +84,13 @@ def test_each_answer_is_scored_as_in_training():
     assert [one["content"] for one in judge.asked.messages] == ["S", "hello", "HELLO", "fail"]
 
 
-def test_ctrl_c_stops_an_answer_and_what_there_is_of_it_stays():
+def test_ctrl_c_stops_a_response_and_keeps_its_text():
     conversation, shown = chat("hello", policy=Parrot(stop_at=2))
     assert shown == "HE\n[2 tokens, stopped]\n"
     assert conversation.messages[-1] == {"role": "assistant", "content": "HE"}
 
 
-def test_ctrl_c_while_an_answer_is_scored_leaves_it_without_a_score():
+def test_ctrl_c_stops_the_scoring_of_a_response():
     conversation, shown = chat("slow", "hello", judge=Length())
     assert "[5 tokens, no score: stopped]\n" in shown
     assert "[6 tokens, score +5.000]" in shown
@@ -106,13 +106,13 @@ def test_reset_and_retry():
     assert "(new conversation)" in shown
 
 
-def test_a_conversation_without_room_is_left_as_it_was():
+def test_a_conversation_that_is_too_long_stays_unchanged():
     conversation, shown = chat("1", "2", "3", "4")
     assert shown.endswith("no room; /reset starts a new conversation\n")
     assert len(conversation.messages) == 6
 
 
-def test_a_line_that_is_no_utf_8_is_refused_and_the_chat_goes_on(ppo_run, monkeypatch, capsys):
+def test_a_line_that_is_not_utf_8_is_refused_and_the_chat_continues(ppo_run, monkeypatch, capsys):
     typed = io.TextIOWrapper(io.BytesIO(b"a\xffb\nnext\n"), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", typed)
     assert main(["chat", str(ppo_run), "--max-new-tokens", "3"]) == 0

@@ -43,7 +43,7 @@ def inspect(capsys):
 
 @pytest.fixture
 def fails(capsys):
-    """Run `rlhf data ...`, which refuses its words, and return what it says."""
+    """Run `rlhf data ...` with wrong arguments and return its error."""
 
     def run(*words):
         assert main(["data", *words]) == 2
@@ -122,14 +122,14 @@ def test_one_file_with_filters_has_two_sides(inspect):
     assert "1 prompts are on both sides" in lines
 
 
-def test_a_filter_that_nothing_fits_exits_with_3(inspect):
+def test_a_filter_without_matches_exits_with_3(inspect):
     write("a.jsonl", {**PAIRS[0], "split": "x"})
     code, lines = inspect("a.jsonl", "data.train_filter={split: y}")
     assert code == 3
     assert "  data.train=a.jsonl: no row matches the filter {'split': ['y']}; split has: x" in lines
 
 
-def test_prompts_are_recognised_and_a_command_may_be_told(inspect):
+def test_prompts_are_recognised_unless_a_command_is_given(inspect):
     write("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
     code, lines = inspect("a.jsonl")
     assert (code, lines[0]) == (0, "for train-ppo, tokens of bytes")
@@ -168,7 +168,7 @@ def test_hostile_texts_are_shown_harmlessly(inspect):
     assert not any("\x1b" in line or "\u202e" in line or "\x00" in line for line in lines)
 
 
-def test_words_that_are_wrong_are_told_in_one_line(fails):
+def test_wrong_arguments_are_refused_in_one_line(fails):
     write("a.jsonl", *PAIRS)
     for words, message in (
         (["look"], "rlhf data must be followed by inspect or convert, got look"),
@@ -256,7 +256,7 @@ def test_prompts_are_converted_with_their_other_columns():
     assert [list(prompt.messages) for prompt in found] == [messages[:1], messages[:1]]
 
 
-def test_a_column_named_prompt_beside_the_prompt_is_not_lost(fails):
+def test_a_second_column_named_prompt_is_not_lost(fails):
     write("a.jsonl", {"question": "q", "prompt": "other"})
     message = fails("convert", "a.jsonl", "b.jsonl", "data.prompt_column=question")
     assert "rows have a column 'prompt' in addition to data.prompt_column=question" in message
@@ -293,7 +293,7 @@ def test_a_histogram_counts_every_length_once():
 
 
 def test_broken_pairs_are_no_prompts(tmp_path, capsys):
-    """Every row has a prompt, so a run of PPO could take them; who wrote `chosen` meant pairs."""
+    """Every row has a prompt, so a run of PPO could take them; but a column `chosen` means pairs."""
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "a", "chosen": 1, "rejected": "b"}\n' * 3)
     assert main(["data", "inspect", str(file)]) == 3

@@ -33,7 +33,7 @@ def records(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_answers_to_one_prompt_count_as_one():
+def test_responses_to_one_prompt_count_as_one():
     """Two prompts, two answers each. Differences 1, 0, -3, -1: by prompt 1/2 and -2, in the mean
     -3/4.
 
@@ -51,7 +51,7 @@ def test_answers_to_one_prompt_count_as_one():
     assert prompt_means([1, 2, 6, 3, 4, 5], 3) == [3, 4]
 
 
-def test_a_policy_beside_what_its_run_started_from(ppo_run, rm_run, here, capsys):
+def test_a_policy_is_compared_with_what_its_run_started_from(ppo_run, rm_run, here, capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", str(rm_run), "--num", "2", "--out", "out.jsonl"]
     assert main(["evaluate", str(ppo_run), *words]) == 0
     shown = cells(capsys.readouterr().out)
@@ -66,7 +66,7 @@ def test_a_policy_beside_what_its_run_started_from(ppo_run, rm_run, here, capsys
     assert shown["responses with an end token"][0] == f"{ended:.1%}"
 
 
-def test_the_kl_of_an_answer_is_that_of_transformers(ppo_run, here):
+def test_the_kl_of_a_response_is_that_of_transformers(ppo_run, here):
     """On the text of the run: its system prompt, the byte template; logits are divided by the
     temperature, 0.7.
     """
@@ -96,7 +96,7 @@ def test_a_policy_against_itself_differs_in_nothing(ppo_run, here, capsys):
     assert shown["KL to the reference (nats/response)"][0] == "0.000"
 
 
-def test_greedy_answers_have_no_kl(ppo_run, here, capsys):
+def test_greedy_responses_have_no_kl(ppo_run, here, capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--greedy", "--out", "out.jsonl"]
     assert main(["evaluate", str(ppo_run), *words]) == 0
     assert cells(capsys.readouterr().out)["KL to the reference (nats/response)"] == [
@@ -107,7 +107,7 @@ def test_greedy_answers_have_no_kl(ppo_run, here, capsys):
     assert "kl" not in records(here / "out.jsonl")[0]["policy"]
 
 
-def test_a_cut_distribution_is_said_to_bias_the_kl(ppo_run, here, capsys):
+def test_top_p_is_reported_to_bias_the_kl(ppo_run, here, capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--top-p", "0.5"]
     assert main(["evaluate", str(ppo_run), *words]) == 0
     assert "biased: logprobs" in capsys.readouterr().out
@@ -134,14 +134,14 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, ppo_run, rm_run
     assert err.count("\n") == 1
 
 
-def test_a_reward_that_fails_is_found_before_answers_are_drawn(ppo_run, here, capsys, monkeypatch):
+def test_a_reward_that_fails_is_refused_before_generation(ppo_run, here, capsys, monkeypatch):
     monkeypatch.setattr(TrainedPolicy, "generate", lambda *_: pytest.fail("drawn"))
     (here / "rewards.py").write_text("def exact(responses, answer): return [0.0 for _ in responses]\n")
     assert main(["evaluate", str(ppo_run), "--prompts", "prompts.jsonl", "--reward", "rewards.py:exact"]) == 2
     assert "it takes 'answer', a column that no prompt has" in capsys.readouterr().err
 
 
-def test_a_reward_is_tried_with_the_system_prompt_and_the_columns(ppo_run, here):
+def test_a_reward_is_probed_with_the_system_prompt_and_the_columns(ppo_run, here):
     (here / "prompts.jsonl").write_text('{"prompt": "Hello?", "answer": "yes"}\n')
     (here / "rewards.py").write_text("""seen = []
 def look(messages, responses, answer):
@@ -165,13 +165,13 @@ def test_one_prompt_has_no_interval(ppo_run, here, capsys):
     assert shown["KL to the reference (nats/response)"][2] == "(-)"
 
 
-def test_a_temperature_of_which_no_kl_can_be_told_is_refused(capsys):
+def test_a_temperature_too_small_for_logprobs_is_refused(capsys):
     words = ["--prompts", "prompts.jsonl", "--reward", "rewards.py:length", "--temperature", "1e-39"]
     assert main(["evaluate", "none/at/all", *words]) == 2
     assert "--temperature must be 0.001 or more, got 1e-39; use --greedy" in capsys.readouterr().err
 
 
-def test_columns_named_as_what_is_written_are_kept(ppo_run, here):
+def test_columns_with_the_name_of_an_output_field_are_kept(ppo_run, here):
     (here / "own.jsonl").write_text('{"prompt": "Hello?", "policy": "mine", "score": 7}\n')
     words = ["--prompts", "own.jsonl", "--reward", "rewards.py:length", "--max-new-tokens", "4", "--out"]
     assert main(["evaluate", str(ppo_run), *words, "a.jsonl"]) == 0

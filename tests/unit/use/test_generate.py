@@ -27,7 +27,7 @@ def prompt_file(tmp_path):
     return file
 
 
-def test_answers_are_the_same_whatever_the_batch(ppo_run, prompt_file, tmp_path, capsys):
+def test_responses_do_not_depend_on_the_batch_size(ppo_run, prompt_file, tmp_path, capsys):
     for size in ("1", "4"):
         words = ["generate", str(ppo_run), "--file", str(prompt_file), "--num", "2", "--batch-size", size]
         assert main([*words, "--out", str(tmp_path / f"{size}.jsonl")]) == 0
@@ -54,7 +54,7 @@ def test_answers_are_the_same_whatever_the_batch(ppo_run, prompt_file, tmp_path,
         (["--system", ""], "Hello?"),
     ],
 )
-def test_an_answer_is_scored_in_the_conversation_that_it_was_given_in(words, prompt, ppo_run, rm_run, tmp_path):
+def test_score_reads_the_conversation_that_generate_writes(words, prompt, ppo_run, rm_run, tmp_path):
     """`score` of what `generate` writes is what `evaluate` says of the same answers."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "Hello?"}\n')
@@ -69,7 +69,7 @@ def test_an_answer_is_scored_in_the_conversation_that_it_was_given_in(words, pro
     assert records(scores)[0]["score"] == pytest.approx(evaluated["policy"]["score"], abs=1e-5)
 
 
-def test_seed_and_temperature_change_answers_and_greedy_has_no_seed(ppo_run, tmp_path):
+def test_seed_and_temperature_change_responses_unless_greedy(ppo_run, tmp_path):
     def answer(*words):
         out = tmp_path / "out.jsonl"
         out.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def test_seed_and_temperature_change_answers_and_greedy_has_no_seed(ppo_run, tmp
     assert len(answer("--max-new-tokens", "3")) <= 3
 
 
-def test_answers_are_shown_without_control_characters(ppo_run, capsys):
+def test_responses_are_shown_without_control_characters(ppo_run, capsys):
     assert main(["generate", str(ppo_run), "--prompt", "One \x1b[31m", "Two", "--num", "2"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -134,7 +134,7 @@ def test_help_needs_no_torch(command):
     assert done.stdout.startswith(f"usage: rlhf {command} ")
 
 
-def test_a_full_gpu_is_told_with_what_to_lower(ppo_run, monkeypatch, capsys):
+def test_out_of_gpu_memory_names_the_options_to_lower(ppo_run, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
 
@@ -153,7 +153,7 @@ def test_a_bad_row_is_named(ppo_run, tmp_path, capsys):
     assert "rows.jsonl:2: prompt: empty" in err
 
 
-def test_an_out_that_exists_is_left_alone_before_anything_is_loaded(ppo_run, tmp_path, monkeypatch, capsys):
+def test_an_existing_out_file_is_refused_before_anything_is_loaded(ppo_run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "old.jsonl"
     out.write_text("old")
     monkeypatch.setattr(TrainedPolicy, "__init__", lambda *_: pytest.fail("loaded"))
@@ -166,7 +166,7 @@ def test_an_out_that_exists_is_left_alone_before_anything_is_loaded(ppo_run, tmp
     assert [file.name for file in tmp_path.iterdir()] == ["old.jsonl"]
 
 
-def test_columns_named_as_what_is_written_are_kept(ppo_run, tmp_path):
+def test_columns_with_the_name_of_an_output_field_are_kept(ppo_run, tmp_path):
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text('{"prompt": "Hello?", "response": "mine", "ended": 7, "row_ended": 8, "id": 9}\n')
     assert main(["generate", str(ppo_run), "--file", str(rows), "--out", str(out)]) == 0
@@ -177,13 +177,13 @@ def test_columns_named_as_what_is_written_are_kept(ppo_run, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--system"])
-def test_a_text_that_is_no_utf_8_is_refused(option, capsys):
+def test_text_that_is_not_utf_8_is_refused(option, capsys):
     more = [] if option == "--prompt" else ["--prompt", "a"]
     assert main(["generate", "none/at/all", option, "a\udcff", *more]) == 2
     assert capsys.readouterr().err.startswith(f"rlhf: error: {option} must be UTF-8, got another byte at character 2;")
 
 
-def test_a_closed_output_is_no_failure(ppo_run, monkeypatch):
+def test_a_closed_output_is_not_a_failure(ppo_run, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["generate", str(ppo_run), "--prompt", "a", "--max-new-tokens", "2"]) == 0
     sys.stdout.close()

@@ -30,7 +30,7 @@ def exchanges(*columns):
     return [Exchange([{"role": "user", "content": "a"}], "b", each) for each in columns]
 
 
-def test_a_reward_that_failed_its_trial_is_tried_again():
+def test_a_reward_that_failed_its_probe_is_probed_again():
     source = Counter()
     judge = ResponseScorer(source, "r", is_random=False)
     for _ in range(2):
@@ -48,7 +48,7 @@ def test_a_service_is_named_without_its_query_which_may_hold_a_secret():
     judge.close()
 
 
-def test_the_trial_sees_every_column():
+def test_the_probe_covers_every_column():
     source = Counter()
     source.steady = True
     rows = [{}] * 10 + [{"answer": 1}, {"answer": 2}, {"kind": 3}]

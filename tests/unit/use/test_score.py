@@ -76,7 +76,7 @@ def test_a_reward_model_reads_what_it_was_trained_to_read(rm_run, here):
         assert [record["score_chosen"], record["score_rejected"]] == pytest.approx(expected, abs=1e-5)
 
 
-def test_single_answers_with_their_columns(here, capsys):
+def test_single_responses_with_their_columns(here, capsys):
     write(
         here / "rows.jsonl",
         [{"prompt": "a", "response": "four", "bonus": 10}, {"prompt": "b", "response": "", "bonus": 1}],
@@ -95,7 +95,7 @@ def test_single_answers_with_their_columns(here, capsys):
     assert "4.000" in capsys.readouterr().out
 
 
-def test_columns_named_as_what_is_written_are_kept(here):
+def test_columns_with_the_name_of_an_output_field_are_kept(here):
     write(here / "rows.jsonl", [{"prompt": "a", "response": "x", "other": "four", "score": 7}])
     words = ["--file", "rows.jsonl", "--response-column", "other", "--out", "out.jsonl"]
     assert main(["score", "rewards.py:length", *words]) == 0
@@ -145,7 +145,7 @@ def test_rows_with_a_response_are_pairs_when_asked_for(words, here, capsys):
         (["--response-column", "response", "--chosen-column", "x"], "--chosen-column is for pairs"),
     ],
 )
-def test_options_of_pairs_are_refused_on_single_answers(words, message, here, capsys):
+def test_options_for_pairs_are_refused_on_single_responses(words, message, here, capsys):
     write(here / "rows.jsonl", [{"prompt": "a", "response": "r"}])
     assert main(["score", "rewards.py:length", "--file", "rows.jsonl", *words]) == 2
     err = capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_options_of_pairs_are_refused_on_single_answers(words, message, here, ca
     assert err.count("\n") == 1
 
 
-def test_a_bad_row_of_single_answers_is_named(here, capsys):
+def test_a_bad_row_of_single_responses_is_named(here, capsys):
     write(here / "rows.jsonl", [{"prompt": "a", "response": "r"}, {"prompt": "", "response": "r"}])
     assert main(["score", "rewards.py:length", "--file", "rows.jsonl"]) == 2
     assert "rows.jsonl:2: prompt: empty" in capsys.readouterr().err
@@ -203,7 +203,7 @@ def test_rated_rows_are_ranked_by_their_scores(here, capsys):
     assert [(one["chosen"], one["rejected"]) for one in records] == [("1", "333"), ("1", "22"), ("333", "22")]
 
 
-def test_a_service_is_asked_at_score(here, capsys):
+def test_a_service_is_called_at_its_score_path(here, capsys):
     server = Server([lengths])
     try:
         assert main(["score", "--http", server.url, "--file", "pairs.jsonl"]) == 0
@@ -260,5 +260,5 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, message, here, capsys, m
     assert err.count("\n") == 1
 
 
-def test_a_random_function_is_taken_at_its_word(here):
+def test_a_random_function_may_change_its_scores(here):
     assert main(["score", "rewards.py:drifting", "--random", "--file", "pairs.jsonl"]) == 0

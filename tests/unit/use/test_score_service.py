@@ -43,7 +43,7 @@ def refused(answer, status):
     return detail
 
 
-def test_it_answers_with_scores_and_says_what_it_is():
+def test_it_returns_scores_and_describes_the_model():
     seen = []
     app = make_app(lambda exchanges: seen.extend(exchanges) or lengths(exchanges), INFO)
     content = body("a", "bb")
@@ -73,7 +73,7 @@ def test_it_answers_with_scores_and_says_what_it_is():
         (b'{"exchanges": ' + b"1" * 10_000 + b"}", "."),
     ],
 )
-def test_what_is_no_request_is_refused_in_one_line(content, detail):
+def test_invalid_requests_are_refused_in_one_line(content, detail):
     answer = ask(make_app(lengths, INFO), content=content, headers={"Content-Type": "application/json"})
     said = refused(answer, 422)
     assert len(said) <= 500
@@ -98,7 +98,7 @@ def test_a_request_that_is_too_long_or_of_unknown_length_is_refused_before_it_is
 
 
 @pytest.mark.parametrize("given", [None, "Bearer", "Bearer wrong", "right", "bearer right", "Bearer right "])
-def test_without_the_token_nothing_but_health_is_answered(given):
+def test_without_the_token_only_health_is_served(given):
     app = make_app(lengths, INFO, token="right")
     headers = {} if given is None else {"Authorization": given}
     for method, path in (("POST", "/score"), ("GET", "/info"), ("GET", "/openapi.json"), ("GET", "/nothing")):
@@ -107,7 +107,7 @@ def test_without_the_token_nothing_but_health_is_answered(given):
     assert ask(app, "GET", "/health").status_code == 200
 
 
-def test_with_the_token_all_is_answered():
+def test_with_the_token_requests_are_served():
     app = make_app(lengths, INFO, token="right")
     answer = ask(app, json=body("abc"), headers={"Authorization": "Bearer right"})
     assert answer.json() == {"scores": [3.0]}
@@ -144,14 +144,14 @@ def test_one_thread_scores_one_request_at_a_time_and_only_a_bad_one_fails():
     assert len(threads) == 1
 
 
-def test_a_model_without_a_score_is_said():
+def test_a_failure_of_the_model_is_reported():
     def score(exchanges):
         raise RewardError("wanted a finite number,\ngot nan")
 
     assert refused(ask(make_app(score, INFO), json=body("a")), 500) == "wanted a finite number, got nan"
 
 
-def test_other_ways_and_places_are_refused_as_the_protocol_says():
+def test_other_methods_and_paths_are_refused():
     app = make_app(lengths, INFO)
     assert refused(ask(app, "GET", "/nothing"), 404) == "Not Found"
     wrong = ask(app, "GET", "/score")
@@ -162,7 +162,7 @@ def test_the_description_is_fresh():
     assert (REPOSITORY / "docs/reward_service.json").read_text("utf-8") == script("make_service_docs").render()
 
 
-def test_the_description_knows_what_a_client_needs():
+def test_the_description_has_every_path_and_status():
     described = json.loads((REPOSITORY / "docs/reward_service.json").read_text("utf-8"))
     assert set(described["paths"]) == {"/health", "/info", "/score"}
     assert set(described["paths"]["/score"]["post"]["responses"]) == {"200", "401", "411", "413", "422", "500"}

@@ -42,7 +42,7 @@ def test_options_win_over_the_run(rm_run):
     assert found.with_options("", None, trust_remote_code=False).data.system_prompt is None
 
 
-def test_what_is_no_such_model_is_named(rm_run, ppo_run, tmp_path):
+def test_models_of_another_role_are_refused(rm_run, ppo_run, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         find_model(str(tmp_path / "none"), Role.policy)
     with pytest.raises(InputError, match="got an empty name"):
@@ -85,13 +85,13 @@ def test_a_damaged_config_is_named(text, message, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- 1", "{model: resnet50, data: x, run: 3}", "lr: 0.1", "{run: {}, model: {}}"])
-def test_a_config_of_something_else_makes_no_run(text, tmp_path):
+def test_a_config_of_another_tool_is_not_a_run(text, tmp_path):
     found = find_model(damaged(tmp_path, text) + "/final", Role.reward_model)
     assert found.run is None
     assert found.model.path == str(tmp_path / "run/final")
 
 
-def test_a_config_without_the_record_of_a_run_makes_no_run(tmp_path):
+def test_a_config_without_run_json_is_not_a_run(tmp_path):
     run = tmp_path / "run"
     damaged(tmp_path, "{run: {}, data: {}, model: {dtype: x}}")
     (run / "run.json").unlink()

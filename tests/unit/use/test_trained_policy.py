@@ -22,7 +22,7 @@ def ids_of(policy, *texts):
     return [policy.prompt_ids([{"role": "user", "content": text}]) for text in texts]
 
 
-def test_an_answer_depends_on_its_key_alone(policy):
+def test_a_response_depends_on_its_prompt_and_key_alone(policy):
     prompts = ids_of(policy, "Hello?", "A much longer question than the other two, is it not?", "Why?")
     keys = ["0/0/0", "0/1/0", "0/2/0"]
     together = policy.generate(prompts, keys)
@@ -33,7 +33,7 @@ def test_an_answer_depends_on_its_key_alone(policy):
 
 
 @pytest.mark.parametrize("greedy", [False, True])
-def test_a_stream_yields_the_tokens_of_the_answer(policy, greedy):
+def test_a_stream_yields_the_tokens_of_generate(policy, greedy):
     for number in range(20):
         (prompt,) = ids_of(policy, "?" * (number + 1))
         response = policy.generate([prompt], [f"7/{number}"], greedy)[0]
@@ -68,7 +68,7 @@ def test_logprobs_are_those_of_transformers_at_the_temperature(policy):
     assert policy.logprobs([]) == []
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(policy):
+def test_a_prompt_that_is_too_long_is_refused(policy):
     with pytest.raises(InputError, match=r"has 512 positions: a prompt of .* tokens is too long"):
         ids_of(policy, "x" * 480)
 

@@ -39,7 +39,7 @@ def test_scores_are_those_of_transformers_on_the_text_of_training(rm_run):
     assert len({round(score, 4) for score in expected}) == 3
 
 
-def test_company_and_order_change_no_score(rm_run):
+def test_batch_and_order_do_not_change_scores(rm_run):
     scorer = load(rm_run, batch_size=2)
     together = scorer.score(EXCHANGES)
     alone = [scorer.score([exchange])[0] for exchange in EXCHANGES]
@@ -86,6 +86,6 @@ def test_other_models_and_devices_are_refused(ppo_run):
 
 
 @pytest.mark.parametrize("name", ["meta", "cpu:7", "xla", "tpu", "", "cuda:x"])
-def test_a_device_that_computes_nothing_is_one_line(name):
+def test_an_unusable_device_is_refused_in_one_line(name):
     with pytest.raises(InputError, match=f"^--device {name}: [^\n]+$"):
         find_device(name)
