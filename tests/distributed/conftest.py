@@ -1,4 +1,4 @@
-"""Runs a function of tests/distributed/workers.py on two gloo ranks."""
+"""Runs functions of tests/distributed/workers.py on gloo ranks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,42 @@ import pytest
 
 from tests.conftest import REPOSITORY, run_on_ranks
 
+BATCH = (
+    *("updates", "offloaded_updates", "generation", "gathering", "layers", "layerwise", "frozen", "checkpointing"),
+    *("skipping", "frozen_through_training", "oracle", "bfloat16", "bfloat16_states", "small_groups"),
+)
+
+
+def _outputs(folder: Path, name: str, num_ranks: int) -> list[str] | None:
+    """Return what each rank printed in a worker, or None if a rank did not finish it."""
+    files = [folder / name / f"{rank}.txt" for rank in range(num_ranks)]
+    return [file.read_text() for file in files] if all(file.exists() for file in files) else None
+
+
+@pytest.fixture(scope="session")
+def batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run all workers on two ranks in one launch, if several tests need them; return their folder.
+
+    A worker that fails ends the batch. It and those after it are missing in the folder; their tests run them alone.
+    """
+    folder = tmp_path_factory.mktemp("batch")
+    if sum("on_ranks" in item.fixturenames for item in request.session.items) > 3:
+        run_on_ranks([sys.executable, "-m", "tests.distributed.workers", str(folder), *BATCH], 2, REPOSITORY, 500)
+    return folder
+
 
 @pytest.fixture
-def on_ranks(tmp_path: Path) -> Callable[..., list[str]]:
-    """Call `on_ranks(name, num_ranks=2)`: run the worker on all ranks, return what each printed; fail if one failed."""
+def on_ranks(batch: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Call `on_ranks(name, num_ranks=2)` to get what each rank printed in a worker; fail if a rank failed."""
 
     def call(name: str, num_ranks: int = 2) -> list[str]:
-        words = [sys.executable, "-m", "tests.distributed.workers", name, str(tmp_path)]
-        done = run_on_ranks(words, num_ranks, REPOSITORY, timeout=500)
-        for process in done:
+        if num_ranks == 2 and (outputs := _outputs(batch, name, 2)) is not None:
+            return outputs
+        words = [sys.executable, "-m", "tests.distributed.workers", str(tmp_path), name]
+        for process in run_on_ranks(words, num_ranks, REPOSITORY, timeout=500):
             assert process.returncode == 0, process.stderr[-3000:]
-        return [process.stdout for process in done]
+        outputs = _outputs(tmp_path, name, num_ranks)
+        assert outputs is not None
+        return outputs
 
     return call

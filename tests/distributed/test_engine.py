@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("ranks")  # one launch runs the workers of all tests
+
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_updates_match_plain_torch(on_ranks, num_ranks):

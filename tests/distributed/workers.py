@@ -1,11 +1,13 @@
-"""What the ranks of a distributed test do: `python -m tests.distributed.workers NAME FOLDER`, one process a rank."""
+"""Functions that the ranks of a distributed test run: `python -m tests.distributed.workers FOLDER NAME ...`."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -380,11 +382,17 @@ def oracle(_: Path) -> None:
 
 
 def main() -> None:
-    name, folder = sys.argv[1:]
+    """Run workers one after another; write what this rank prints in each to FOLDER/NAME/rank.txt."""
+    folder, *names = sys.argv[1:]
     torch.set_num_threads(1)
     quieten_libraries()
     distributed.initialise(timeout_s=60)
-    globals()[name](Path(folder))
+    for name in names:
+        own = Path(folder, name)
+        own.mkdir(exist_ok=True)
+        with redirect_stdout(io.StringIO()) as output:
+            globals()[name](own)
+        (own / f"{distributed.rank()}.txt").write_text(output.getvalue())
     distributed.shut_down()
     exit_now(0)
 

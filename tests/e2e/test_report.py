@@ -24,9 +24,10 @@ from tests.unit.report.synthetic_runs import ppo_run
 from tests.unit.report.test_html_page import hostile_runs
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="no chromium and chromedriver here (Debian: chromium, chromium-driver)"
-)
+pytestmark = [
+    pytest.mark.xdist_group("report"),  # tests share a browser and runs
+    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver (Debian packages)"),
+]
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1400,1000"),
     *(

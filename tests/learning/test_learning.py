@@ -7,6 +7,7 @@ which a docstring or a comment gives.
 from functools import cache
 from itertools import pairwise
 
+import pytest
 import torch
 
 from tests.learning.tasks import (
@@ -22,6 +23,7 @@ from tests.learning.tasks import (
 from tests.oracle.cases import END_IDS, Record
 
 KL_COEF = 0.1
+pytestmark = pytest.mark.xdist_group("learning")  # tests share trained policies
 
 
 @cache
