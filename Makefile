@@ -45,7 +45,7 @@ unit: $(INSTALLED) ## run the unit tests (under two minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit $(UNIT_PARALLEL)
 
 test: unit ## run the unit, distributed, learning and end-to-end tests
-	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/faults $(SLOW_PARALLEL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/faults $(SLOW_PARALLEL)
 
 test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways than `make test` does (about 13 minutes)
 	$(BIN)/python -m pytest tests/faults
@@ -65,7 +65,8 @@ docs: $(INSTALLED) ## regenerate docs/config.md, docs/presets.md, docs/correctne
 	$(BIN)/python scripts/correctness.py
 	$(BIN)/python scripts/make_service_docs.py
 
-validate: $(INSTALLED) ## check that the changelog, the mutants and the broken copies are up to date
+validate: $(INSTALLED) ## check that plans, changelog, mutants and broken copies are up to date
+	$(BIN)/python scripts/make_plan_docs.py --check
 	$(BIN)/python scripts/check_changelog.py
 	$(BIN)/python scripts/correctness.py --check
 	$(BIN)/python scripts/mutate.py --check

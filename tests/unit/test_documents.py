@@ -186,12 +186,6 @@ def test_the_page_of_options_is_fresh():
     assert (REPOSITORY / "docs/config.md").read_text("utf-8") == script("make_config_docs").render()
 
 
-def test_the_page_of_presets_is_fresh(monkeypatch, tmp_path):
-    """Plan anew; about ten seconds."""
-    monkeypatch.chdir(tmp_path)
-    assert (REPOSITORY / "docs/presets.md").read_text("utf-8") == script("make_plan_docs").render()
-
-
 def test_the_drawing_on_the_memory_page_is_that_of_the_preset():
     block = (REPOSITORY / "docs/memory.md").read_text("utf-8").partition("```text\nload ")[2].partition("```")[0]
     page = (REPOSITORY / "docs/presets.md").read_text("utf-8").splitlines()
