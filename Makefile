@@ -53,7 +53,7 @@ test-faults: $(INSTALLED) ## kill, signal and corrupt real runs in more ways tha
 chaos: $(INSTALLED) ## inject random faults into runs for 30 minutes; every run must end as if undisturbed
 	$(BIN)/python scripts/chaos.py --minutes 30 --seed 1
 
-mutate: $(INSTALLED) ## change one token of the mathematics at a time; a unit test must fail each time (about an hour)
+mutate: $(INSTALLED) ## change one token of the mathematics at a time; a unit test must fail each time (half an hour)
 	$(BIN)/python scripts/mutate.py
 
 broken: $(INSTALLED) ## break the package for each statement of docs/correctness.md; a test must fail each time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -226,15 +227,15 @@ def test_reward_model_on_two_ranks_under_torchrun(run_rlhf, tmp_path):
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(run_rlhf, tmp_path):
-    """Four steps at once, and two, then two more from the checkpoint: equal metrics to the last digit, in bfloat16."""
+    """Four steps at once, and its last two again from a checkpoint: equal metrics to the last digit, in bfloat16."""
     (tmp_path / "text.txt").write_text("Some text that the policy should not forget. " * 20)
     options = ["ppo.kl_target=0.3", "ppo.kl_horizon=50", "ppo.ema_decay=0.7", "ppo.value_warmup_steps=1"]
     text = ["pretrain.path=text.txt", "pretrain.max_tokens=40", "pretrain.batch_size=4"]
     dtypes = ["model.dtype=bfloat16", "reward_model.dtype=bfloat16"]
     args = ["train-ppo", "conf=tiny", "launch.num_gpus=2", *options, *text, *dtypes]
-    assert run_rlhf(*args, "run.name=whole").returncode == 0
     assert run_rlhf(*args, "run.name=cut").returncode == 0
-    cut, whole = tmp_path / "outputs/cut", tmp_path / "outputs/whole"
+    cut, whole = tmp_path / "outputs/cut", tmp_path / "whole"
+    shutil.copytree(cut, whole)
     for name in ("checkpoints/step-4", "final", "summary.json"):
         subprocess.run(["rm", "-r", str(cut / name)], check=True)
     (cut / "checkpoints/latest").write_text("step-2\n")
