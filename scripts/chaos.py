@@ -400,7 +400,7 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
             (folder / name).read_bytes() if (folder / name).exists() else b"" for folder in (run, undisturbed)
         )
         if here != there or not here:
-            found.append(f"{run / name} differs from {undisturbed / name}")
+            found.append(f"{run / name}: differs from {undisturbed / name}")
     return found
 
 

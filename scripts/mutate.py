@@ -118,8 +118,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
-ADVANTAGES, LOSSES, NORMALISE, SAMPLING = (
-    f"rlhf_cli/algo/{name}.py" for name in ("advantages", "losses", "normalise", "sampling")
+ADVANTAGES, LOSSES, NORMALISE, PACKING, SAMPLING = (
+    f"rlhf_cli/algo/{name}.py" for name in ("advantages", "losses", "normalise", "packing", "sampling")
 )
 PPO, REWARD, TOKENS = "rlhf_cli/train/ppo.py", "rlhf_cli/train/reward.py", "rlhf_cli/data/token_batches.py"
 PLAIN, CACHE = "rlhf_cli/engine/plain.py", "rlhf_cli/rollout/kv_cache.py"
@@ -133,6 +133,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     (LOSSES, "return torch.where(advantages <= 0, torch.minimum(loss, -dual_clip * advantages), loss)"): (
         "at an advantage of 0 both losses are 0 and have no gradient"
     ),
+    (PACKING, "num_alike = num_common(before, text)"): "the result does not depend on the order",
     (SAMPLING, "kept = probs.scatter(1, order, ordered.masked_fill(reached_before, 0.0))"): FLAT,
     (
         SAMPLING,

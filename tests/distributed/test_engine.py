@@ -46,6 +46,7 @@ def test_frozen_models_stay_bit_identical_through_training(on_ranks):
     on_ranks("frozen_through_training")
 
 
+@pytest.mark.xdist_group("oracle")  # slow, and needs no launch of the others
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_trainers_agree_with_the_oracle(on_ranks, num_ranks):
     on_ranks("oracle", num_ranks)

@@ -209,7 +209,7 @@ def check_gathering(engine: ZeroTrain | ZeroFrozen, read: Callable[[], torch.Ten
         assert held_elements(engine) == 0
         assert (put_in_place(engine), shards(engine), engine.fingerprint()) == before
         assert torch.equal(read(), sharded)
-    with engine.gathered(hold=False) as module:
+    with engine.gathered(enabled=False):
         assert held_elements(engine) == 0
         assert torch.equal(read(), sharded)
     assert (put_in_place(engine), shards(engine), engine.fingerprint()) == before

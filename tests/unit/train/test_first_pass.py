@@ -57,6 +57,15 @@ def test_reuse_changes_no_result(more, one_rank):
         assert_close(tensor, others[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"reuse_forward": False}, {"num_steps": 2, "value_warmup_steps": 1}])
+def test_an_update_counts_the_tokens_of_one_model_in_each_epoch(options, one_rank):
+    """In the first step that trains the policy, which is the last one here."""
+    trainer = trainer_of(**{"num_steps": 1, **options})
+    trainer.fit()
+    assert trainer._read.num_epochs == 2
+    assert trainer._read.update == 2 * trainer._read.score > 0
+
+
 def test_what_a_check_scores_is_not_kept(one_rank):
     """A check scores without a held policy, so that its graph is freed."""
     trainer = trainer_of()
