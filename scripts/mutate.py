@@ -133,7 +133,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     (LOSSES, "return torch.where(advantages <= 0, torch.minimum(loss, -dual_clip * advantages), loss)"): (
         "at an advantage of 0 both losses are 0 and have no gradient"
     ),
-    (PACKING, "num_alike = num_common(before, text)"): "the result does not depend on the order",
+    (PACKING, "prefix = common_prefix_length(previous, text)"): "the result does not depend on the order",
     (SAMPLING, "kept = probs.scatter(1, order, ordered.masked_fill(reached_before, 0.0))"): FLAT,
     (
         SAMPLING,
