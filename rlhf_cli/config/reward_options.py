@@ -19,7 +19,7 @@ _FUNCTION = re.compile(r".+:[A-Za-z_][A-Za-z0-9_]*")
 LONGEST_PAUSE_S = 60.0  # between two tries of a request
 _OF_MODELS = ("whole_turn", "offload")
 _OF_SERVICES = ("retries", "concurrency", "auth_env")
-_OUTSIDE = ("timeout_s", "on_failure", "max_failures", "random", *_OF_SERVICES)
+_EXTERNAL = ("timeout_s", "on_failure", "max_failures", "random", *_OF_SERVICES)
 
 
 class Normalise(Enum):
@@ -93,14 +93,14 @@ class RewardSourceConfig:
     """Scores are not reproducible. Otherwise the checks score twice and compare."""
 
     @property
-    def is_outside(self) -> bool:
+    def is_external(self) -> bool:
         """Whether a function or a service computes the scores."""
         return self.function is not None or self.url is not None
 
     @property
     def is_reward_model(self) -> bool:
         """Whether this is the model of the section `reward_model`."""
-        return self.model is None and not self.is_outside
+        return self.model is None and not self.is_external
 
     @property
     def longest_s(self) -> float:
@@ -156,8 +156,8 @@ class RewardSourceConfig:
         if self.model is None:
             self._check_unset(key, _OF_MODELS, "a source without its own model")
         if self.url is None:
-            what = "a function" if self.is_outside else "a model"
-            self._check_unset(key, _OF_SERVICES if self.is_outside else _OUTSIDE, what)
+            what = "a function" if self.is_external else "a model"
+            self._check_unset(key, _OF_SERVICES if self.is_external else _EXTERNAL, what)
         if self.is_reward_model:
             self._check_unset(key, ("batch_size",), "reward_model, which uses ppo.micro_batch_size")
 

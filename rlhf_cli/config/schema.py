@@ -146,7 +146,7 @@ class TrainPPOConfig:
             source.check(f"reward[{index}]")
             longest, limit = source.longest_s, self.launch.timeout_s
             wanted = f"above {longest:.0f}, the longest time for a batch of reward[{index}] (timeout_s, retries)"
-            require(not source.is_outside or longest < limit, "launch.timeout_s", limit, wanted)
+            require(not source.is_external or longest < limit, "launch.timeout_s", limit, wanted)
         names = [source.name for source in self.sources]
         twice = next((name for name in names if names.count(name) > 1), None)
         require(twice is None, "reward", f"{twice} twice", "a list of sources with different names")

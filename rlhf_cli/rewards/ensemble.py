@@ -93,7 +93,7 @@ class RewardEnsemble:
             assert self.reward_model is not None
             scores = map_micro_batches(self.reward_model.engine, sequences, self.reward_model.score)
             return [float(score) for score in scores]
-        if not source.is_outside:
+        if not source.is_external:
             return self.classifiers[source.name].score(exchanges)
         external = self.external[source.name]
         try:

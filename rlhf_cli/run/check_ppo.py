@@ -89,7 +89,7 @@ def _start_checks(
     trainer: PPOTrainer, rollout: Rollout, again: Rollout, sequences: list[TokenSequence], bounds: Bounds
 ) -> list[Check]:
     models = trainer.models
-    of_models = [index for index, source in enumerate(models.rewards.sources) if not source.is_outside]
+    of_models = [index for index, source in enumerate(models.rewards.sources) if not source.is_external]
     repeated = largest(
         *(getattr(rollout, name) - getattr(again, name) for name in ("logprobs", "ref_logprobs", "values")),
         (rollout.source_scores - again.source_scores)[:, of_models],
@@ -160,7 +160,7 @@ def _source_checks(trainer: PPOTrainer, rollouts: tuple[Rollout, Rollout], sampl
             name = f"scores of {source.name} do not depend on padding or neighbours"
             advice = "its masks, positions or last token are wrong; see reward[].whole_turn and its chat template"
             checks.append(Check(name, relative(first, alone), bounds_of(own).score, advice))
-        elif source.is_outside and not source.random:
+        elif source.is_external and not source.random:
             name = f"{source.name} gives the same scores twice"
             advice = f"fix the source, or set random: true in the source {source.name} of reward"
             checks.append(Check(name, relative(first, second), BFLOAT16.score, advice))

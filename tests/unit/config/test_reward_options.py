@@ -27,7 +27,7 @@ def test_a_weighted_list_on_the_command_line():
     config = load("train-ppo", ["conf=tiny", listed])
     rm, brief = config.sources
     assert (rm.is_reward_model, rm.normalise, rm.weight) == (True, Normalise.running, 1.0)
-    assert (brief.is_reward_model, brief.is_outside, brief.function, brief.weight) == (False, True, "a/b.py:f", -0.2)
+    assert (brief.is_reward_model, brief.is_external, brief.function, brief.weight) == (False, True, "a/b.py:f", -0.2)
 
 
 def test_sources_without_a_reward_model():
