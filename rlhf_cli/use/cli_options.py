@@ -37,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError; it names the command's help."""
+        """Raise InputError, with the command that shows the help."""
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
@@ -51,7 +51,7 @@ def integer(low: int, high: int = _MAX_INT) -> Callable[[str], int]:
             number = low - 1
         if not low <= number <= high:
             wanted = f"of {low} or more" if high == _MAX_INT else f"between {low} and {high}"
-            raise argparse.ArgumentTypeError(f"wanted a whole number {wanted}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"wanted an integer {wanted}, got {text!r}")
         return number
 
     return read
@@ -74,7 +74,7 @@ def positive(high: float) -> Callable[[str], float]:
 
 @dataclass(frozen=True)
 class Loading:
-    """How models are loaded; None stands for the value of the model's run."""
+    """How models are loaded; None: as in the model's run."""
 
     device: str | None
     dtype: DType | None
@@ -85,7 +85,7 @@ class Loading:
     def add_to(parser: CommandParser) -> None:
         """Add the options."""
         group = parser.add_argument_group("models")
-        group.add_argument("--system", metavar="TEXT", help="system prompt; '': none; default: that of the run")
+        group.add_argument("--system", metavar="TEXT", help="system prompt; '': none; default: as in the run")
         group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
         text = "of the weights; default: as in the run, or bfloat16; float32 for policies on a CPU"
         group.add_argument("--dtype", choices=[dtype.value for dtype in DType], help=text)
@@ -105,7 +105,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are sampled; None stands for the value of the policy's run."""
+    """How responses are sampled; None: as in the policy's run."""
 
     temperature: float | None
     top_p: float | None
@@ -117,7 +117,7 @@ class Sampling:
     @staticmethod
     def add_to(parser: CommandParser, greedy: bool = True, batch_size: bool = True) -> None:
         """Add the options; greedy, batch_size: whether the command has these."""
-        group = parser.add_argument_group("sampling (defaults: those of the policy's run)")
+        group = parser.add_argument_group("sampling (default: as in the policy's run)")
         group.add_argument("--temperature", type=positive(10), metavar="T", help="divides the logits")
         group.add_argument("--top-p", type=positive(1), metavar="P", help="sample from the likeliest tokens up to P")
         group.add_argument("--max-new-tokens", type=integer(1), metavar="N", help="longest response in tokens")
@@ -162,11 +162,11 @@ class InputRows:
     format: Format
     prompt_column: str
     limit: int | None
-    option: str  # that names the file, for messages
+    option: str  # the option with the file, for messages
 
     @staticmethod
     def add_to(parser: CommandParser, option: str, required: bool = True) -> None:
-        """Add the options; option: the one that names the file."""
+        """Add the options; option: the one with the file."""
         group = parser.add_argument_group("rows")
         what = "a .jsonl, .json, .csv or .parquet file, a save_to_disk folder, pkg://... or a Hub id"
         group.add_argument(option, dest="rows", required=required, metavar="FILE", help=what)
@@ -194,7 +194,7 @@ class Reward:
     config: RewardSourceConfig
     model: TrainedModel | None  # None if a function or a service scores
     device: str | None
-    option: str  # that names the reward, for messages
+    option: str  # the option with the reward, for messages
 
     @staticmethod
     def add_to(parser: CommandParser) -> None:

@@ -31,14 +31,14 @@ usage: rlhf data inspect TRAIN [EVAL] [conf=NAME | conf=FILE.yaml] [for=train-rm
 
 inspect reads rows as a run does. It shows their format, three examples as the model sees them, lengths in tokens,
 duplicates, prompts that are in both TRAIN and EVAL, and each row that is dropped or refused (the first N per side,
-default 20). The tokenizer is that of `conf=` or `model.path=`, else the built-in `bytes`. The exit code is 3 if a run
-would refuse the rows, else 0.
+default 20). The tokenizer comes from `conf=` or `model.path=`; the default is the built-in `bytes`. The exit code is
+3 if a run would refuse the rows, else 0.
 
 convert writes pairs as {"prompt": messages, "chosen": ..., "rejected": ...}, and rankings as
 {"prompt": messages, "completions": [{"response": ..., "rating": ...}]}. Without `for=` the rows decide what they are.
 
-TRAIN, EVAL and IN are files, patterns, folders or Hub ids. Keys are those of `data.` and `model.`, such as
-data.format=hh.
+TRAIN, EVAL and IN are files, patterns, folders or Hub ids. Keys are options of `data.` and `model.`,
+such as data.format=hh.
 """
 REFUSED = 3  # exit code
 _MAX_BAR = 40  # characters

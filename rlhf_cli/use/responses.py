@@ -30,7 +30,7 @@ class Response:
 
     prompt: Prompt
     sample: int  # its number among the responses to the prompt
-    messages: list[Message]  # what it answers, with the system prompt that the policy read
+    messages: list[Message]  # the prompt, with the system prompt that the policy read
     tokens: TokenSequence
     text: str
     ended: bool  # by an end token, rather than at max_new_tokens

@@ -63,7 +63,7 @@ def _refuse_pair_options(options: ScoreOptions) -> None:
 def score_pairs(scorer: ResponseScorer, rows: Sequence[RankedRow], scale: float) -> list[Record]:
     """Score each response once; return the scored pairs in the form of a run's pairs.jsonl.
 
-    Each record also has the whole conversation and the row's other columns. scale: log odds per
+    Each record also has the conversation and the row's other columns. scale: log odds per
     point of score.
     """
     exchanges = [Exchange(row.messages, response, row.columns) for row in rows for response in row.responses]

@@ -75,7 +75,7 @@ def find_model(path: str, role: Role, option: str | None = None) -> TrainedModel
     """Return the model at `path`: a run folder, a folder inside it, or any other model.
 
     A run's model keeps the run's rendering (system prompt, chat template), sampling and dtype.
-    option: the option that names the path, for messages. Raises InputError if there is no model of
+    option: the option with the path, for messages. Raises InputError if there is no model of
     this role.
     """
     option = option or role.value

@@ -197,9 +197,9 @@ def test_a_reward_model_that_is_damaged(rm_run, tmp_path, capsys):
         ([], "rlhf serve-reward: the following arguments are required: RUN_DIR; see rlhf serve-reward --help"),
         (["a", "b"], "unrecognized arguments: b"),
         (["a", "--prot", "1"], "unrecognized arguments: --prot"),
-        (["a", "--port", "x"], "argument --port: wanted a whole number between 0 and 65535, got 'x'"),
+        (["a", "--port", "x"], "argument --port: wanted an integer between 0 and 65535, got 'x'"),
         (["a", "--port", "65536"], "between 0 and 65535, got '65536'"),
-        (["a", "--batch-size", "0"], "argument --batch-size: wanted a whole number of 1 or more, got '0'"),
+        (["a", "--batch-size", "0"], "argument --batch-size: wanted an integer of 1 or more, got '0'"),
         (["a", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (
             ["a", "--token-env", "TEST_TOKEN"],

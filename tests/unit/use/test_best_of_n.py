@@ -64,7 +64,7 @@ def test_the_table_holds_the_estimates_and_the_policy(ppo_run, here, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--n", "1,x"], "--n 1,x: wanted a whole number of 1 or more, got 'x'"),
+        (["--n", "1,x"], "--n 1,x: wanted an integer of 1 or more, got 'x'"),
         (["--n", "8", "--samples", "4"], "--samples must be at least the largest n, 8, got 4"),
         (["--policy", "none/at/all"], "none/at/all: no such file or folder"),
         (["--greedy"], "unrecognized arguments: --greedy"),

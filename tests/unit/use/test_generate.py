@@ -100,7 +100,7 @@ def test_responses_are_shown_without_control_characters(ppo_run, capsys):
         (["{run}"], "no prompt; give --prompt TEXT or --file FILE"),
         (["{run}", "--prompt", " "], "--prompt is empty"),
         (["{run}", "--prompt", "x", "--temperature", "0"], "--temperature: wanted a number in (0, 10], got '0'"),
-        (["{run}", "--prompt", "x", "--num", "0"], "--num: wanted a whole number of 1 or more, got '0'"),
+        (["{run}", "--prompt", "x", "--num", "0"], "--num: wanted an integer of 1 or more, got '0'"),
         (["{run}", "--prompt", "x", "--num", "2", "--greedy"], "repeats the same response"),
         (["{run}", "--prompt", "x", "--out", "a.txt"], "--out must be a file that ends in .jsonl"),
         (["{run}", "--prompt", "x", "--out", "nowhere/a.jsonl"], "its folder does not exist"),
