@@ -19,7 +19,7 @@ from rlhf_cli.data.prompts import Prompt, load_prompts
 from rlhf_cli.data.splits import Splits
 from rlhf_cli.data.token_batches import EndTokens, TokenSequence
 from rlhf_cli.engine import distributed
-from rlhf_cli.engine.base import FrozenEngine, TrainEngine
+from rlhf_cli.engine.base import TrainEngine
 from rlhf_cli.engine.factory import frozen_engine, train_engine
 from rlhf_cli.models.export import export_ends
 from rlhf_cli.models.heads import ResponseLM, TokenScorer
@@ -94,7 +94,9 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         scoring = frozen_engine(TokenScorer(scorer), torch_dtype(config.reward_model), config.deepspeed_of_frozen)
         reward_model = RewardModel(scoring, renderer.end_id, ends, distributed.device())
     policy_engine, value_engine = _train_engines(config, policy, value_model)
-    reference = _load_reference(config, tokenizer)
+    # loaded after the policy is sharded, to save memory
+    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
+    reference_engine = frozen_engine(ResponseLM(reference), torch_dtype(config.model), config.deepspeed_of_frozen)
     rewards = RewardEnsemble(config.sources, exchange, reward_model, load_classifiers(config), external)
     return PPOParts(
         tokenizer=tokenizer,
@@ -103,7 +105,7 @@ def build_ppo(config: TrainPPOConfig, report: Reporter) -> PPOParts:
         prompts=prompts,
         texts=texts,
         modules={"policy": policy, "value_model": value_model},
-        passes=ForwardPasses(config, Models(policy_engine, reference, value_engine, rewards), ends, packed),
+        passes=ForwardPasses(config, Models(policy_engine, reference_engine, value_engine, rewards), ends, packed),
         gold=_load_gold(config, renderer, ends, longest),
         sampler=EmbeddedSampler(policy_engine, config.rollout, ends, distributed.device()),
         sizes=sizes,
@@ -164,12 +166,6 @@ def _train_engines(
         train_engine(ResponseLM(policy), policy_dtype, config.optim, policy_updates, deepspeed, ppo.ema_decay),
         train_engine(TokenScorer(value_model), value_dtype, config.value_optim, value_updates, deepspeed),
     )
-
-
-def _load_reference(config: TrainPPOConfig, tokenizer: PreTrainedTokenizerBase) -> FrozenEngine:
-    """Load the reference from the policy's files, once the policy is sharded, to save memory."""
-    reference = load_causal_lm(config.model, "model", tokenizer, config.run.seed)
-    return frozen_engine(ResponseLM(reference), torch_dtype(config.model), config.deepspeed_of_frozen)
 
 
 def _load_gold(config: TrainPPOConfig, renderer: Renderer, ends: EndTokens, longest: int) -> RewardModel | None:

@@ -149,7 +149,10 @@ class Evaluator:
             raise next(iter(rewards.failed.values()))
         scores = rewards.weighted_sum(source_scores).tolist()
         names = rewards.weighted_sum.names if self.config.reward else []
-        gold_scores = self._gold_scores(sequences)
+        gold = self.scorers.gold
+        gold_scores: list[float] | list[None] = [None] * len(sequences)
+        if gold is not None:
+            gold_scores = [float(score) for score in self._map_micro_batches(gold.engine, sequences, gold.score)]
         pieces = self._pieces(stage, sequences)
         responses = [
             HeldOutResponse(
@@ -169,12 +172,6 @@ class Evaluator:
             for row, sequence in enumerate(sequences)
         ]
         return flatten(distributed.gather_all(responses))[: len(self.prompts)]
-
-    def _gold_scores(self, sequences: list[TokenSequence]) -> list[float] | list[None]:
-        gold = self.scorers.gold
-        if gold is None:
-            return [None] * len(sequences)
-        return [float(score) for score in self._map_micro_batches(gold.engine, sequences, gold.score)]
 
     def _map_micro_batches(
         self, engine: FrozenEngine, sequences: list[TokenSequence], read: Callable[[list[TokenSequence]], Tensor]

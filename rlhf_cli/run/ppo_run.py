@@ -46,7 +46,9 @@ def _train(config: TrainPPOConfig, session: RunSession, parts: PPOParts, resumed
     trained = {"policy": models.policy, "value_model": models.value_model}
     checkpoints = session.checkpoints(config, trained)
     hooks = session.hooks(config, checkpoints, _fingerprints(parts))
-    evaluator = _evaluator(config, parts, report)
+    scorers = Scorers(models.rewards, parts.gold, parts.passes.token_kl)
+    held_out = parts.prompts.eval[: config.eval.num_prompts]
+    evaluator = Evaluator(config, held_out, parts.sampler, parts.passes.ends, scorers, parts.renderer, report)
     monitors = Monitors(parts.sizes, parts.renderer.response_text, evaluator.during)
     data = PPOData(parts.prompts.train, parts.texts)
     trainer = PPOTrainer(config, parts.passes, parts.sampler, data, hooks, report, monitors)
@@ -76,12 +78,6 @@ def _train(config: TrainPPOConfig, session: RunSession, parts: PPOParts, resumed
     _report_gains(figures, report)
     report.say(f"policy and value model: {folder / 'final'}")
     session.finish(trainer.state.step, {"held_out": figures, "steps": trainer.state.step, "memory": memory})
-
-
-def _evaluator(config: TrainPPOConfig, parts: PPOParts, report: Reporter) -> Evaluator:
-    prompts = parts.prompts.eval[: config.eval.num_prompts]
-    scorers = Scorers(parts.passes.models.rewards, parts.gold, parts.passes.token_kl)
-    return Evaluator(config, prompts, parts.sampler, parts.passes.ends, scorers, parts.renderer, report)
 
 
 def _report_gains(figures: dict[str, dict[str, float]], report: Reporter) -> None:
