@@ -57,9 +57,9 @@ class HeldPolicy(ExitStack):
         self._policy = policy
         self._first_pass: FirstPass | None = None
 
-    def gather(self, hold: bool = True) -> None:
-        """Gather the full weights until `close`; hold=False leaves them as they are."""
-        self.enter_context(self._policy.gathered(hold))
+    def gather(self, enabled: bool = True) -> None:
+        """Gather the full weights until `close`; enabled=False leaves them as they are."""
+        self.enter_context(self._policy.gathered(enabled))
 
     def keep(self, first_pass: FirstPass) -> None:
         """Keep a forward pass for the first update."""

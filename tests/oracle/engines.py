@@ -26,7 +26,7 @@ class SimpleFrozen:
         return self.module(input_ids, **places)
 
     @contextmanager
-    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
+    def gathered(self, enabled: bool = True) -> Iterator[nn.Module]:
         yield self.module
 
 
@@ -65,7 +65,7 @@ class SimpleTrain:
         return StepResult(norm, False, rate)
 
     @contextmanager
-    def gathered(self, hold: bool = True) -> Iterator[nn.Module]:
+    def gathered(self, enabled: bool = True) -> Iterator[nn.Module]:
         yield self.module
 
     def largest_difference(self, other: SimpleTrain) -> float:

@@ -43,8 +43,8 @@ class RewardModel:
         self.engine, self.held, self.parts = self, None, []
 
     @contextmanager
-    def gathered(self, hold):
-        self.held = hold
+    def gathered(self, enabled):
+        self.held = enabled
         yield
         self.held = None
 

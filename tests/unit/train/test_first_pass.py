@@ -112,12 +112,12 @@ class Sharded:
         return self.engine.step(update)
 
     @contextmanager
-    def gathered(self, hold=True):
-        self.depth += hold
+    def gathered(self, enabled=True):
+        self.depth += enabled
         try:
             yield self.engine.module
         finally:
-            self.depth -= hold
+            self.depth -= enabled
 
 
 @pytest.mark.parametrize("rollout_gather", [True, False])

@@ -53,7 +53,7 @@ class Engine:
         return self.output
 
     @contextmanager
-    def gathered(self, hold):
+    def gathered(self, enabled):
         yield self
 
     def backward(self, loss):
@@ -405,8 +405,8 @@ class ByLength(Engine):
         self.held = []
 
     @contextmanager
-    def gathered(self, hold):
-        self.held.append(hold)
+    def gathered(self, enabled):
+        self.held.append(enabled)
         yield self
         self.held.append("given back")
 
@@ -599,7 +599,7 @@ class LastId:
         return self.scale * input_ids.float(), hidden
 
     @contextmanager
-    def gathered(self, hold):
+    def gathered(self, enabled):
         yield self
 
     def backward(self, loss):
