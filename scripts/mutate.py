@@ -92,7 +92,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rlhf_cli/report/intervals.py": ((), (f"{REPORT}/test_intervals.py",)),
     "rlhf_cli/run/evaluation.py": (("metrics", "compare", "_win_rate"), ("tests/unit/run/test_evaluation.py",)),
     **{f"rlhf_cli/train/{name}.py": ((), TRAIN) for name in ("batch", "shaping", "ppo_metrics")},
-    "rlhf_cli/train/flops.py": ((), TRAIN),
+    "rlhf_cli/train/flops.py": (("work",), TRAIN),
     "rlhf_cli/train/ppo.py": (
         (
             *("_next_state", "collect", "score", "estimate", "update", "_minibatches", "_accumulate", "_can_reuse"),
