@@ -380,7 +380,7 @@ def kill(pid: int, number: int) -> None:
         return
 
 
-NOT_COMPARED = ("time/", "tokens_per_s", "memory/")
+NOT_COMPARED = ("time/", "perf/", "tokens_per_s", "memory/")
 
 
 def differences(run: Path, undisturbed: Path) -> list[str]:

@@ -165,7 +165,10 @@ def test_runs_are_compared_but_for_clock_and_memory(chaos: ModuleType, tmp_path:
         (folder / "final" / "policy").mkdir(parents=True)
         (folder / "final" / "policy" / "model.safetensors").write_bytes(b"weights")
         (folder / "samples.jsonl").write_text("{}\n")
-        records = [{"step": step, "score": 0.5, "time/step": seconds, "tokens_per_s": seconds} for step in (1, 2)]
+        records = [
+            {"step": step, "score": 0.5, "time/step": seconds, "perf/mfu": seconds, "tokens_per_s": seconds}
+            for step in (1, 2)
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert chaos.differences(mine, theirs) == []
 
