@@ -82,21 +82,19 @@ class EngineMemory:
 
     def resident(self) -> list[Item]:
         """Return what stays on the device all the time, from the first update on."""
-        zero, uses_zero = self.sharding.zero, self.sharding.uses_zero
-        items = [] if uses_zero and zero.offload_param else [self._weights()]
+        zero = self.sharding.zero
+        items = [] if zero.offload_param else [self._weights()]
         if self.optim is None:
             return items
-        if not (uses_zero and zero.offload_optimizer):
+        if not zero.offload_optimizer:
             items += self._states()
-        if uses_zero:
+        if self.sharding.uses_zero:
             items.append(self._item("gradient bucket", zero.reduce_bucket_size * self._weight_bytes))
         return items
 
     def on_host(self) -> list[Item]:
         """Return what stays in host memory all the time."""
         zero = self.sharding.zero
-        if not self.sharding.uses_zero:
-            return []
         items = [self._weights()] if zero.offload_param else []
         if self.optim is not None and zero.offload_optimizer:
             items += [*self._states(), self._item("gradients for the optimizer", self.shard * _FLOAT32)]

@@ -69,7 +69,7 @@ class RunMemory:
         host = (item for engine in self.engines for item in engine.on_host())
         return Moment(phase, name, (*resident, *items), tuple(host))
 
-    def map(self, moments: Iterable[Moment], num_checkpoints: int) -> MemoryMap:
+    def build(self, moments: Iterable[Moment], num_checkpoints: int) -> MemoryMap:
         """Return the map of these moments; num_checkpoints: most that are on disk at once."""
         saved, exported = (sum(getattr(engine, name) for engine in self.trained) for name in ("saved", "exported"))
         return MemoryMap(tuple(moments), self.topology, self.context, saved, num_checkpoints, exported)

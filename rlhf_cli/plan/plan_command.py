@@ -78,8 +78,15 @@ def show(args: list[str]) -> int:
         notes.append("no GPU here: planned for ranks in host memory; set plan.gpu_memory=80GiB to plan for GPUs")
     suggestions = _advice(config, planned)
     if options.json:
-        figures = planned.as_json() | {"notes": notes, "suggestions": [_suggestion_json(one) for one in suggestions]}
-        print(json.dumps(figures, indent=2))
+        found = [
+            {
+                "options": one.arguments,
+                "effects": [change.effect for change in one.changes],
+                "peak": one.memory.gpu_bytes(),
+            }
+            for one in suggestions
+        ]
+        print(json.dumps({**planned.as_json(), "notes": notes, "suggestions": found}, indent=2))
     else:
         _print_lines(shown, [*notes, *planned.batches.lines, ""])
         shown.print(bars(planned.memory, planned.limit, shown.width), end="\n\n")
@@ -191,15 +198,13 @@ def _update_activations(config: Config, topology: Topology) -> list[int]:
 
 
 def _advice_lines(config: Config, planned: Fit, suggestions: list[Suggestion]) -> list[str]:
-    lines = []
-    if suggestions:
-        if not planned.misfits:
-            heading = "there is enough memory for any one of these:"
-        elif len(suggestions[0].changes) == 1:
-            heading = "any one of these makes it fit:"
-        else:
-            heading = "no single option makes it fit; these do together:"
-        lines.append(heading)
+    if not planned.misfits:
+        heading = "there is enough memory for any one of these:"
+    elif suggestions and len(suggestions[0].changes) == 1:
+        heading = "any one of these makes it fit:"
+    else:
+        heading = "no single option makes it fit; these do together:"
+    lines = [heading] if suggestions else []
     for one in suggestions:
         peak = replace(planned, memory=one.memory).peak.bytes
         effects = "; ".join(change.effect for change in one.changes)
@@ -271,18 +276,11 @@ def _max_model(config: Config, as_json: bool, shown: Console) -> int:
 def _with_shape(config: Config, name: str) -> Config:
     """Return the configuration with one of the shapes for all models."""
     shape = {"model_type": "llama", **dict(zip(_SHAPE_KEYS, _SHAPES[name], strict=True))}
-    model = replace(config.model, path=None, from_config=shape, tokenizer="bytes")
-    if isinstance(config, TrainPPOConfig):
-        reward = replace(config.reward_model, path=None, from_config=shape, tokenizer="bytes")
-        return replace(config, model=model, reward_model=reward)
-    return replace(config, model=model)
+    sections = ("model", "reward_model") if isinstance(config, TrainPPOConfig) else ("model",)
+    models = {key: replace(getattr(config, key), path=None, from_config=shape, tokenizer="bytes") for key in sections}
+    return replace(config, **models)
 
 
 def _print_lines(shown: Console, lines: Iterable[str]) -> None:
     for line in lines:
         shown.print(escape(line), soft_wrap=True)
-
-
-def _suggestion_json(one: Suggestion) -> dict[str, Any]:
-    effects = [change.effect for change in one.changes]
-    return {"options": list(one.arguments), "effects": effects, "peak": one.memory.gpu_bytes()}

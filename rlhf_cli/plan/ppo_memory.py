@@ -58,7 +58,7 @@ class PPOMemory(RunMemory):
             *self._update(),
             *self.saving(),
         ]
-        return self.map(moments, self.config.checkpoint.most_kept(self.config.ppo.num_steps))
+        return self.build(moments, self.config.checkpoint.most_kept(self.config.ppo.num_steps))
 
     def _micro_batches(self, rows: int, size: int, tokens: int | None) -> list[Texts]:
         """Return micro-batches that may be the fullest: with a budget, also one of short texts."""

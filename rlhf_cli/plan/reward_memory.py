@@ -26,7 +26,7 @@ class RewardMemory(RunMemory):
         """Return the memory map of the run; num_steps: once its data are known."""
         moments = [*self.loading(num_together=1), self._score(), *self._update(), *self.saving()]
         num_steps = self.config.train.num_steps if num_steps is None else num_steps
-        return self.map(moments, self.config.checkpoint.most_kept(num_steps))
+        return self.build(moments, self.config.checkpoint.most_kept(num_steps))
 
     def _texts(self, rows: int) -> Texts:
         return Texts(rows * self.lengths.answers, self.lengths.longest_text, 0)

@@ -34,7 +34,7 @@ GRAPH = {
     "rewards": "config algo system data engine models",
     "rollout": "config algo system data engine models",
     "report": "config system engine",
-    "plan": "config algo system data engine models rollout report",
+    "plan": "config algo system engine models rollout report",
     "train": "config algo system data engine models rewards rollout",
     "use": "config algo system data engine models rewards rollout report",
     "run": "config algo system data engine models rewards rollout report plan train",

@@ -52,6 +52,7 @@ def test_a_reward_model_before_and_after_its_data_are_known():
         "run: 3 epochs; updates = rows x 3 / 16",
     ]
     known = batch_counts(config, 1, num_steps=30)
+    assert known.lines[0] == "rows per step: 16 = 1 rank x 16, one update"
     assert list(known.lines[-2:]) == [
         "run: 30 steps = 30 updates, 480 rows",
         "to finish in 0.5 h: 0.27 rows per second",
