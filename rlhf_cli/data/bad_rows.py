@@ -12,7 +12,6 @@ from rlhf_cli.system.text import one_line
 
 Row = dict[str, Any]
 NUM_SHOWN = 20
-_MAX_COLUMNS = 100  # that an error lists; each row of a broken file may have others
 _MAX_LINE = 200  # characters; a message quotes a value, however long it is
 
 
@@ -26,7 +25,7 @@ class BadRow(InputError):
         self.reason = reason
         self.policy = policy
         setting = f", and {option}={policy.value}" if option else ""
-        super().__init__(_shorten(f"{field}: {reason}{setting}" if field else f"{reason}{setting}"))
+        super().__init__(shorten(f"{field}: {reason}{setting}" if field else f"{reason}{setting}"))
 
 
 class Rejected:
@@ -50,14 +49,14 @@ class Rejected:
             self._shown.append((place, str(bad)))
 
     def raise_if_refused(self, source: str, num_rows: int) -> None:
-        """Raise one InputError that shows the first 20 refused rows and counts all; one line where all are alike."""
+        """Raise InputError with the first 20 refused rows and their number, if there are any."""
         number = self._num_refused
         if not number:
             return
         if number == num_rows > 1 and len(self._problems) == 1:
             raise InputError(f"{source}: all {num_rows} rows: {self._shown[0][1]}")
         lines = [f"{source}: {number} bad row{'s' if number > 1 else ''} of {num_rows}"]
-        lines += [f"  {_shorten(place)}: {problem}" for place, problem in self._shown]
+        lines += [f"  {shorten(place)}: {problem}" for place, problem in self._shown]
         if number > NUM_SHOWN:
             lines.append(f"  … and {number - NUM_SHOWN} more; {number} bad rows of {num_rows}")
         raise InputError("\n".join(lines))
@@ -71,7 +70,7 @@ def column(row: Row, name: str) -> Any:
 
 
 def json_value(value: Any) -> Any:
-    """Return a value as JSON can hold it: NaN and infinity become None, dates, bytes and the like become text."""
+    """Return a value that JSON can hold: NaN and infinity become None, dates and bytes text."""
     if isinstance(value, dict):
         return {str(name): json_value(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -81,30 +80,7 @@ def json_value(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-class RequiredColumns:
-    """Finds out which required columns occur in no row of a source."""
-
-    def __init__(self, required: dict[str, str]) -> None:
-        """required: column -> the option that names it."""
-        self._missing = dict(required)
-        self._present: dict[str, None] = {}
-
-    def add(self, row: Row) -> None:
-        """Register the columns of one row."""
-        for name in [name for name in self._missing if name in row]:
-            del self._missing[name]
-        if len(self._present) < _MAX_COLUMNS:
-            self._present.update(dict.fromkeys(row))
-
-    def check(self, source: str) -> None:
-        """Raise InputError where no row has a required column."""
-        if self._missing and self._present:
-            name, option = next(iter(self._missing.items()))
-            present = ", ".join(self._present)
-            raise InputError(_shorten(f"{source}: no column '{name}'; there are: {present}; set {option}"))
-
-
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
     """Return text from data as one short line without control characters."""
     line = one_line(text, _MAX_LINE + 1)
     return line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}…"

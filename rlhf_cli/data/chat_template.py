@@ -1,4 +1,4 @@
-"""Chat templates: the tokenizer's own or a default one, and what a template writes around a response.
+"""Chat templates: the tokenizer's own or a default, and what one writes around a response.
 
 docs/conversations.md shows the default template and explains how conversations are rendered.
 """
@@ -30,7 +30,7 @@ _SPACES = " \n"  # put around a probe to see whether a template trims responses
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the template for a tokenizer without one: BOS if the tokenizer adds it, EOS after every turn."""
+    """Return the template for tokenizers without one: BOS if they add it, EOS after every turn."""
     bos = tokenizer.bos_token_id
     writes_bos = bos is not None and tokenizer("a")["input_ids"][0] == bos
     return "{{ bos_token }}" + _DEFAULT if writes_bos else _DEFAULT
@@ -111,7 +111,7 @@ class ResponseFormat:
 
 
 def response_format(template: ChatTemplate, system_prompt: str | None = None) -> ResponseFormat:
-    """Find out what a template writes around a response; nothing where it refuses or hides every probe.
+    """Find out what a template writes around a response; nothing where every probe fails.
 
     system_prompt: what the run puts before conversations; the template may require or refuse it.
     """
@@ -127,7 +127,7 @@ def response_format(template: ChatTemplate, system_prompt: str | None = None) ->
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that ends a response: the one that the tokenizer's template writes, or EOS."""
+    """Return the token that ends a response: the one that the template writes, or EOS."""
     has_template = tokenizer.chat_template is not None
     return (response_format(ChatTemplate(tokenizer)) if has_template else ResponseFormat()).end_id(tokenizer)
 

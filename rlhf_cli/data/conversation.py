@@ -20,7 +20,7 @@ from rlhf_cli.data.chat_template import (
 from rlhf_cli.data.special_tokens import SpecialTokens
 from rlhf_cli.data.token_batches import TokenSequence
 
-_COMPLETE_ROLES = ("system", "user")  # a template may leave out parts of earlier responses, but not of these
+_COMPLETE_ROLES = ("system", "user")  # of earlier responses a template may leave out parts
 
 
 class Renderer:
@@ -56,7 +56,7 @@ class Renderer:
         return []
 
     def with_system(self, messages: list[Message]) -> list[Message]:
-        """Put the run's system prompt before a conversation, unless it starts with one of its own."""
+        """Put the run's system prompt before a conversation that does not start with its own."""
         if self.system_prompt is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]
@@ -73,7 +73,7 @@ class Renderer:
         return self._special.ids(text + (self._format.header if self.use_template else ""))
 
     def response_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a response as the policy would generate it, ended by exactly one end token.
+        """Return the ids of a response as the policy generates it, with exactly one end token.
 
         With a template, special tokens that the text spells elsewhere stay text.
         """
@@ -156,7 +156,7 @@ class Renderer:
         return text
 
     def _ids_after_prompt(self, text: str) -> tuple[int, ...]:
-        """Return the ids that a text has after a prompt, or after a newline where it merges with the prompt.
+        """Return the ids of a text after a prompt, or after a newline where it merges with that.
 
         They may differ from the ids of the text alone: SentencePiece puts a space before it.
         """
@@ -168,7 +168,7 @@ class Renderer:
         return self._special.ids(text)
 
     def _plain_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text with exactly one BOS, if the tokenizer adds one, and without an added EOS."""
+        """Return the ids of a text with one BOS, if the tokenizer adds it, but no added EOS."""
         ids = self.tokenizer(text)["input_ids"]
         has_two = self._adds_bos and ids[1:2] == [self.tokenizer.bos_token_id]
         return tuple(ids[int(has_two) : len(ids) - int(self._adds_eos)])

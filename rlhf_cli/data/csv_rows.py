@@ -1,4 +1,4 @@
-"""Rows of .csv files with their places. A row that is not CSV, or does not fit the header, becomes a BadRow.
+"""Rows of .csv files with their places. A row that does not fit the header becomes a BadRow.
 
 `datasets` (5.2.0) shifts columns where the first row has a field too many, renames duplicate
 columns, and turns texts that look like numbers into numbers.
@@ -20,10 +20,10 @@ _MAX_COLUMNS = 1000
 
 
 def read_csv(file: Path, name: str) -> Iterator[tuple[str, Row | BadRow]]:
-    """Yield (`name`: row number, row) for every row that is not blank. Cells are texts, or None where empty.
+    """Yield (`name`: row number, row) for every row that is not blank.
 
-    Raises InputError for a header without clear column names and for a row of over 64 Mi characters,
-    UnicodeDecodeError for data that is not UTF-8.
+    Cells are texts, or None where empty. Raises InputError for a header without clear column names
+    and for a row of over 64 Mi characters, UnicodeDecodeError for data that is not UTF-8.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_CHARS))
     with file.open(encoding="utf-8-sig", newline="") as text:
@@ -44,10 +44,22 @@ def read_csv(file: Path, name: str) -> Iterator[tuple[str, Row | BadRow]]:
 
 def _parse(text: TextIO, file: Path) -> Iterator[list[str] | BadRow]:
     """Yield the fields of each row that is not blank, the header's first."""
-    lines = _BoundedLines(text, file)
-    reader = csv.reader(lines, strict=True)
+    num_left = MAX_ROW_CHARS  # characters that the current row may still have
+
+    def lines() -> Iterator[str]:
+        nonlocal num_left
+        number = 0
+        while line := text.readline(num_left + 1):
+            number += 1
+            num_left -= len(line)
+            if num_left < 0:
+                what = f"a row that reaches line {number} is longer than {MAX_ROW_CHARS >> 20} Mi characters"
+                raise InputError(f"{file}: {what}; is a quote left open?")
+            yield line
+
+    reader = csv.reader(lines(), strict=True)
     while True:
-        lines.num_left = MAX_ROW_CHARS
+        num_left = MAX_ROW_CHARS
         try:
             fields = next(reader)
         except StopIteration:
@@ -57,27 +69,6 @@ def _parse(text: TextIO, file: Path) -> Iterator[list[str] | BadRow]:
             continue
         if fields and not (len(fields) == 1 and fields[0].isspace()):
             yield fields
-
-
-class _BoundedLines(Iterator[str]):
-    """The lines of a file; refuses to read more characters than one row may have."""
-
-    def __init__(self, text: TextIO, file: Path) -> None:
-        self.num_left = MAX_ROW_CHARS  # for the current row
-        self._text = text
-        self._file = file
-        self._number = 0
-
-    def __next__(self) -> str:
-        line = self._text.readline(self.num_left + 1)
-        if not line:
-            raise StopIteration
-        self._number += 1
-        self.num_left -= len(line)
-        if self.num_left < 0:
-            what = f"a row that reaches line {self._number} is longer than {MAX_ROW_CHARS >> 20} Mi characters"
-            raise InputError(f"{self._file}: {what}; is a quote left open?")
-        return line
 
 
 def _check_header(header: list[str], file: Path) -> None:

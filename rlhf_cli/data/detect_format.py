@@ -16,7 +16,7 @@ NUM_DETECTED = 20  # rows from which the format is detected
 
 
 def detect(rows: Iterable[Row], config: DataConfig) -> Format:
-    """Return the format of some rows; `columns`, whose errors name the missing column, where none is recognised.
+    """Return the format of some rows; `columns` where none is recognised.
 
     Raises InputError for rows of several formats.
     """

@@ -19,7 +19,7 @@ from rlhf_cli.system.text import one_line
 
 
 def export_rows(config: DataConfig, target: str) -> list[str]:
-    """Write all rows of `data.train` to a new .jsonl file; return what was kept and dropped, one line per file.
+    """Write all rows of `data.train` to a new .jsonl file; return one note per source file.
 
     Raises InputError for bad rows and for a file that exists, and then writes nothing.
     """
@@ -75,7 +75,7 @@ def _prepare(options: DataConfig, row_format: Format) -> tuple[dict[str, str], C
 
 
 def _preference_line(row: Row, options: PreferenceDataConfig, row_format: Format) -> Row:
-    """Return a pair with its answers as texts, or a ranking as rated completions, which may be tied."""
+    """Return a pair with its answers as texts, or a ranking as rated completions."""
     comparison, values = read_preference(row, options, row_format)
     texts = [text for _, text in comparison.answers]
     is_ranking = row_format in (Format.rated, Format.rated_rows) or options.ranking_column is not None

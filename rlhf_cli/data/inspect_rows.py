@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_cli.config.data_sources import Format, Source
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig, PromptDataConfig, RowPolicy
+from rlhf_cli.config.sections import DataConfig, PreferenceDataConfig, RowPolicy
 from rlhf_cli.data import preferences, prompts
 from rlhf_cli.data.bad_rows import BadRow
 from rlhf_cli.data.conversation import Renderer
@@ -46,14 +46,14 @@ class RowInspection:
     num_refused: int = 0
     problems: list[Problem] = field(default_factory=list)  # the first ones
     fatal: list[str] = field(default_factory=list)  # errors that concern a file as such
-    formats: dict[str, tuple[Format, DataConfig]] = field(default_factory=dict)  # file -> its format and options
-    lengths: dict[str, array[int]] = field(default_factory=dict)  # text -> tokens in each row, however long
-    duplicates: list[tuple[str, str]] = field(default_factory=list)  # (place, place of the first equal row)
-    contradictions: list[tuple[str, str]] = field(default_factory=list)  # (place, place of a pair the other way round)
-    prompts: dict[bytes, str] = field(default_factory=dict)  # digest -> place of the first row with this prompt
+    formats: dict[str, tuple[Format, DataConfig]] = field(default_factory=dict)  # of each file
+    lengths: dict[str, array[int]] = field(default_factory=dict)  # text -> tokens per row
+    duplicates: list[tuple[str, str]] = field(default_factory=list)  # (place, first place)
+    contradictions: list[tuple[str, str]] = field(default_factory=list)  # places
+    prompts: dict[bytes, str] = field(default_factory=dict)  # digest -> first place
     examples: list[tuple[str, Ranking | Prompt]] = field(default_factory=list)
     num_longer_wins: float = 0.0
-    _rows: dict[bytes, str] = field(default_factory=dict)  # digest -> place of the first such row
+    _rows: dict[bytes, str] = field(default_factory=dict)  # digest -> first place
 
     @property
     def is_refused(self) -> bool:
@@ -64,7 +64,7 @@ class RowInspection:
         """Count one row, converted without a limit of its length."""
         self.num_rows += 1
         if not isinstance(row, BadRow):
-            num_tokens, limit = self._measure(row), _max_tokens(options)
+            num_tokens, limit = self._measure(row), getattr(options, _limit(options))
             if num_tokens <= limit:
                 self._keep(place, row)
                 return
@@ -110,17 +110,17 @@ def _digest(*parts: object) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
 
 
-def _max_tokens(options: Any) -> int:
-    limit: int = options.max_tokens if isinstance(options, PreferenceDataConfig) else options.max_prompt_tokens
-    return limit
+def _limit(options: DataConfig) -> str:
+    """Return the option that limits the length of a row."""
+    return "max_tokens" if isinstance(options, PreferenceDataConfig) else "max_prompt_tokens"
 
 
 def inspect_rows(
     config: DataConfig, sources: Sequence[Source], option: str, renderer: Renderer, num_problems_shown: int
 ) -> RowInspection:
-    """Read all rows of some sources as a run would, but without a cache; raise InputError for a missing path.
+    """Read all rows of some sources as a run would, but without a cache.
 
-    option: data.train or data.eval, for messages.
+    option: data.train or data.eval, for messages. Raises InputError for a missing path.
     """
     found, filter_error = RowInspection(num_problems_shown), ""
     for file in [file for source in sources for file in files_of(config, source, option)]:
@@ -140,17 +140,15 @@ def inspect_rows(
     return found
 
 
-def _unlimited_conversion(file: SourceFile, renderer: Renderer) -> Conversion[Ranking] | Conversion[Prompt]:
-    if isinstance(file.options, PreferenceDataConfig):
-        options: DataConfig = replace(file.options, max_tokens=_NO_LIMIT)
-        return Conversion(replace(file, options=options), partial(preferences.prepare, renderer))
-    assert isinstance(file.options, PromptDataConfig)
-    options = replace(file.options, max_prompt_tokens=_NO_LIMIT)
-    return Conversion(replace(file, options=options), partial(prompts.prepare, renderer))
+def _unlimited_conversion(file: SourceFile, renderer: Renderer) -> Conversion[Ranking | Prompt]:
+    prepare: Any = preferences.prepare if isinstance(file.options, PreferenceDataConfig) else prompts.prepare
+    unlimited: dict[str, Any] = {_limit(file.options): _NO_LIMIT}
+    options = replace(file.options, **unlimited)
+    return Conversion(replace(file, options=options), partial(prepare, renderer))
 
 
 def shared_prompts(train: RowInspection, held_out: RowInspection) -> list[tuple[str, str]]:
-    """Return (place of a held-out row, place of a training row) for every prompt that both sides have."""
+    """Return (place of a held-out row, place of a training row) for every shared prompt."""
     return [(place, train.prompts[key]) for key, place in held_out.prompts.items() if key in train.prompts]
 
 
@@ -169,7 +167,7 @@ def quantile(ordered: Sequence[int], share: float) -> int:
 
 
 def rendered_texts(example: Ranking | Prompt, renderer: Renderer) -> list[tuple[str, str]]:
-    """Return (name, text) of a prompt and its answers as the model sees them, special tokens included."""
+    """Return (name, text) of a prompt and its answers as the model sees them."""
     decode = partial(renderer.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if isinstance(example, Prompt):
         return [("prompt", decode(example.ids))]

@@ -1,4 +1,4 @@
-"""Rows of .jsonl and .json files with their places. A row that is not a JSON object becomes a BadRow.
+"""Rows of .jsonl and .json files with their places. A row that is no object becomes a BadRow.
 
 `datasets` (5.2.0) stops at the first bad line without its number, turns a missing column into a
 null, and turns texts that look like dates into dates.
@@ -53,7 +53,7 @@ def read_jsonl(file: Path, name: str) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 def read_json(file: Path, name: str) -> Iterator[tuple[str, Row | BadRow]]:
-    """Yield (`name`: row number, row) for a JSON array or a single object; other files are read by line.
+    """Yield (`name`: row number, row) for a JSON array or object; read other files by line.
 
     Raises ValueError or RecursionError for a broken array, and ValueError for one of over 1 GiB.
     """

@@ -27,13 +27,13 @@ class Ranking:
     """One prompt with K answers, the best first. A preference pair has K = 2."""
 
     answers: tuple[TokenSequence, ...]
-    longer_wins: float  # share of its pairs in which the better text is the longer one; equal lengths count as a half
+    longer_wins: float  # share of pairs whose better text is longer; 0.5 for equal lengths
     prompt_key: str  # equal for rows with the same prompt
-    margin: float = 0.0  # by which the score of the better answer should exceed that of the worse one
+    margin: float = 0.0  # by which the better score should exceed the worse one
     confidence: float = 1.0  # probability that the order is right
     category: str | None = None  # for the report
     weight: float = 1.0  # in the loss, before division by the mean weight
-    ranks: tuple[int, ...] = ()  # of the answers: 0 is the best, ties are equal; () where nothing is tied
+    ranks: tuple[int, ...] = ()  # of the answers: 0 is the best; () where nothing is tied
 
     def to_record(self) -> tuple[list[Ids], list[Any]]:
         """Return the ids of the prompt and of every answer, and the other fields."""
@@ -61,7 +61,7 @@ class Ranking:
 
 
 def load_preferences(config: PreferenceDataConfig, renderer: Renderer, seed: int) -> Splits[Ranking]:
-    """Load, render, filter and split preferences; raise InputError where no row is left to train on."""
+    """Load, render, filter and split preferences; raise InputError where no row is left."""
     return load_splits(config, seed, partial(prepare, renderer), RowCache(config, renderer, Ranking))
 
 
@@ -101,7 +101,7 @@ def _ranking(row: Row, config: PreferenceDataConfig, row_format: Format, rendere
     ranking = Ranking(answers, 0.5, json.dumps(messages), ranks=comparison.ranks, **values)
     if ranking.num_tokens > config.max_tokens:
         raise BadRow("prompt + answer", "too long", config.too_long, "data.too_long")
-    # Different texts become equal ids where they differ by an end token, or by spaces that the template strips.
+    # Texts that differ by an end token, or by spaces that the template strips, have equal ids.
     _require_different([answer.response_ids for answer in ranking.answers], comparison, config)
     lengths = [len(text) for text in texts]
     wins = [0.5 if lengths[a] == lengths[b] else float(lengths[a] > lengths[b]) for a, b in ranking.pairs]
@@ -115,9 +115,10 @@ def _require_different(answers: list[Any], comparison: Comparison, config: Prefe
 
 
 def required_columns(config: PreferenceDataConfig, row_format: Format) -> dict[str, str]:
-    """Return the columns that rows must have, each with its option. The prompt may be part of the answers.
+    """Return the columns that rows must have, each with the option that names it.
 
-    Raises InputError for a margin or confidence, which belong to one pair, where rows are ratings.
+    The prompt may be part of the answers. Raises InputError where rows are ratings and a margin or
+    confidence is set, which belong to one pair.
     """
     if row_format in (Format.rated, Format.rated_rows):
         for key in ("margin_column", "confidence_column"):

@@ -24,8 +24,8 @@ class Prompt:
     text: str  # the last message, for people
     ids: tuple[int, ...]
     prompt_key: str  # equal for rows with the same prompt
-    messages: tuple[Message, ...] = field(default=(), hash=False)  # up to the response, as in the row
-    columns: dict[str, Any] = field(default_factory=dict, hash=False)  # extra columns of the row: name -> JSON value
+    messages: tuple[Message, ...] = field(default=(), hash=False)  # up to the response
+    columns: dict[str, Any] = field(default_factory=dict, hash=False)  # the row's others
 
     def to_record(self) -> tuple[list[Ids], list[Any]]:
         """Return the ids, and the other fields."""

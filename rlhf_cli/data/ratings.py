@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_cli.config.sections import PreferenceDataConfig
 from rlhf_cli.data.bad_rows import BadRow, Row, column
 
-SCORES = ("overall_score", "score", "rating", "helpfulness")  # usual names of ratings; the first one present is used
+SCORES = ("overall_score", "score", "rating", "helpfulness")  # the first one present counts
 
 
 def score_name(row: Row, score_column: str | None) -> str | None:
@@ -18,7 +18,7 @@ def score_name(row: Row, score_column: str | None) -> str | None:
 
 
 def score_of(row: Row, config: PreferenceDataConfig) -> Any:
-    """Return the rating of a row of `rated_rows`; raise BadRow where it is missing or not a number."""
+    """Return the rating of a row; raise BadRow where it is missing or not a number."""
     name = score_name(row, config.score_column) or config.score_column or SCORES[-1]
     value = column(row, name)
     number_or_none(value, name)
@@ -26,7 +26,7 @@ def score_of(row: Row, config: PreferenceDataConfig) -> Any:
 
 
 def number_or_none(value: Any, field: str) -> float | None:
-    """Return a rating, which may be text; None for null, "N/A" and ""; raise BadRow for anything else."""
+    """Return a rating, which may be text; None for null, "N/A" and ""; raise BadRow for others."""
     if value is None or value in ("N/A", ""):
         return None
     number = as_number(value)

@@ -24,12 +24,12 @@ _BATCH_ROWS = 1000  # rows of a table that become Python objects at a time
 
 
 def load_rows(path: str, split: str, key: str) -> Iterator[PlacedRow]:
-    """Yield (place, row) for every row of one source; `key` (data.train, data.eval) names the option in messages.
+    """Yield (place, row) for every row of one source.
 
     path: a .jsonl or .json file, possibly compressed, a .csv or .parquet file, a folder of
     `save_to_disk`, `pkg://...`, or a Hub id. split: of a DatasetDict or a Hub id; files have none.
-    Places count from 1: `pairs.jsonl:3` is a line, `pairs.csv: row 3` a row. Raises InputError for a
-    source that cannot be read.
+    key: the option, data.train or data.eval, for messages. Places count from 1: `pairs.jsonl:3` is
+    a line, `pairs.csv: row 3` a row. Raises InputError for a source that cannot be read.
     """
     source = resolve_path(path, key)
     datasets.disable_progress_bars()
@@ -40,7 +40,7 @@ def load_rows(path: str, split: str, key: str) -> Iterator[PlacedRow]:
             yield row
     except InputError:
         raise
-    except Exception as error:  # datasets wraps parser, schema and network errors in classes of many modules
+    except Exception as error:  # datasets raises classes of many modules
         raise InputError(f"{key}={path}: cannot read rows: {_reason(error.__cause__ or error, source)}") from error
     if is_empty:
         raise InputError(f"{key}={path}: no rows")
@@ -78,7 +78,7 @@ def _dataset(source: str, split: str) -> Any:
 
 
 def content_of(source: str, split: str) -> str | None:
-    """Return a key that changes with the rows of a source; None where it cannot be read, as load_rows will report.
+    """Return a key that changes with the rows of a source; None where it cannot be read.
 
     The key is a SHA-256 of a file or of all files of a folder, or the fingerprint of a Hub id. A
     saved folder has a fingerprint too, but not always a new one where a function made other rows.

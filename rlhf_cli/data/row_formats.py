@@ -24,7 +24,7 @@ _SHAREGPT_ROLES = {
     "system": "system",
 }
 _PROMPT_COLUMNS = ("prompt", "instruction", "messages", "conversations", "completions")
-_CONVERSATIONS = (Format.hh, Format.messages, Format.sharegpt)  # columns hold conversations that may include a response
+_CONVERSATIONS = (Format.hh, Format.messages, Format.sharegpt)  # may end in a response
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Comparison:
 
     messages: list[Message]  # the conversation up to the answer
     answers: list[tuple[str, str]]  # (field, text), the best first
-    ranks: tuple[int, ...] = ()  # of the answers: 0 is the best, ties are equal; () where nothing is tied
+    ranks: tuple[int, ...] = ()  # of the answers: 0 is the best; () where nothing is tied
 
 
 def is_hh(value: Any) -> bool:
@@ -86,7 +86,7 @@ def read_prompt(row: Row, config: DataConfig, row_format: Format) -> list[Messag
 
 
 def read_comparison(row: Row, config: PreferenceDataConfig, row_format: Format) -> Comparison:
-    """Return the prompt and answers of a row of preferences; raise BadRow for a row of another form."""
+    """Return the prompt and answers of a row; raise BadRow for a row of another form."""
     if row_format in (Format.rated, Format.rated_rows):
         return _rated(row, config)
     if row_format is Format.alpaca:
@@ -100,7 +100,7 @@ def read_comparison(row: Row, config: PreferenceDataConfig, row_format: Format) 
 
 
 def _pair(row: Row, config: PreferenceDataConfig, row_format: Format) -> Comparison:
-    """Read a better and a worse answer: texts, the messages of an answer, or complete conversations."""
+    """Read a better and a worse answer: texts, messages, or complete conversations."""
     fields = (config.chosen_column, config.rejected_column)
     if row_format is Format.messages and "preferred_output" in row:  # OpenAI's preference format
         fields = ("preferred_output", "non_preferred_output")
@@ -167,7 +167,7 @@ def _prompt_value(row: Row, config: DataConfig, row_format: Format) -> tuple[str
 
 
 def _conversation(value: Any, field: str, row_format: Format) -> list[Message]:
-    """Return the messages of a value; none where it is null. Raises BadRow for a value of another form."""
+    """Return the messages of a value; none where it is null. Raises BadRow for other forms."""
     if value is None:
         return []
     if row_format is Format.hh:
@@ -176,7 +176,7 @@ def _conversation(value: Any, field: str, row_format: Format) -> list[Message]:
 
 
 def as_messages(value: Any, field: str) -> list[Message]:
-    """Return chat messages. A string becomes one user message; the text parts of a message are joined.
+    """Return chat messages. A string becomes one user message; text parts are joined.
 
     Raises BadRow for a value of another form; `field` is its column.
     """
@@ -210,7 +210,7 @@ def _text_part(part: Any, field: str) -> str:
 
 
 def _transcript(value: Any, field: str) -> list[Message]:
-    """Return the turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`, without the spaces around each."""
+    """Return the turns of a transcript, without the spaces around each."""
     if not isinstance(value, str):
         raise BadRow(field, f"got {type(value).__name__}, wanted a transcript, '\\n\\nHuman: ...\\n\\nAssistant: ...'")
     before, *turns = _SPEAKER.split(value)

@@ -1,4 +1,4 @@
-"""The way of a row from its file to a training example: read, filtered, format detected, converted or found bad."""
+"""Rows on their way from a file to training examples: filtered, recognised, converted."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from rlhf_cli.config.data_sources import Format, Source
 from rlhf_cli.config.errors import InputError
 from rlhf_cli.config.paths import resolve_pattern
 from rlhf_cli.config.sections import DataConfig
-from rlhf_cli.data.bad_rows import NUM_SHOWN, BadRow, Rejected, RequiredColumns, Row, column
+from rlhf_cli.data.bad_rows import NUM_SHOWN, BadRow, Rejected, Row, column, shorten
 from rlhf_cli.data.detect_format import NUM_DETECTED, detect
 from rlhf_cli.data.group_by_prompt import grouped
 from rlhf_cli.data.read_rows import PlacedRow, load_rows
 from rlhf_cli.system.text import one_line
 
+_MAX_COLUMNS = 100  # that an error lists; each row of a broken file may have others
 Made = TypeVar("Made")
-# (options and format of a source) -> (columns that its rows must have, each with the option that names it; a function
-# that makes something of a row, or raises BadRow)
+# Options and format of a source -> the columns that its rows must have, each with the option that
+# names it, and a function that converts a row or raises BadRow
 Prepare = Callable[[Any, Format], tuple[dict[str, str], Callable[[Row], Made]]]
 
 
@@ -56,7 +57,7 @@ class SourceSummary:
 
 
 def describe(name: str, kept: int, summaries: list[SourceSummary]) -> str:
-    """Return one line: `a.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal), 9 left out by the filter`."""
+    """Return one line: `a.jsonl: 812 rows kept, 3 dropped (2 too long, 1 equal); read as hh`."""
     dropped = sum((Counter(one.dropped) for one in summaries), Counter[str]())
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     line = f"{name}: {kept} rows kept, {dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
@@ -70,13 +71,13 @@ class Conversion(Generic[Made]):
     """The rows of one file; yields (place, converted row or BadRow) for each."""
 
     def __init__(self, file: SourceFile, prepare: Prepare[Made]) -> None:
-        """Detect the format of the rows; raise InputError where the file cannot be read or has several formats."""
+        """Detect the format; raise InputError for an unreadable file or several formats."""
         self.num_rows = 0  # that the filter keeps
         self.num_filtered_out = 0
         self._label = file.label
         wanted = file.source.filter.items()
         self._filter = {name: value if isinstance(value, list) else [value] for name, value in wanted}
-        self._values: dict[str, dict[str, None]] = {name: {} for name in self._filter}  # that its columns have
+        self._values: dict[str, dict[str, None]] = {name: {} for name in self._filter}
         unread = self._filtered(load_rows(file.path, file.source.split or "", file.option))
         first = list(islice(unread, NUM_DETECTED))
         self.format = file.options.format
@@ -88,8 +89,8 @@ class Conversion(Generic[Made]):
         self._rows: Iterator[PlacedRow] = chain(first, unread)
         if self.format is Format.rated_rows:
             self._rows = grouped(self._rows, file.options)
-        required, self._convert = prepare(file.options, self.format)
-        self._columns = RequiredColumns(required)
+        self._missing, self._convert = prepare(file.options, self.format)
+        self._columns: dict[str, None] = {}  # of all rows so far
 
     def __iter__(self) -> Iterator[tuple[str, Made | BadRow]]:
         """Raises InputError at the end where no row has a required column."""
@@ -98,13 +99,18 @@ class Conversion(Generic[Made]):
             try:
                 if isinstance(row, BadRow):
                     raise row
-                self._columns.add(row)
+                self._missing = {name: option for name, option in self._missing.items() if name not in row}
+                if len(self._columns) < _MAX_COLUMNS:
+                    self._columns.update(dict.fromkeys(row))
                 yield place, self._convert(row)
             except BadRow as bad:
                 yield place, bad
             except RecursionError:
                 yield place, BadRow("", "nested too deeply")
-        self._columns.check(self._label)
+        for name, option in self._missing.items():
+            if self._columns:
+                columns = ", ".join(self._columns)
+                raise InputError(shorten(f"{self._label}: no column '{name}'; there are: {columns}; set {option}"))
 
     def convert_all(self, append: Callable[[Made], None]) -> SourceSummary:
         """Pass each good row to a function; raise InputError where rows are bad."""

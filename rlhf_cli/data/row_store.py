@@ -1,7 +1,8 @@
 """Rows in Arrow files: written one by one, and read one by one through a memory map.
 
-A file is an Arrow IPC stream and, where the cache keeps it, a SHA-256 behind the stream. Each record holds its lists of
-token ids in one column, all other fields as JSON, and a checksum. Memory holds a few bytes per row.
+A file is an Arrow IPC stream, followed by a SHA-256 if the cache keeps the file. Each record holds
+its lists of token ids in one column, all other fields as JSON, and a checksum. Memory holds a few
+bytes per row.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class StoredRows(Generic[Example]):
 
 
 def _reopen(path: Path, identity: tuple[int, bytes], kind: type[Example]) -> StoredRows[Example]:
-    """Open a file that another process has verified; raise InputError where it has other content by now."""
+    """Open a file that another process has verified; raise InputError if it has changed."""
     try:
         with path.open("rb") as file:
             rows = StoredRows(file.fileno(), kind, path)
@@ -137,7 +138,7 @@ class IndexedRows(Protocol[ItemOut]):
 
 
 class Rows(Sequence[Item]):
-    """Items of several parts, in a given order. Equal to any sequence of the same items; slices are lists."""
+    """Items of several parts in a given order. Equal to any sequence of equal items."""
 
     def __init__(self, parts: Iterable[IndexedRows[Item]], indices: Sequence[int] | None = None) -> None:
         """Take the items at `indices`, counted over all parts; None takes all of them."""

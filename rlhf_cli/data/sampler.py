@@ -1,4 +1,4 @@
-"""Which rows a step reads: a function of seed and step only, so a resumed run needs no data position."""
+"""Which rows a step reads: a function of seed and step, so that resuming needs no position."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import lru_cache
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Return the row indices of the global batch of `step` (from 0).
 
-    Each pass has a new seeded order. A batch may continue into the next pass, so no row is skipped or
-    repeated where num_rows is not a multiple of batch_size.
+    Each pass has a new seeded order. A batch may continue into the next pass, so no row is skipped
+    or repeated where num_rows is not a multiple of batch_size.
     """
     first = step * batch_size
     indices = []

@@ -28,7 +28,7 @@ class SpecialTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str = "") -> None:
-        """Collect the special tokens, and all other added tokens in `written`, which a template writes."""
+        """Collect the special tokens, and all added tokens that a template has `written`."""
         self._tokenizer = tokenizer
         self._tokens: list[tuple[int, AddedToken]] = [
             (token_id, token)
@@ -69,7 +69,7 @@ class SpecialTokens:
         return tuple(original_ids.get(token_id, token_id) for token_id in ids)
 
     def first_id(self, text: str) -> int | None:
-        """Return the id of the special token that a text begins with; None where it begins otherwise."""
+        """Return the id of the special token that a text begins with; None if there is none."""
         match = self._pattern.match(text)
         return None if match is None else self._tokens[self._numbers[match[0]]][0]
 
@@ -92,7 +92,7 @@ class SpecialTokens:
 
     @cached_property
     def _separating(self) -> tuple[Tokenizer, dict[int, int]] | None:
-        """A tokenizer that reads special tokens only by our own names, and the ids that these stand for."""
+        """A tokenizer that reads special tokens only by our names, and the ids they stand for."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             return None

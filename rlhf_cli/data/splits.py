@@ -26,9 +26,9 @@ from rlhf_cli.data.token_cache import LoadedRows, RowCache
 def split_by_prompt(prompts: Iterable[str], fraction: float, seed: int) -> tuple[array[int], array[int]]:
     """Return the indices of rows to train on and of held-out rows.
 
-    Holds out `fraction` of the distinct prompts: those whose hashes are the smallest. That is at least one prompt
-    unless the fraction is 0, and never all of them. Rows with equal prompts go to the same side. The choice depends on
-    nothing but the seed and the set of prompts. Memory: some tens of bytes per row.
+    Holds out `fraction` of the distinct prompts: those with the smallest hashes. That is at least
+    one prompt unless the fraction is 0, and never all of them. Rows with equal prompts go to the
+    same side. The choice depends on nothing but the seed and the set of prompts.
     """
     key = str(seed).encode()
     digests = (hashlib.blake2b(prompt.encode(), digest_size=8, key=key).digest() for prompt in prompts)
@@ -53,7 +53,7 @@ Example = TypeVar("Example", bound=HasPrompt)
 
 @dataclass(frozen=True)
 class Splits(Generic[Example]):
-    """The rows to train on and the held-out rows. Where one source is split, no prompt is on both sides."""
+    """The rows to train on, and the held-out rows."""
 
     train: Sequence[Example]
     eval: Sequence[Example]
@@ -61,10 +61,10 @@ class Splits(Generic[Example]):
 
 
 def load_splits(config: DataConfig, seed: int, prepare: Prepare[Example], cache: RowCache[Example]) -> Splits[Example]:
-    """Load `data.train` and `data.eval`; without the latter, hold out a share of the prompts of `data.train`.
+    """Load `data.train` and `data.eval`; without the latter, hold out a share of the prompts.
 
-    prepare: makes the converter for the rows of a source; rows that are in the cache are not converted again.
-    Raises InputError where rows are bad (lists the first 20 and counts all) or no row is left to train on.
+    prepare: makes the converter for the rows of a source. Rows in the cache are not converted
+    again. Raises InputError where rows are bad (shows the first 20 and counts all) or none is left.
     """
     loader = _Loader(config, prepare, cache)
     train = loader.load_all(config.train_sources(), "data.train")
@@ -95,9 +95,10 @@ class _LoadedSource(Generic[Example]):
 
 
 def _weighted(sources: list[_LoadedSource[Example]], kept: Sequence[int], key: str) -> Sequence[int]:
-    """Return the indices, among those kept, that one pass reads: each source's as often as its weight says.
+    """Return the indices, among those kept, that one pass reads.
 
-    A weight of 2.25 takes all of them twice, and once more a quarter of them, drawn by the key.
+    A weight of 2.25 takes each row of a source twice, and a quarter of them, drawn by the key, once
+    more.
     """
     if all(source.weight == 1 for source in sources):
         return kept
@@ -123,7 +124,7 @@ class _Loader(Generic[Example]):
         self.notes: list[str] = []
 
     def load_all(self, sources: list[Source], option: str) -> list[_LoadedSource[Example]]:
-        """Load all files of some sources; raise InputError where their filters leave no row at all."""
+        """Load all files of some sources; raise InputError where the filters leave no row."""
         loaded, filter_error = [], ""
         for source in sources:
             files = files_of(self.config, source, option)

@@ -1,4 +1,4 @@
-"""Prompt and response ids, the padded batches that models read, and micro-batches of limited size."""
+"""Prompt and response ids, padded batches, and micro-batches of limited size."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TokenBatch:
     packing: Packing  # of the real tokens of input_ids
 
     def before_response_tokens(self) -> dict[str, Tensor]:
-        """Return the rows and columns [N] of input_ids whose tokens predict the response tokens, row by row."""
+        """Return the rows and columns [N] of input_ids that predict the response tokens."""
         rows, positions = self.response_mask.nonzero(as_tuple=True)
         return {"rows": rows, "columns": self.prompt_lengths[rows] - 1 + positions}
 
@@ -80,18 +80,18 @@ class TokenBatch:
         return zeros.masked_scatter(self.response_mask, values)
 
     def at_last_token(self, per_token: Tensor) -> Tensor:
-        """Select from [B, L] or [B, L, d] the entry of the last real token of each row: [B] or [B, d]."""
+        """Select from [B, L] or [B, L, d] the last real token of each row: [B] or [B, d]."""
         last = self.prompt_lengths - 1 + self.response_mask.sum(dim=1)
         return per_token[torch.arange(len(last), device=last.device), last]
 
     def before_each_response_token(self, per_token: Tensor) -> Tensor:
-        """Select from [B, L] the entries of the tokens before each response token: [B, T], 0 for padding."""
+        """Select from [B, L] the token before each response token: [B, T], 0 for padding."""
         at = self.before_response_tokens()
         return self.per_response_token(per_token[at["rows"], at["columns"]])
 
 
 def collate(sequences: list[TokenSequence], pad_id: int, device: torch.device) -> TokenBatch:
-    """Pad sequences into one batch. Masks come from lengths, because a real token may be `pad_id`."""
+    """Pad sequences. Masks come from lengths, because a real token may be `pad_id`."""
     longest = max(map(len, sequences))
     longest_response = max(len(sequence.response_ids) for sequence in sequences)
     texts = [sequence.ids for sequence in sequences]
@@ -142,7 +142,7 @@ class Size:
 
 @dataclass(frozen=True)
 class PackedSize:
-    """The size of rows whose texts are packed: a shared prefix counts once, and there is no padding."""
+    """The size of rows whose texts are packed: shared prefixes count once, without padding."""
 
     texts: tuple[tuple[int, ...], ...]  # in ascending order
     num_tokens: int
@@ -159,7 +159,7 @@ class PackedSize:
         texts, num_tokens = list(self.texts), self.num_tokens
         for text in other.texts:
             index = bisect(texts, text)
-            neighbours = texts[max(0, index - 1) : index + 1]  # no other text shares a longer prefix
+            neighbours = texts[max(0, index - 1) : index + 1]  # share the longest prefixes
             num_tokens += len(text) - max((common_prefix_length(text, one) for one in neighbours), default=0)
             texts.insert(index, text)
         return PackedSize(tuple(texts), num_tokens)

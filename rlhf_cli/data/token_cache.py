@@ -1,9 +1,9 @@
 """The cache of tokenised rows: one file per source, options and tokenizer, reused by later runs.
 
-Files lie in `$XDG_CACHE_HOME/rlhf`, or `~/.cache/rlhf`; not below HF_HOME, which the Hub's own tools
-manage and which is often shared or read-only. Any file may be deleted at any time. Its name is a
-SHA-256 of everything that decides its content. It is an Arrow stream (row_store.py), followed by a
-SHA-256 of its name and the stream.
+Files are in `$XDG_CACHE_HOME/rlhf`, or `~/.cache/rlhf`; not below HF_HOME, which the Hub's tools
+manage and which is often shared or read-only. Any file may be deleted at any time. The name of a
+file is a SHA-256 of everything that decides its content. The file is an Arrow stream
+(row_store.py), followed by a SHA-256 of its name and the stream.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rlhf_cli.system.text import one_line
 
 FORMAT = 3  # of the files; the code that makes token ids is hashed separately
 _LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
-_IRRELEVANT_OPTIONS = frozenset(  # of DataConfig: they change no row; filters are part of the key anyway
+_IRRELEVANT_OPTIONS = frozenset(  # of DataConfig; filters are part of the key anyway
     ("train", "train_split", "train_filter", "eval", "eval_split", "eval_filter", "eval_fraction", "cache")
 )
 
@@ -63,7 +63,7 @@ class RowCache(Generic[Example]):
             self.notes = [f"data.cache: not used, {error}"]
 
     def key(self, options: DataConfig, wanted: Mapping[str, Any], content: Callable[[], str | None]) -> str | None:
-        """Return the name for the rows of a source under some options and a filter; None where they are not cached."""
+        """Return the name for the rows of a source; None where they cannot be cached."""
         found = None if self._folder is None else content()
         if found is None:
             return None
@@ -71,7 +71,7 @@ class RowCache(Generic[Example]):
         return hashlib.sha256(everything.encode()).hexdigest()
 
     def read(self, key: str | None) -> LoadedRows[Example] | None:
-        """Return the rows cached under a key; None where there are none, or where a byte of the file has changed."""
+        """Return the rows cached under a key; None where there are none or the file is damaged."""
         if key is None or self._folder is None:
             return None
         path = self._folder / f"{key}.rows"
@@ -87,9 +87,9 @@ class RowCache(Generic[Example]):
     def write(self, key: str | None, convert: Convert[Example], is_current: Callable[[], bool]) -> LoadedRows[Example]:
         """Convert the rows of a source, and cache them under a key.
 
-        Rows go to a temporary file where they have no key or the cache cannot be written (then a note says why), and
-        stay in memory where there is no temporary file either. They are not kept unless `is_current` says after the
-        conversion that the source is still the same.
+        Without a key, or where the cache cannot be written (a note gives the reason), rows go to a
+        temporary file. If that fails too, they stay in memory. `is_current`: whether the source is
+        unchanged after the conversion; otherwise rows are not cached.
         """
         if key is not None and self._folder is not None:
             try:
@@ -154,7 +154,7 @@ def _options(config: DataConfig) -> list[Any]:
 
 
 def _rendering(renderer: Renderer) -> list[Any]:
-    """Return everything that decides which ids a text becomes; raise _NotCacheableError where that is unknown."""
+    """Return everything that decides which ids a text becomes; raise _NotCacheableError."""
     tokenizer: PreTrainedTokenizerBase = renderer.tokenizer
     kind, backend = type(tokenizer), getattr(tokenizer, "backend_tokenizer", None)
     if not kind.__module__.startswith("transformers.") or not isinstance(backend, Tokenizer):
