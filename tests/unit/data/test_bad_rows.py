@@ -96,7 +96,7 @@ def test_every_kind_of_bad_row_is_listed_with_line_field_and_reason():
         (20000, "20000"),
     ],
 )
-def test_a_margin_that_is_no_number_in_range_is_listed(number, shown):
+def test_a_margin_out_of_range_is_listed(number, shown):
     path = write([{**GOOD, "gap": 1.5}, {**GOOD, "gap": number}, GOOD])
     assert refusal(pairs, path, margin_column="gap").splitlines() == [
         "data.train=a.jsonl: 2 bad rows of 3",
@@ -120,13 +120,13 @@ def test_20_bad_rows_are_all_shown_and_21_are_not():
     assert refusal(prompts, write([{"prompt": 1}] * 21 + [good])).endswith("\n  … and 1 more; 21 bad rows of 22")
 
 
-def test_rows_that_are_all_bad_for_one_reason_are_one_line():
+def test_one_line_reports_rows_that_are_all_bad_for_one_reason():
     assert refusal(prompts, write([{"prompt": 1}] * 30)) == (
         "data.train=a.jsonl: all 30 rows: prompt: got int, wanted a string or a list of messages"
     )
 
 
-def test_a_column_that_no_row_has_is_one_line_with_the_columns_there_are():
+def test_a_missing_column_is_reported_with_the_existing_columns():
     path = write([{"prompt": "q", "situation": "s"}, {"prompt": "r", "more": 1}, b"{"])
     assert refusal(prompts, path, prompt_column="question") == (
         "data.train=a.jsonl: no column 'question'; there are: prompt, situation, more; set data.prompt_column"
@@ -189,7 +189,7 @@ def test_a_ranking_is_listed_like_a_pair():
     ]
 
 
-def test_a_template_that_refuses_some_rows_is_told_with_their_lines():
+def test_rows_that_the_template_refuses_are_listed_with_their_lines():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'user' %}x{% else %}{{ raise_exception('user first') }}{% endif %}"
@@ -200,7 +200,7 @@ def test_a_template_that_refuses_some_rows_is_told_with_their_lines():
     )
 
 
-def test_control_characters_and_long_values_of_the_data_are_made_harmless():
+def test_control_characters_and_long_values_in_messages_are_harmless():
     path = write([{**GOOD, "gap": "\x1b[31m\nred\u202e"}, {**GOOD, "gap": "x" * 999}, {**GOOD, "gap": 1}])
     first, second = refusal(pairs, path, margin_column="gap").splitlines()[1:]
     assert first == r"  a.jsonl:1: gap: wanted a number between -10000 and 10000, got '\x1b[31m\nred\u202e'"
@@ -219,7 +219,7 @@ def test_bad_rows_of_the_held_out_file_name_that_file():
     assert message.startswith("data.eval=a.jsonl: 1 bad row of 2\n  a.jsonl:1: prompt: got int")
 
 
-def test_text_is_taken_as_it_stands():
+def test_text_is_not_changed():
     """A byte order mark, CRLF, Unicode line ends inside a string, and texts that look like dates or null."""
     rows = [{"prompt": text} for text in ("2020-01-01", "None", "x\u2028y\x85z", "é")]
     lines = [json.dumps(row, ensure_ascii=False).encode() + b"\r" for row in rows]
@@ -268,7 +268,7 @@ def test_a_json_file_may_hold_lines_or_one_object():
     assert refusal(prompts, write([{"prompt": "q"}, b"x"], "a.json")).splitlines()[1].startswith("  a.json:2: not JSON")
 
 
-def test_a_csv_file_names_its_rows_and_the_lines_that_are_no_text():
+def test_csv_errors_name_rows_and_lines_that_are_not_utf8():
     path = write([b"prompt,chosen,rejected,sure", b"q,a,b,0.7", b"q,None,NA,0.9", b"q,a,b,", b"q,a,b,0.2"], "a.csv")
     assert refusal(pairs, path, confidence_column="sure").splitlines() == [
         "data.train=a.csv: 2 bad rows of 4",
@@ -280,7 +280,7 @@ def test_a_csv_file_names_its_rows_and_the_lines_that_are_no_text():
     )
 
 
-def test_a_csv_row_with_other_fields_than_the_header_is_bad():
+def test_a_csv_row_that_does_not_fit_the_header_is_bad():
     path = write([b"prompt,x", b"q,1,2", b"", b"q,1", b"q", b"  ", b'"q"r,1', b'q,"1'], "a.csv")
     assert refusal(prompts, path).splitlines() == [
         "data.train=a.csv: 4 bad rows of 5",

@@ -38,13 +38,13 @@ def test_special_tokens_are_seen():
     "text",
     ["", " ", "one two  three\n\n", "\U0001f469\u200d\U0001f4bb!", "\u6771\u4eac \u00e9 \u0645\u06cc\u200c\u062e"],
 )
-def test_pieces_make_the_text_and_lose_no_figure(text):
+def test_pieces_add_up_to_the_text_and_keep_every_value(text):
     texts, places = pieces(ids(text))
     assert "".join(texts) == text
     assert list(chain(*places)) == list(range(len(ids(text))))
 
 
-def test_bytes_that_never_make_a_character_are_told_with_what_follows_or_at_the_end():
+def test_incomplete_characters_join_the_next_piece_or_the_last_one():
     """A response may end within a character, or hold one that is broken."""
     broken = ids("\u20ac")[:2]
     texts, places = pieces([*ids("a"), *broken])
@@ -54,12 +54,12 @@ def test_bytes_that_never_make_a_character_are_told_with_what_follows_or_at_the_
     assert ("".join(texts)[-1], list(chain(*places))) == ("b", [0, 1, 2])
 
 
-def test_a_sequence_is_the_prompt_and_the_answer_with_its_end():
+def test_a_sequence_is_the_prompt_and_the_response_with_its_end_token():
     sequence = RENDERER.sequence([{"role": "user", "content": "a"}], "b")
     assert TOKENIZER.decode(sequence.prompt_ids) == "<bos>user\na<eos><bos>assistant\n"
     assert TOKENIZER.decode(sequence.response_ids) == "b<eos>"
 
 
-def test_the_text_of_an_answer_has_its_spaces_and_no_end():
+def test_the_text_of_a_response_keeps_its_spaces_without_the_end_token():
     sequence = RENDERER.sequence([{"role": "user", "content": "a"}], " b , c .\n")
     assert RENDERER.response_text(sequence.response_ids) == " b , c .\n"

@@ -18,7 +18,7 @@ def rows(*weights):
     ]
 
 
-def test_rows_of_one_prompt_agree_in_what_is_said_of_it():
+def test_rows_of_one_prompt_must_agree_on_its_columns():
     config = PreferenceDataConfig(train="x", weight_column="w")
     [(_, whole)] = grouped(rows(2.0, 2.0), config)
     assert (whole["w"], len(whole["completions"])) == (2.0, 2)
@@ -30,7 +30,7 @@ def test_rows_of_one_prompt_agree_in_what_is_said_of_it():
     )
 
 
-def test_a_full_folder_of_temporary_files_is_told(monkeypatch):
+def test_a_full_temporary_folder_is_a_disk_error(monkeypatch):
     class Full:
         def __enter__(self):
             return self
@@ -46,7 +46,7 @@ def test_a_full_folder_of_temporary_files_is_told(monkeypatch):
         list(grouped(rows(1.0), PreferenceDataConfig(train="x")))
 
 
-def test_equal_answers_are_those_of_equal_tokens(tmp_path, monkeypatch):
+def test_answers_with_equal_token_ids_are_equal(tmp_path, monkeypatch):
     """The end token that a text has is the one that every answer gets."""
     from rlhf_cli.data.conversation import Renderer
     from rlhf_cli.data.preferences import load_preferences

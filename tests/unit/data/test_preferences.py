@@ -151,14 +151,14 @@ def test_a_policy_of_error_names_row_reason_and_option(row, option, reason, tmp_
         load(path, max_tokens=60, **{option: RowPolicy.error})
 
 
-def test_an_answer_that_brings_its_eos_gets_no_second_one(tmp_path):
+def test_an_answer_that_includes_its_eos_gets_no_second_one(tmp_path):
     row = {"prompt": "q", "chosen": "good<eos>", "rejected": "bad"}
     pair = load(write(tmp_path / "a.jsonl", [row]), eval_fraction=0.0).train[0]
     assert text(pair.answers[0].response_ids) == "good<eos>"
     assert text(pair.answers[1].response_ids) == "bad<eos>"
 
 
-def test_a_template_that_refuses_the_roles_is_one_line(tmp_path):
+def test_a_template_that_refuses_the_roles_is_a_one_line_error(tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     config = PreferenceDataConfig(train=write(tmp_path / "a.jsonl", ROWS), system_prompt="be kind")
@@ -166,7 +166,7 @@ def test_a_template_that_refuses_the_roles_is_one_line(tmp_path):
         load_preferences(config, Renderer(tokenizer, config), seed=0)
 
 
-def test_the_split_is_by_prompt_seeded_and_of_the_asked_size(tmp_path):
+def test_the_split_is_by_prompt_seeded_and_has_the_requested_size(tmp_path):
     twice = [{**row, "chosen": f"{row['chosen']} {k}"} for row in ROWS for k in range(2)]
     sets = load(write(tmp_path / "a.jsonl", twice), eval_fraction=0.3)
     train, held_out = ({pair.prompt_key for pair in side} for side in (sets.train, sets.eval))
@@ -224,7 +224,7 @@ def test_a_prompt_keeps_its_conversation_and_the_rows_other_columns(tmp_path, mo
         assert second.columns == {}
 
 
-def test_columns_that_json_has_no_word_for_become_text_or_none(tmp_path):
+def test_values_that_json_cannot_hold_become_text_or_none(tmp_path):
     moment = datetime.datetime(2026, 1, 2, 3, 4)
     table = datasets.Dataset.from_list([{"prompt": "q", "when": moment, "raw": b"ab", "gap": float("nan")}])
     table.to_parquet(tmp_path / "a.parquet")
@@ -262,7 +262,7 @@ def test_numbers_may_be_texts_or_decimals(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "", "half", "1e999", True, None, [1]])
-def test_what_spells_no_finite_number_is_refused(value, tmp_path):
+def test_text_that_is_not_a_finite_number_is_refused(value, tmp_path):
     path = write(tmp_path / "a.jsonl", [{**ROWS[0], "gap": value}])
     with pytest.raises(InputError, match=r"gap: wanted a number between -10000 and 10000, got "):
         load(path, eval_fraction=0.0, margin_column="gap")

@@ -19,7 +19,7 @@ def test_a_text_is_cut_into_blocks_and_nothing_is_lost(tmp_path):
     assert all(len(block.prompt_ids) == 1 for block in blocks)  # a lone last token has nothing to predict
 
 
-def test_what_is_no_text_is_refused(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\xff\xfe\xff")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(InputError, match="not a readable UTF-8 text file"):

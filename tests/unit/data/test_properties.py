@@ -169,7 +169,7 @@ def test_a_response_is_cut_behind_its_first_end(response, ends):
 
 @FEW
 @given(ids=st.lists(IDS, min_size=1, max_size=4), text=WORDS, columns=st.dictionaries(WORDS, JSON, max_size=3))
-def test_what_is_stored_comes_back(ids, text, columns):
+def test_stored_rows_are_read_back_unchanged(ids, text, columns):
     columns = json.loads(json.dumps(columns).replace("NaN", "null").replace("Infinity", "1e9"))
     prompt = Prompt(text, ids[0], text, ({"role": "user", "content": text},), columns)
     assert list(stored(Prompt, prompt, prompt)) == [prompt, prompt]
@@ -261,7 +261,7 @@ def test_hostile_tables_are_read_or_refused():
     assert f"{many} {many}: 20001 columns; wanted at most 1000, or a .jsonl file" in lines
 
 
-def test_what_hostile_rows_give_is_right():
+def test_hostile_rows_are_read_correctly():
     Path("a.jsonl").write_bytes(HOSTILE["NaN"] + b"\n" + HOSTILE["infinite"] + b"\n" + HOSTILE["NUL escapes"])
     first, second, third = prompts("a.jsonl").train
     assert first.columns == second.columns == {"x": None}
@@ -281,7 +281,7 @@ print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 102
 """
 
 
-def test_a_line_of_a_hundred_megabytes_is_passed_over():
+def test_a_line_of_a_hundred_megabytes_is_skipped():
     """It is held once at most, up to the limit of a line, and twice while it grows."""
     assert MAX_LINE_BYTES == 64 << 20
     with open("a.jsonl", "wb") as file:

@@ -137,7 +137,7 @@ def test_a_message_writes_no_special_token_and_an_answer_ends_in_one(shape, kind
 @pytest.mark.parametrize("kind", LOSSLESS)
 @EXAMPLES
 @given(answer=any_texts)
-def test_the_text_of_an_answer_comes_back(shape, kind, answer):
+def test_the_text_of_a_response_is_recovered_from_its_ids(shape, kind, answer):
     made = renderer(shape, kind)
     assume(not answer.endswith(tuple(FORGED)))
     wanted = answer.strip() if SHAPES[shape].trims else answer

@@ -175,7 +175,7 @@ def test_rows_of_prompts_alone(name):
     assert sides.notes[0].endswith(f"; read as {row_format.name}")
 
 
-def test_rows_of_columns_are_not_taken_for_anything_else():
+def test_rows_of_columns_are_not_mistaken_for_another_format():
     row = {"prompt": "q", "chosen": "Human: no\n\nAssistant: yes", "rejected": "b", "messages": chat(*ASK)}
     assert preferences(row).notes[0] == "a.jsonl: 1 rows kept, 0 dropped"
     assert prompts(row).notes[0] == "a.jsonl: 1 rows kept, 0 dropped"
@@ -183,7 +183,7 @@ def test_rows_of_columns_are_not_taken_for_anything_else():
     assert prompts(row, prompt_column="instruction").train[0].text == "q"
 
 
-def test_rows_of_two_formats_are_refused_and_one_that_is_told_is_taken():
+def test_rows_of_two_formats_are_refused_unless_the_format_is_set():
     rows = [PAIRS["hh"][1], PAIRS["alpaca"][1]]
     with pytest.raises(InputError) as caught:
         preferences(*rows)
@@ -213,7 +213,7 @@ def test_tied_answers_make_no_pair_and_stay_otherwise():
     assert ranking.longer_wins == 0.5
 
 
-def test_an_answer_that_is_there_twice_has_the_mean_of_its_ratings():
+def test_a_duplicate_answer_has_the_mean_of_its_ratings():
     row = rated(3, 4, 3.5)
     row["completions"][2]["response"] = "answer 0"  # (3 + 3.5) / 2 < 4
     row["completions"].append({"response": "answer 3", "overall_score": 3.4})
@@ -229,7 +229,7 @@ def test_rows_whose_ratings_rank_nothing_are_counted():
         preferences(rated(1, 2), rated(3, 3), equal=RowPolicy.error)
 
 
-def test_the_name_of_the_rating_may_be_told():
+def test_the_rating_column_can_be_set():
     row = rated(1, 2)
     for one, own in zip(row["completions"], (9, 8), strict=True):
         one["truth"] = own
@@ -292,7 +292,7 @@ def test_text_parts_of_columns_are_joined():
         ("x", "a message is an object with `role` and `content`, got str"),
     ],
 )
-def test_what_is_no_message_is_named_by_its_type(message, wrong):
+def test_a_value_that_is_not_a_message_is_named_by_its_type(message, wrong):
     with pytest.raises(InputError, match=wrong):
         prompts({"prompt": [message]})
 
@@ -386,7 +386,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name in BAD for number in range(len(BAD[name]))])
-def test_a_row_of_another_form_is_told_with_its_field(name, number):
+def test_a_row_of_another_form_is_reported_with_its_field(name, number):
     row, message = BAD[name][number]
     good = next(one for row_format, one, _ in PAIRS.values() if row_format.name == name)
     with pytest.raises(InputError) as caught:

@@ -3,7 +3,7 @@ from collections import Counter
 from rlhf_cli.data.sampler import batch_indices, shuffled
 
 
-def test_each_pass_takes_every_row_once_also_when_batches_reach_over_its_end():
+def test_each_pass_reads_every_row_once_even_where_batches_cross_its_end():
     taken = [index for step in range(14) for index in batch_indices(7, 4, step, seed=0)]
     for turn in range(8):
         assert sorted(taken[turn * 7 : turn * 7 + 7]) == list(range(7))

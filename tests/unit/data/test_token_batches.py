@@ -29,7 +29,7 @@ def test_masks_come_from_lengths_though_a_real_token_is_the_pad_id():
     assert BATCH.real_response_ids().tolist() == [1, 2, 3, 4]
 
 
-def test_the_places_that_predict_response_tokens_by_hand():
+def test_the_positions_that_predict_response_tokens():
     """The last token of the prompt predicts the first of the response; nothing predicts padding."""
     at = BATCH.before_response_tokens()
     assert at["rows"].tolist() == [0, 0, 0, 1]
@@ -45,14 +45,14 @@ def test_values_of_response_tokens_go_back_to_their_places():
     assert values.grad.tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_picking_places():
+def test_selecting_the_last_token_of_each_row():
     per_token = torch.arange(8.0).reshape(2, 4)
     assert BATCH.at_last_token(per_token).tolist() == [3.0, 6.0]
     assert BATCH.at_last_token(torch.stack([per_token, -per_token], dim=2)).tolist() == [[3.0, -3.0], [6.0, -6.0]]
     assert BATCH.before_each_response_token(per_token).tolist() == [[0.0, 1.0, 2.0], [5.0, 0.0, 0.0]]
 
 
-def test_a_whole_text_may_stand_for_the_response():
+def test_a_sequence_may_have_an_empty_prompt():
     """As in reward-model training, where nothing is a prompt."""
     batch = collate([TokenSequence((), (1, 2)), TokenSequence((), (3, 4, 5))], 0, CPU)
     assert batch.at_last_token(batch.input_ids).tolist() == [2, 5]
@@ -96,7 +96,7 @@ def test_a_later_micro_batch_takes_more_than_one_row_too():
     assert micro_batches([Size(1, width) for width in (3, 3, 10, 10)], 2, 20) == [[0, 1], [2, 3]]
 
 
-def test_the_padded_size_is_so_many_sequences_of_the_longest():
+def test_the_padded_size_counts_every_sequence_as_the_longest():
     assert Size(1, 9).joined(Size(1, 4)) == Size(1, 4).joined(Size(1, 9)) == Size(2, 9)
     assert Size(3, 9).num_tokens == 27
     assert micro_batches([Size(4, 5), Size(2, 5)], 2, 30) == [[0, 1]]
@@ -104,12 +104,12 @@ def test_the_padded_size_is_so_many_sequences_of_the_longest():
 
 
 @pytest.mark.parametrize("num_tokens", [None, 1, 12, 40])
-def test_every_place_is_in_one_micro_batch(num_tokens):
+def test_every_index_is_in_one_micro_batch(num_tokens):
     groups = micro_batches([Size(1 + n % 3, 1 + 7 * n % 11) for n in range(20)], 3, num_tokens)
     assert sorted(place for group in groups for place in group) == list(range(20))
 
 
-def test_packed_texts_count_once_what_they_begin_with_alike():
+def test_a_shared_prefix_of_packed_texts_counts_once():
     """1 2 3 | 1 2 4 5, then 1 2 4 6 and 9: 3 + 2, + 1, + 1."""
     two = PackedSize.of(TokenSequence((1, 2), (3,)), TokenSequence((1, 2), (4, 5)))
     assert (two.num_tokens, two.longest) == (5, 4)

@@ -82,7 +82,7 @@ def keys(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_second_start_gets_the_same_and_tokenises_nothing(kind, tokenised):
+def test_a_second_load_gives_the_same_rows_and_tokenises_nothing(kind, tokenised):
     options = {"train": write(ROWS + DROPPED), "eval": write(ROWS[:3], "b.jsonl")}
     plain = load(kind, **options, cache=False)
     first = load(kind, **options)
@@ -126,7 +126,7 @@ def test_a_hub_id_is_known_by_its_fingerprint(monkeypatch, tokenised):
     assert len(load(train="owner/name", eval_fraction=0.0).train) == 5
 
 
-def test_a_file_that_was_moved_is_found_and_named_by_its_new_path(tokenised):
+def test_a_moved_file_is_found_in_the_cache_and_named_by_its_new_path(tokenised):
     notes = load(train=write(ROWS)).notes
     Path("elsewhere").mkdir()
     shutil.move("a.jsonl", "elsewhere/b.jsonl")
@@ -177,7 +177,7 @@ def test_every_option_is_known_to_matter_or_not_to():
         if option in {field.name for field in fields(KINDS[kind][0])}
     ],
 )
-def test_an_option_that_matters_asks_for_another_file(kind, option, folder):
+def test_an_option_that_matters_changes_the_cache_key(kind, option, folder):
     load(kind, write(ROWS))
     before = keys(folder)
     load(kind, **{option: OTHER_OPTIONS[option]})
@@ -185,7 +185,7 @@ def test_an_option_that_matters_asks_for_another_file(kind, option, folder):
 
 
 @pytest.mark.parametrize("option", SAME_ROWS)
-def test_an_option_that_does_not_matter_asks_for_the_same_file(option, tokenised):
+def test_an_option_that_does_not_matter_keeps_the_cache_key(option, tokenised):
     load(train=write(ROWS))
     write(ROWS[:2], "b.jsonl")
     tokenised.clear()
@@ -193,7 +193,7 @@ def test_an_option_that_does_not_matter_asks_for_the_same_file(option, tokenised
     assert len(tokenised) == {"eval": 2, "eval_filter": 1}.get(option, 0)  # of another file, or of other rows
 
 
-def test_a_file_that_is_changed_while_it_is_read_is_told(folder):
+def test_a_cache_file_that_changes_while_it_is_read_is_an_error(folder):
     rows = load(train=write(ROWS)).train
     (file,) = folder.iterdir()
     with file.open("r+b") as open_file:
@@ -226,7 +226,7 @@ def test_other_ranks_open_the_file_and_not_another_one_in_its_place(folder):
         pickle.loads(sent)
 
 
-def test_a_rank_takes_the_same_content_that_another_run_has_put_in_place_of_it(folder):
+def test_a_rank_accepts_a_replaced_file_with_the_same_content(folder):
     """As runs do that start at once and all find nothing."""
     rows = load(train=write(ROWS)).train
     sent = pickle.dumps(rows)
@@ -273,20 +273,20 @@ def _split_special_tokens():
     return tokenizer
 
 
-def test_another_eos_asks_for_another_file():
+def test_another_eos_changes_the_cache_key():
     rows, plain = [{**ROWS[0], "chosen": "good<eos>"}], {"eval_fraction": 0.0, "apply_chat_template": False}
     first = load(train=write(rows), **plain)
     assert load(tokenizer=_other_eos(), **plain).train != first.train
 
 
 @pytest.mark.parametrize("other", [_longer_vocabulary, _other_template, _split_special_tokens])
-def test_another_tokenizer_asks_for_another_file(other):
+def test_another_tokenizer_changes_the_cache_key(other):
     rows = [{**ROWS[0], "chosen": "good<eos>"}]
     first = load(train=write(rows), eval_fraction=0.0)
     assert load(tokenizer=other(), eval_fraction=0.0).train != first.train
 
 
-def test_padding_that_a_tokenizer_brings_and_calls_take_off_does_not_matter(folder):
+def test_padding_set_in_the_tokenizer_does_not_matter(folder):
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.enable_padding(length=500)
     first = load(train=write(ROWS))
@@ -295,7 +295,7 @@ def test_padding_that_a_tokenizer_brings_and_calls_take_off_does_not_matter(fold
 
 
 @pytest.mark.parametrize("what", ["content", "name's end", "kind", "format", "code", "library"])
-def test_whatever_else_decides_asks_for_another_file(what, folder, monkeypatch):
+def test_everything_else_that_decides_the_rows_changes_the_cache_key(what, folder, monkeypatch):
     load(train=write(ROWS))
     (before,) = keys(folder)
     train, kind = "a.jsonl", "pairs"
@@ -343,7 +343,7 @@ def damaged(content, other):
 
 
 @pytest.mark.parametrize("how", damaged(b" " * 99, b""))
-def test_a_damaged_file_is_made_anew(how, folder, tokenised):
+def test_a_damaged_file_is_rebuilt(how, folder, tokenised):
     load("prompts", write(ROWS))
     (other,) = folder.iterdir()
     first = load(train=write(ROWS))
@@ -358,7 +358,7 @@ def test_a_damaged_file_is_made_anew(how, folder, tokenised):
     assert file.read_bytes() == content
 
 
-def test_a_folder_with_the_name_of_a_file_is_told_and_no_error(folder):
+def test_a_folder_in_place_of_a_cache_file_is_a_note_and_not_an_error(folder):
     first = load(train=write(ROWS))
     (file,) = folder.iterdir()
     file.unlink()
@@ -460,7 +460,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(folder, monkeypatch):
     assert not keys(folder)
 
 
-def test_a_template_that_tells_the_date_is_rendered_at_every_start(folder):
+def test_rows_of_a_template_with_the_date_are_not_cached(folder):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = f"{{{{ strftime_now('%Y') }}}}{tokenizer.chat_template}"
     sides = load(train=write(ROWS), tokenizer=tokenizer)
@@ -470,7 +470,7 @@ def test_a_template_that_tells_the_date_is_rendered_at_every_start(folder):
     assert len(keys(folder)) == 1
 
 
-def test_a_tokenizer_with_code_of_its_own_is_asked_at_every_start(folder):
+def test_rows_of_a_tokenizer_with_its_own_code_are_not_cached(folder):
     tokenizer = byte_tokenizer()
     tokenizer.__class__ = type("Own", (type(tokenizer),), {})
     sides = load(train=write(ROWS), tokenizer=tokenizer)
@@ -478,7 +478,7 @@ def test_a_tokenizer_with_code_of_its_own_is_asked_at_every_start(folder):
     assert not folder.exists()
 
 
-def test_who_writes_at_the_same_time_does_no_harm(folder):
+def test_concurrent_writers_do_not_disturb_each_other(folder):
     write(ROWS * 100)
     with ThreadPoolExecutor(8) as pool:
         sides = list(pool.map(lambda _: load(), range(16)))
@@ -487,7 +487,7 @@ def test_who_writes_at_the_same_time_does_no_harm(folder):
     assert file.suffix == ".rows"
 
 
-def test_what_is_cached_is_for_its_owner_alone(folder):
+def test_only_the_owner_can_read_cached_files(folder):
     load(train=write(ROWS))
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o077 == 0
