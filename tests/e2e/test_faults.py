@@ -172,7 +172,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stands(whole, tmp_path):
     (done,) = with_fault(tmp_path, "no-space", 0, *TINY, "run.name=a", "run.resume=true", num_ranks=1)
     assert done.returncode == 9, done.stderr
     assert "cannot write outputs/a/checkpoints/.step-" in done.stderr
-    assert "what was saved before is intact" in done.stderr
+    assert "earlier checkpoints are intact" in done.stderr
     assert find_checkpoint(run, True) == before
     assert not list((run / "checkpoints").glob(".step-*"))
     resume(tmp_path, run)
