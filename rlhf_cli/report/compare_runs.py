@@ -1,19 +1,23 @@
-"""Compare the options and the final metrics of runs."""
+"""Compare the options and the metrics of runs: as tables, and as the sections of a page."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from rlhf_cli.config.config_diff import flat
 from rlhf_cli.config.errors import InputError
+from rlhf_cli.report.html.blocks import Paragraphs, Section, Table, build_sections
+from rlhf_cli.report.html.charts import PPO, REWARD, SPEED, WIN_RATE, Chart
+from rlhf_cli.report.html.plots import SMOOTH, Plot, metric_trace, score_over_kl
 from rlhf_cli.report.intervals import bootstrap_mean
-from rlhf_cli.report.run_records import Record, RunRecords, read_run
+from rlhf_cli.report.run_records import RunRecords, has_values, read_run
 from rlhf_cli.system.text import printable
 
 _FINAL_PPO = (
@@ -22,35 +26,20 @@ _FINAL_PPO = (
 )
 _FINAL_REWARD = ("loss", "accuracy", "margin", "grad_norm", "tokens_per_s", "time/step", "memory/peak_gib")
 _LAST_STEPS = 10  # their mean is the final value of a training metric
+_SCORES = ("score", "gold_score")  # of a response
+_ABOUT_PAIRED = "Each run minus the first one, on the prompts or pairs that both have."
 
-
-@dataclass(frozen=True)
-class Row:
-    """The values of an option or a metric in each run; None if a run does not have it."""
-
-    name: str
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """The mean difference of a run to the first one on shared rows, with its 95 % interval."""
-
-    name: str  # of the run
-    what: str
-    num_shared: int
-    mean: float
-    low: float
-    high: float
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    names: tuple[str, ...]
-    runs: tuple[RunRecords, ...]
-    options: tuple[Row, ...]  # that differ
-    metrics: tuple[Row, ...]  # at the end of the runs
-    paired: tuple[PairedDifference, ...]
+    """What differs between runs. A value is None, or -, if a run does not have it."""
+
+    runs: Mapping[str, RunRecords]  # by name
+    options: Table  # that differ
+    metrics: Table  # at the end of the runs
+    paired: Table  # mean differences to the first run
     notes: tuple[str, ...]  # why metrics may not be comparable
 
 
@@ -58,65 +47,89 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """Read and compare runs. Raises InputError unless they are two or more runs of one kind."""
     if len(folders) < 2:
         raise InputError(f"compare needs two or more run folders, got {len(folders)}")
-    runs = tuple(read_run(folder) for folder in folders)
+    runs = [read_run(folder) for folder in folders]
     for run in runs[1:]:
         if run.is_ppo != runs[0].is_ppo:
             kinds = " and ".join("PPO" if one.is_ppo else "a reward model" for one in (runs[0], run))
             raise InputError(f"{runs[0].folder} and {run.folder} are runs of {kinds}; compare runs of one kind")
-    names, options = _names(runs), tuple(_different_options(runs))
-    paired = [one for name, run in zip(names[1:], runs[1:], strict=True) for one in _paired(name, runs[0], run)]
-    return Comparison(names, runs, options, tuple(_metrics(runs)), tuple(paired), tuple(_notes(options, names, runs)))
+    names = _names(runs)
+    by_name = dict(zip(names, runs, strict=True))
+    paired = [row for name in names[1:] for row in _paired(name, runs[0], by_name[name])]
+    columns = ("measured on", "run", "shared", f"difference to {names[0]}", "95 % interval")
+    options = list(_different_options(runs))
+    return Comparison(
+        runs=by_name,
+        options=Table("Options that differ", ("option", *names), options),
+        metrics=Table("Final metrics", ("metric", *names), list(_metrics(runs))),
+        paired=Table("Paired differences", columns, paired, _ABOUT_PAIRED),
+        notes=tuple(_notes([row[0] for row in options], by_name)),
+    )
 
 
-def _names(runs: Sequence[RunRecords]) -> tuple[str, ...]:
+def comparison_sections(found: Comparison) -> list[Section]:
+    """Return the sections of a comparison that have data."""
+    runs = found.runs
+    charts = PPO if next(iter(runs.values())).is_ppo else REWARD
+    notes = [Paragraphs(found.notes)] if found.notes else []
+    return build_sections(
+        ("What differs", lambda: [*notes, *_with_rows(found.options)]),
+        ("Final metrics", lambda: _with_rows(found.metrics, found.paired)),
+        ("Training", lambda: _overlay(charts, runs)),
+        ("Evaluations", lambda: _overlay([WIN_RATE, *charts], runs, evaluations=True)),
+        ("Over-optimisation", lambda: _score_against_kl(runs)),
+        ("Speed and memory", lambda: _overlay(SPEED, runs)),
+    )
+
+
+def _with_rows(*tables: Table) -> list[Table]:
+    return [table for table in tables if table.rows]
+
+
+def _names(runs: Sequence[RunRecords]) -> list[str]:
     """Return the shortest ends of the runs' paths that differ."""
     paths = [run.folder.resolve() for run in runs]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = tuple(printable(str(Path(*path.parts[-depth:]))) for path in paths)
+        names = [printable(str(Path(*path.parts[-depth:]))) for path in paths]
         if len(set(names)) == len(names):
             return names
-    return tuple(f"{name} ({number})" for number, name in enumerate(names, 1))  # the same folder twice
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]  # the same folder twice
 
 
 def _different_options(runs: Sequence[RunRecords]) -> Iterator[Row]:
     options = [flat(run.config) for run in runs]
-    for key in sorted({key for one in options for key in one}):
-        values = tuple(printable(str(one[key])) if key in one else "-" for one in options)
+    for key in sorted(set().union(*options)):
+        values = [printable(str(one[key])) if key in one else "-" for one in options]
         if len(set(values)) > 1:
-            yield Row(key, values)
+            yield key, *values
 
 
 def _metrics(runs: Sequence[RunRecords]) -> Iterator[Row]:
-    yield Row("steps", tuple(run.steps[-1]["step"] if run.steps else None for run in runs))
-    rows = [
-        Row(f"{name}, mean of the last {_LAST_STEPS} steps", tuple(_last_mean(run, name) for run in runs))
-        for name in (_FINAL_PPO if runs[0].is_ppo else _FINAL_REWARD)
+    yield "steps", *(run.steps[-1]["step"] if run.steps else None for run in runs)
+    finals = _FINAL_PPO if runs[0].is_ppo else _FINAL_REWARD
+    rows: list[Row] = [
+        (f"{name}, mean of the last {_LAST_STEPS} steps", *(_last_mean(run.steps[-_LAST_STEPS:], name) for run in runs))
+        for name in finals
     ]
     names = dict.fromkeys(name for run in runs for one in run.evaluations for name in one if name.startswith("eval/"))
-    rows += [Row(name, tuple(_last(run.evaluations, name) for run in runs)) for name in names]
-    yield from (row for row in rows if any(value is not None for value in row.values))
+    rows += [(name, *(_last_mean(run.evaluations, name, 1) for run in runs)) for name in names]
+    yield from (row for row in rows if any(value is not None for value in row[1:]))
 
 
-def _last_mean(run: RunRecords, name: str) -> float | None:
-    values = [step[name] for step in run.steps[-_LAST_STEPS:] if step.get(name) is not None]
-    return sum(values) / len(values) if values else None
+def _last_mean(records: Sequence[Mapping[str, Any]], name: str, count: int = _LAST_STEPS) -> float | None:
+    """Return the mean of the last `count` values of a metric; None if there is none."""
+    values = [record[name] for record in records if record.get(name) is not None][-count:]
+    return fmean(values) if values else None
 
 
-def _last(records: Sequence[Record], name: str) -> float | None:
-    return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
-
-
-def _paired(name: str, first: RunRecords, other: RunRecords) -> Iterator[PairedDifference]:
-    candidates: list[tuple[str, dict[Any, float], dict[Any, float]]] = [
-        (f"prompts, {mode} {field}", _by_prompt(first, mode, field), _by_prompt(other, mode, field))
-        for mode in ("greedy", "sampled")
-        for field in ("score", "gold_score")
-    ]
-    for what, one, two in [*candidates, ("pairs, accuracy", _by_pair(first), _by_pair(other))]:
+def _paired(name: str, first: RunRecords, other: RunRecords) -> Iterator[Row]:
+    """Return the mean differences of a run to the first one on shared rows, with 95 % intervals."""
+    measured = [(f"prompts, {mode} {field}", mode, field) for mode in ("greedy", "sampled") for field in _SCORES]
+    values = [(what, *(_by_prompt(run, mode, field) for run in (first, other))) for what, mode, field in measured]
+    for what, one, two in [*values, ("pairs, accuracy", _by_pair(first), _by_pair(other))]:
         differences = [two[key] - one[key] for key in one if key in two]
         if differences:
             found = bootstrap_mean(differences)
-            yield PairedDifference(name, what, len(differences), found.mean, found.low, found.high)
+            yield what, name, len(differences), f"{found.mean:+.4g}", f"{found.low:+.4g} to {found.high:+.4g}"
 
 
 def _by_prompt(run: RunRecords, mode: str, field: str) -> dict[Any, float]:
@@ -124,10 +137,10 @@ def _by_prompt(run: RunRecords, mode: str, field: str) -> dict[Any, float]:
     seen: Counter[str] = Counter()
     values = {}
     for response in run.responses("now", mode):
-        key = response["prompt"], seen[response["prompt"]]
-        seen[response["prompt"]] += 1
+        prompt = response["prompt"]
+        seen[prompt] += 1
         if response.get(field) is not None:
-            values[key] = response[field]
+            values[prompt, seen[prompt]] = response[field]
     return values
 
 
@@ -137,13 +150,35 @@ def _by_pair(run: RunRecords) -> dict[Any, float]:
     return {tuple(pair[key] for key in keys): (1 + float(np.sign(pair["log_odds"]))) / 2 for pair in run.pairs}
 
 
-def _notes(options: Sequence[Row], names: Sequence[str], runs: Sequence[RunRecords]) -> Iterator[str]:
-    newest = {name: run.responses("now", "sampled")[-1:] for name, run in zip(names, runs, strict=True)}
+def _notes(options: Sequence[str], runs: Mapping[str, RunRecords]) -> Iterator[str]:
+    """Explain why scores may not be comparable. options: those that differ."""
+    newest = {name: run.responses("now", "sampled")[-1:] for name, run in runs.items()}
     steps = {name: responses[0].get("step", 0) for name, responses in newest.items() if responses}
     if len(set(steps.values())) > 1:
         by_run = ", ".join(f"{name} from step {step}" for name, step in steps.items())
         yield f"The responses are from different steps: {by_run}."
     for section, score in (("reward_model", "scores"), ("gold_reward_model", "gold scores")):
-        changed = [row.name for row in options if row.name in (f"{section}.path", f"{section}.from_config")]
+        changed = [name for name in options if name in (f"{section}.path", f"{section}.from_config")]
         if changed:
             yield f"{changed[0]} differs: the {score} are from different reward models and not on one scale."
+
+
+def _overlay(charts: Sequence[Chart], runs: Mapping[str, RunRecords], evaluations: bool = False) -> Iterator[Plot]:
+    """Draw a plot for each metric, with a trace for each run."""
+    style = {"kind": "points"} if evaluations else {"meta": SMOOTH}
+    for chart in charts:
+        for metric in chart.metrics:
+            found = [
+                metric_trace(run.evaluations if evaluations else run.steps, metric, name, **style)
+                for name, run in runs.items()
+            ]
+            if traces := [trace for trace in found if trace is not None]:
+                hint = chart.hint if metric == chart.metrics[0] else ""
+                yield Plot(metric, traces, y_title=chart.unit, hint=hint)
+
+
+def _score_against_kl(runs: Mapping[str, RunRecords]) -> Iterator[Plot]:
+    scored = {name: [step for step in run.steps if has_values(step, "score", "kl")] for name, run in runs.items()}
+    if traces := [score_over_kl(name, steps) for name, steps in scored.items() if steps]:
+        title = "Score against KL: higher at the same KL is better"
+        yield Plot(title, traces, "KL, nats per response", "score", large=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,8 @@ import rich.table
 from rich.text import Text
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.compare_runs import compare
+from rlhf_cli.report.compare_runs import compare, comparison_sections
 from rlhf_cli.report.html.blocks import Table, short
-from rlhf_cli.report.html.comparison_page import comparison_sections, comparison_tables
 from rlhf_cli.report.html.html_page import render_page, write_page, write_report
 from rlhf_cli.system.terminal import console
 from rlhf_cli.system.text import printable
@@ -55,14 +55,15 @@ def compare_runs(args: list[str]) -> int:
     target = output or Path("compare.html")
     _require_writable(target)
     with _input_errors():
-        comparison = compare(folders)
-        write_page(render_page(" and ".join(comparison.names), "", comparison_sections(comparison)), target)
-    terminal, (options, metrics) = console(), comparison_tables(comparison)
-    if not options:
+        found = compare(folders)
+        write_page(render_page(" and ".join(found.runs), "", comparison_sections(found)), target)
+    terminal = console()
+    if not found.options.rows:
         terminal.print("no option differs")
-    for block in (*options, *metrics):
-        terminal.print(_terminal_table(block))
-    for note in comparison.notes:
+    for table in (found.options, found.metrics, found.paired):
+        if table.rows:
+            terminal.print(_terminal_table(table))
+    for note in found.notes:
         terminal.print(Text(note))
     print(printable(f"comparison: {target}"))
     return 0
@@ -70,23 +71,16 @@ def compare_runs(args: list[str]) -> int:
 
 def _parse(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
     """Return the run folders and the value of --output."""
-    folders: list[Path] = []
-    output: Path | None = None
-    words = iter(args)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == "--output":
-            value = value if equals else next(words, "")
-            if not value:
-                raise InputError(f"--output needs a file; {usage.splitlines()[0]}")
-            if output is not None:
-                raise InputError("--output was given twice")
-            output = Path(value)
-        elif word.startswith("-"):
-            raise InputError(f"unknown option {word}; {usage.splitlines()[0]}")
-        else:
-            folders.append(Path(word))
-    return folders, output
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--output", type=Path)
+    try:
+        given, unknown = parser.parse_known_intermixed_args(args)
+    except ArgumentError as error:
+        raise InputError(f"{error}; {usage.splitlines()[0]}") from error
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]}; {usage.splitlines()[0]}")
+    return given.folders, given.output
 
 
 @contextmanager

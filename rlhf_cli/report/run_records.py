@@ -148,6 +148,11 @@ def is_usual(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < _HUGE
 
 
+def has_values(record: Record, *names: str) -> bool:
+    """Return whether a record has all of these, and none is null."""
+    return all(record.get(name) is not None for name in names)
+
+
 def _lines(file: Path) -> Iterator[bytes]:
     """Yield the complete lines of a file."""
     if file.is_file():

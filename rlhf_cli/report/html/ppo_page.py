@@ -9,7 +9,7 @@ from rlhf_cli.report.html.blocks import Facts, Paragraphs, Responses, Section, b
 from rlhf_cli.report.html.charts import PPO, SPEED, WIN_RATE, draw_charts, draw_other_metrics
 from rlhf_cli.report.html.plots import Plot, Trace, histogram, make_trace, score_over_kl
 from rlhf_cli.report.overoptimization import MIN_STEPS, find_gold_peak, find_overoptimization
-from rlhf_cli.report.run_records import Record, RunRecords
+from rlhf_cli.report.run_records import Record, RunRecords, has_values
 
 _MAX_RESPONSES = 200  # of a mode on the page; all of them are in samples.jsonl
 _MODES = ("greedy", "sampled")
@@ -35,7 +35,7 @@ def ppo_sections(run: RunRecords) -> list[Section]:
 
 
 def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
-    steps = [step for step in run.steps if _has(step, "score", "kl")]
+    steps = [step for step in run.steps if has_values(step, "score", "kl")]
     if steps:
         yield "Score", f"{short(steps[0]['score'])} → {short(steps[-1]['score'])}", "of responses in training"
         yield "KL", f"{short(steps[-1]['kl'])} nats", "per response, at the last step"
@@ -43,13 +43,13 @@ def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
         for prefix, name in (("", f"Held-out score, {mode}"), ("gold_", f"Gold score, {mode}")):
             ends = [f"{prefix}{end}" for end in ("score_before", "score_after")]
             mean, low, high = (f"{prefix}difference_{figure}" for figure in ("mean", "low", "high"))
-            if _has(metrics, *ends, mean, low, high):
+            if has_values(metrics, *ends, mean, low, high):
                 before, after = (short(metrics[end]) for end in ends)
                 change = f"{before} → {after}; 95 % {metrics[low]:+.3g} to {metrics[high]:+.3g}"
                 yield name, f"{metrics[mean]:+.3g}", change
-            if _has(metrics, f"{prefix}win_rate"):
+            if has_values(metrics, f"{prefix}win_rate"):
                 yield _win_rate(name, metrics, f"{prefix}win_rate")
-    evaluated = [one for one in run.evaluations if one["step"] > 0 and _has(one, "eval/win_rate")]
+    evaluated = [one for one in run.evaluations if one["step"] > 0 and has_values(one, "eval/win_rate")]
     if evaluated and not run.summary:
         yield _win_rate(f"sampled, step {evaluated[-1]['step']}", evaluated[-1], "eval/win_rate")
 
@@ -60,13 +60,13 @@ def _win_rate(what: str, metrics: Record, name: str) -> tuple[str, str, str]:
 
 
 def _overoptimization(run: RunRecords) -> Iterator[Plot | Paragraphs]:
-    steps = [step for step in run.steps if _has(step, "score", "kl")]
+    steps = [step for step in run.steps if has_values(step, "score", "kl")]
     if not steps:
         return
-    evaluated = [one for one in run.evaluations if _has(one, "eval/kl", "eval/score")]
+    evaluated = [one for one in run.evaluations if has_values(one, "eval/kl", "eval/score")]
     traces = [score_over_kl("training", steps, with_colours=True)]
     for name in ("eval/score", "eval/gold_score"):
-        known = [one for one in evaluated if _has(one, name)]
+        known = [one for one in evaluated if has_values(one, name)]
         if known:
             text = [f"evaluation at step {one['step']}" for one in known]
             kls, scores = [one["eval/kl"] for one in known], [one[name] for one in known]
@@ -111,7 +111,7 @@ def _label(text: str, kl: float, score: float) -> Trace:
 
 def _gold_evaluations(run: RunRecords) -> tuple[list[Record], list[list[float]]]:
     """Return evaluations and their gold scores by prompt; none if the prompts differ."""
-    evaluated = [one for one in run.evaluations if _has(one, "eval/score", "eval/gold_score", "eval/kl")]
+    evaluated = [one for one in run.evaluations if has_values(one, "eval/score", "eval/gold_score", "eval/kl")]
     scores = [run.samples.gold_at(one["step"]) for one in evaluated]
     is_comparable = len({len(row) for row in scores}) == 1 and len(scores[0]) > 0
     return (evaluated, scores) if is_comparable else ([], [])
@@ -130,7 +130,7 @@ def _distributions(run: RunRecords) -> Iterator[Plot]:
             yield histogram(title, dict(zip(names, values, strict=True)), unit, share)
     for mode in _MODES:
         scores = {
-            name: [one["score"] for one in run.responses(stage, mode) if _has(one, "score")]
+            name: [one["score"] for one in run.responses(stage, mode) if has_values(one, "score")]
             for stage, name in (("before", "before training"), ("now", "now"))
         }
         if all(scores.values()):
@@ -160,7 +160,3 @@ def _response_row(mode: str, before: Record, now: Record) -> Record:
     row |= {"score_before": before["score"], "score_now": now.get("score")}
     row |= {"gold_before": before.get("gold_score"), "gold_now": now.get("gold_score")}
     return row | {"tokens": now.get("tokens", []), "kl": now.get("kl", [])}
-
-
-def _has(record: Record, *names: str) -> bool:
-    return all(record.get(name) is not None for name in names)

@@ -6,8 +6,7 @@ import pytest
 
 from rlhf_cli.cli import main
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.compare_runs import compare
-from rlhf_cli.report.html.comparison_page import comparison_sections
+from rlhf_cli.report.compare_runs import compare, comparison_sections
 from tests.unit.report.synthetic_runs import answer, pair, ppo_run, reward_run, write_lines
 
 
@@ -24,35 +23,33 @@ def runs(tmp_path):
 
 def test_only_options_that_differ_are_shown(runs):
     found = compare(runs)
-    assert {row.name: row.values for row in found.options} == {
-        "ppo.kl_coef": ("0.05", "0.1"),
-        "ppo.num_steps": ("12", "20"),
-        "run.name": ("a", "b"),
+    assert {name: values for name, *values in found.options.rows} == {
+        "ppo.kl_coef": ["0.05", "0.1"],
+        "ppo.num_steps": ["12", "20"],
+        "run.name": ["a", "b"],
     }
 
 
 def test_final_metrics_are_means_of_the_last_steps(runs):
     """Of ten steps. A metric that a run does not have is None."""
-    found = {row.name: row.values for row in compare(runs).metrics}
-    assert found["steps"] == (12, 20)
+    found = {name: values for name, *values in compare(runs).metrics.rows}
+    assert found["steps"] == [12, 20]
     kl = sum(30 * (step / 12) ** 2 for step in range(3, 13)) / 10
     assert found["kl, mean of the last 10 steps"][0] == pytest.approx(kl)
-    assert found["eval/win_rate"] == (pytest.approx(0.9), None)
+    assert found["eval/win_rate"] == [pytest.approx(0.9), None]
 
 
 def test_differences_are_paired_on_shared_prompts(runs):
     """Every shared prompt scores 1 more: the interval has no width. The prompt of one run alone does not count."""
-    [greedy] = compare(runs).paired
-    assert (greedy.what, greedy.name, greedy.num_shared) == ("prompts, greedy score", "b", 4)
-    assert (greedy.mean, greedy.low, greedy.high) == (1.0, 1.0, 1.0)
+    assert compare(runs).paired.rows == [("prompts, greedy score", "b", 4, "+1", "+1 to +1")]
 
 
 def test_a_prompt_that_occurs_twice_is_paired_by_its_occurrence(tmp_path):
     first, second = ppo_run(tmp_path / "a", 3), ppo_run(tmp_path / "b", 3)
     for folder, scores in ((first, (0.0, 10.0)), (second, (1.0, 12.0))):
         write_lines(folder / "samples.jsonl", [answer("after", "greedy", 0, score=score) for score in scores])
-    [found] = compare([first, second]).paired
-    assert (found.num_shared, found.mean) == (2, 1.5)
+    [found] = compare([first, second]).paired.rows
+    assert found[2:4] == (2, "+1.5")
 
 
 def test_reward_models_are_compared_on_shared_pairs(tmp_path):
@@ -62,8 +59,8 @@ def test_reward_models_are_compared_on_shared_pairs(tmp_path):
         folder = reward_run(tmp_path / name)
         write_lines(folder / "pairs.jsonl", [pair(m, 0.0, prompt=str(n)) for n, m in enumerate(margins)])
         folders.append(folder)
-    [found] = compare(folders).paired
-    assert (found.what, found.num_shared, found.mean) == ("pairs, accuracy", 3, 0.5)
+    [found] = compare(folders).paired.rows
+    assert (found[0], *found[2:4]) == ("pairs, accuracy", 3, "+0.5")
 
 
 def test_scores_of_different_reward_models_come_with_a_note(runs):
@@ -77,8 +74,8 @@ def test_scores_of_different_reward_models_come_with_a_note(runs):
 
 def test_runs_have_different_names(tmp_path):
     one, two = ppo_run(tmp_path / "x" / "tiny", 3), ppo_run(tmp_path / "y" / "tiny", 3)
-    assert compare([one, two]).names == ("x/tiny", "y/tiny")
-    assert compare([one, one]).names[0] != compare([one, one]).names[1]
+    assert list(compare([one, two]).runs) == ["x/tiny", "y/tiny"]
+    assert len(compare([one, one]).runs) == 2
 
 
 def test_what_cannot_be_compared(tmp_path, runs):
