@@ -22,11 +22,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_cli.config.config_diff import flat
 from rlhf_cli.config.errors import InputError
@@ -72,12 +71,17 @@ class Trackers:
         the run resumes from, 0 for a new run; warn: called in the caller's thread only.
         """
         self._warn = warn
-        plain = json.loads(json.dumps(redact(dict(options)), default=_to_json))
+        text = json.dumps(
+            redact(dict(options)), default=lambda value: value.value if isinstance(value, Enum) else str(value)
+        )
+        training = _TrainingRun(config.project, name, folder, json.loads(text), first_step)
         self._threads: list[_TrackerThread] = []
         with redirect_stdout(io.StringIO()):  # Trackio has no option to be quiet
             for tracker in config.trackers:
-                self._threads.append(_TrackerThread(tracker, _Context(config.project, name, folder, plain, first_step)))
-                self._threads[-1].wait_until_open()  # so that libraries are imported one at a time
+                thread = _TrackerThread(tracker, training)
+                self._threads.append(thread)
+                if not thread.opened.wait(_OPEN_S):  # libraries are imported one at a time
+                    thread.fail(f"it did not open within {_OPEN_S:g} s")
         self._drop_failed()
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -95,7 +99,9 @@ class Trackers:
             for thread in self._threads:
                 thread.put(failed)
             for thread in self._threads:
-                thread.wait_until_finished(deadline)
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    thread.fail("it did not receive the last records in time")
         self._drop_failed()
         self._threads = []
 
@@ -114,13 +120,13 @@ class _TrackerThread(threading.Thread):
     seconds, are lost there.
     """
 
-    def __init__(self, tracker: Tracker, context: _Context) -> None:
+    def __init__(self, tracker: Tracker, training: _TrainingRun) -> None:
         super().__init__(daemon=True, name=f"tracker {tracker.value}")
         self.tracker = tracker
         self.failure: str | None = None  # why the tracker is off
-        self._opened = threading.Event()
+        self.opened = threading.Event()
         self._queue: queue.Queue[tuple[int, Metrics] | bool] = queue.Queue(_MAX_QUEUED)
-        self._context, self._file = context, context.folder / f"tracker_{tracker.value}.json"
+        self._training, self._file = training, training.folder / f"tracker_{tracker.value}.json"
         self._state = json.loads(self._file.read_text("utf-8")) if self._file.exists() else {"id": None, "last": {}}
         self.start()
 
@@ -129,43 +135,37 @@ class _TrackerThread(threading.Thread):
         try:
             self._queue.put_nowait(item)
         except queue.Full:
-            self.failure = self.failure or f"it is too slow, {_MAX_QUEUED} records are waiting"
+            self.fail(f"it is too slow, {_MAX_QUEUED} records are waiting")
 
-    def wait_until_open(self) -> None:
-        """Give the tracker up if it does not open its run in time."""
-        if not self._opened.wait(_OPEN_S):
-            self.failure = f"it did not open within {_OPEN_S:g} s"
-
-    def wait_until_finished(self, deadline: float) -> None:
-        """Give the tracker up if it does not finish its run in time."""
-        self.join(max(0.0, deadline - time.monotonic()))
-        if self.is_alive():
-            self.failure = self.failure or "it did not receive the last records in time"
+    def fail(self, reason: str) -> None:
+        """Give the tracker up. The first reason counts."""
+        self.failure = self.failure or reason
 
     def run(self) -> None:
         """Open the tracker's run, and send what is queued until the run ends."""
         try:
-            run = _open(self.tracker, self._context, self._state["id"])
-            last = self._state["last"] if self._state["id"] == run.id else {}
+            opened = _open(self.tracker, self._training, self._state["id"])
+            last = self._state["last"] if self._state["id"] == opened.id else {}
             if self.tracker is Tracker.tensorboard:  # it has dropped the later steps
-                last = {name: min(step, self._context.first_step) for name, step in last.items()}
-            write_durably(self._file, json.dumps({"id": run.id, "last": last}) + "\n")
-            self._opened.set()
+                last = {name: min(step, self._training.first_step) for name, step in last.items()}
+            self._save(opened.id, last)
+            self.opened.set()
             while not isinstance(item := self._queue.get(), bool):
                 step, metrics = item
-                new = {name: value for name, value in metrics.items() if step > last.get(name, -1)}
-                if new:
-                    run.log(step, new)
+                if new := {name: value for name, value in metrics.items() if step > last.get(name, -1)}:
+                    opened.log(step, new)
                     last |= dict.fromkeys(new, step)
-                    write_durably(self._file, json.dumps({"id": run.id, "last": last}) + "\n")
-            run.finish(item)
+                    self._save(opened.id, last)
+            opened.finish(item)
         except Exception as error:  # anything that a library, a disk or a network may raise
-            self.failure = self.failure or f"{type(error).__name__}: {one_line(error, 300)}"
-        self._opened.set()
+            self.fail(f"{type(error).__name__}: {one_line(error, 300)}")
+        self.opened.set()
+
+    def _save(self, run_id: str, last: dict[str, int]) -> None:
+        write_durably(self._file, json.dumps({"id": run_id, "last": last}) + "\n")
 
 
-@dataclass(frozen=True)
-class _Context:
+class _TrainingRun(NamedTuple):
     """What a tracker needs to open or resume its run."""
 
     project: str
@@ -175,8 +175,7 @@ class _Context:
     first_step: int
 
 
-@dataclass(frozen=True)
-class _Run:
+class _TrackerRun(NamedTuple):
     """An open run of a tracker."""
 
     id: str
@@ -184,27 +183,25 @@ class _Run:
     finish: Callable[[bool], object]  # the argument says whether the training run failed
 
 
-def _open(tracker: Tracker, context: _Context, run_id: str | None) -> _Run:
+def _open(tracker: Tracker, training: _TrainingRun, run_id: str | None) -> _TrackerRun:
     """Open the run of a tracker. run_id: of the run to resume, None for a new one."""
-    match tracker:
-        case Tracker.tensorboard:
-            return _open_tensorboard(context)
-        case Tracker.wandb:
-            return _open_wandb(context, run_id)
-        case Tracker.mlflow:
-            return _open_mlflow(context, run_id)
-        case Tracker.trackio:
-            return _open_trackio(context, run_id)
+    openers = {
+        Tracker.tensorboard: _open_tensorboard,
+        Tracker.wandb: _open_wandb,
+        Tracker.mlflow: _open_mlflow,
+        Tracker.trackio: _open_trackio,
+    }
+    return openers[tracker](training, run_id)
 
 
-def _open_tensorboard(context: _Context) -> _Run:
+def _open_tensorboard(training: _TrainingRun, run_id: str | None) -> _TrackerRun:
     """Write event files to RUN_DIR/tensorboard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = context.folder / "tensorboard"
-    writer = SummaryWriter(str(folder), purge_step=context.first_step + 1 if folder.exists() else None)
-    text = json.dumps(context.options, indent=2, ensure_ascii=False)
-    writer.add_text("options", f"```json\n{text}\n```", context.first_step)
+    folder = training.folder / "tensorboard"
+    writer = SummaryWriter(str(folder), purge_step=training.first_step + 1 if folder.exists() else None)
+    text = json.dumps(training.options, indent=2, ensure_ascii=False)
+    writer.add_text("options", f"```json\n{text}\n```", training.first_step)
     writer.flush()
 
     def log(step: int, metrics: Metrics) -> None:
@@ -212,10 +209,10 @@ def _open_tensorboard(context: _Context) -> _Run:
             writer.add_scalar(name, value, step)
         writer.flush()  # so that a killed run has lost nothing
 
-    return _Run("tensorboard", log, lambda failed: writer.close())
+    return _TrackerRun("tensorboard", log, lambda failed: writer.close())
 
 
-def _open_wandb(context: _Context, run_id: str | None) -> _Run:
+def _open_wandb(training: _TrainingRun, run_id: str | None) -> _TrackerRun:
     """Open a run at Weights & Biases; with WANDB_MODE=offline, in RUN_DIR/wandb.
 
     `resume_from`, which would drop the repeated steps, is a private preview. With resume="allow"
@@ -245,24 +242,24 @@ def _open_wandb(context: _Context, run_id: str | None) -> _Run:
     )
     wandb.setup(settings)  # `silent` must be set for the process too
     run = wandb.init(
-        project=context.project,
-        name=context.name,
-        dir=str(context.folder),
-        config=context.options,
+        project=training.project,
+        name=training.name,
+        dir=str(training.folder),
+        config=training.options,
         allow_val_change=True,
         id=run_id or uuid.uuid4().hex,
         resume="allow",
         reinit="create_new",
         settings=settings,
     )
+    return _TrackerRun(
+        run.id,
+        lambda step, metrics: run.log(dict(metrics), step=step),
+        lambda failed: run.finish(exit_code=int(failed)),
+    )
 
-    def finish(failed: bool) -> None:
-        run.finish(exit_code=int(failed))
 
-    return _Run(run.id, lambda step, metrics: run.log(dict(metrics), step=step), finish)
-
-
-def _open_mlflow(context: _Context, run_id: str | None) -> _Run:
+def _open_mlflow(training: _TrainingRun, run_id: str | None) -> _TrackerRun:
     """Open a run at MLFLOW_TRACKING_URI, by default in RUN_DIR/mlruns.
 
     mlflow-skinny has a file store only, which needs MLFLOW_ALLOW_FILE_STORE=true, also to read it
@@ -273,14 +270,14 @@ def _open_mlflow(context: _Context, run_id: str | None) -> _Run:
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (context.folder / "mlruns").resolve().as_uri())
+    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (training.folder / "mlruns").resolve().as_uri())
     if run_id is None:
-        found = client.get_experiment_by_name(context.project)
-        experiment_id = found.experiment_id if found else client.create_experiment(context.project)
-        run_id = client.create_run(experiment_id, run_name=context.name).info.run_id
+        found = client.get_experiment_by_name(training.project)
+        experiment_id = found.experiment_id if found else client.create_experiment(training.project)
+        run_id = client.create_run(experiment_id, run_name=training.name).info.run_id
         params = [
             Param(re.sub(r"[^\w./: -]", "_", key), value if isinstance(value, str) else json.dumps(value))
-            for key, value in flat(context.options).items()
+            for key, value in flat(training.options).items()
         ]
         for first in range(0, len(params), 100):  # the most that a server takes at once
             client.log_batch(run_id, params=params[first : first + 100])
@@ -291,10 +288,10 @@ def _open_mlflow(context: _Context, run_id: str | None) -> _Run:
         now = time.time_ns() // 1_000_000
         client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
 
-    return _Run(run_id, log, lambda failed: client.set_terminated(run_id, "FAILED" if failed else "FINISHED"))
+    return _TrackerRun(run_id, log, lambda failed: client.set_terminated(run_id, "FAILED" if failed else "FINISHED"))
 
 
-def _open_trackio(context: _Context, run_id: str | None) -> _Run:
+def _open_trackio(training: _TrainingRun, run_id: str | None) -> _TrackerRun:
     """Open a run in TRACKIO_DIR, or at TRACKIO_SPACE_ID or TRACKIO_SERVER_URL.
 
     Trackio resumes the newest run of a name; it is an error if that is another run.
@@ -308,9 +305,9 @@ def _open_trackio(context: _Context, run_id: str | None) -> _Run:
         import trackio
 
         run = trackio.init(
-            project=context.project,
-            name=context.name,
-            config=context.options,
+            project=training.project,
+            name=training.name,
+            config=training.options,
             resume="never" if run_id is None else "allow",
             embed=False,
             auto_log_gpu=False,
@@ -320,9 +317,5 @@ def _open_trackio(context: _Context, run_id: str | None) -> _Run:
         constants.HF_HUB_OFFLINE = is_offline
     if run_id not in (None, run.id):
         run.finish()
-        raise RuntimeError(f"the newest run {context.name} of project {context.project} is not the one to resume")
-    return _Run(run.id, lambda step, metrics: run.log(dict(metrics), step=step), lambda failed: run.finish())
-
-
-def _to_json(value: object) -> object:
-    return value.value if isinstance(value, Enum) else str(value)
+        raise RuntimeError(f"the newest run {training.name} of project {training.project} is not the one to resume")
+    return _TrackerRun(run.id, lambda step, metrics: run.log(dict(metrics), step=step), lambda failed: run.finish())
