@@ -64,7 +64,7 @@ _COMMANDS = {
     "data": "rlhf_cli.use.data_commands:run",
     "report": "rlhf_cli.report.report_commands:report",
     "compare": "rlhf_cli.report.report_commands:compare_runs",
-    "checkpoints": "rlhf_cli.report.checkpoint_listing:show",
+    "checkpoints": "rlhf_cli.report.report_commands:checkpoints",
 }
 AFTER_TRAINING = ("generate", "score", "evaluate", "chat", "best-of-n", "serve-reward")
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from rlhf_cli.config.errors import CheckpointError, DiskError, Interrupted, StalledError
 from rlhf_cli.engine.checkpoint_manifest import LATEST, check_hashes, pointed, read_manifest, steps
-from rlhf_cli.report.checkpoint_listing import list_checkpoints, pointer_faults
+from rlhf_cli.report.report_commands import list_checkpoints, pointer_faults
 from rlhf_cli.report.run_dir import is_finished
 from rlhf_cli.system.run_status import read_status
 

@@ -73,14 +73,16 @@ def require_unlocked(folder: Path) -> None:
         os.close(lock(folder))
 
 
+def complete_lines(file: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, if it exists, without an incomplete last line."""
+    if file.is_file():
+        with file.open("rb") as opened:
+            yield from (line for line in opened if line.endswith(b"\n"))
+
+
 def lines_of(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file, if it exists, without an incomplete last line."""
-    if not file.exists():
-        return
-    with file.open("rb") as opened:
-        for line in opened:
-            if line.endswith(b"\n"):
-                yield json.loads(line.decode("utf-8", "replace"))
+    return (json.loads(line.decode("utf-8", "replace")) for line in complete_lines(file))
 
 
 class RunDir:
@@ -100,12 +102,13 @@ class RunDir:
         except OSError as error:
             raise InputError(f"{self.folder}: cannot create the run folder: {error.strerror}") from error
         self._lock = lock(self.folder)
+        versions = {"rlhf": rlhf_cli.__version__, "python": platform.python_version()}
         record = {
             "command": shlex.join(["rlhf", command, *redact_args(args)]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": run.seed,
             "world_size": world_size,
-            "versions": {"rlhf": rlhf_cli.__version__, "python": platform.python_version(), **_versions()},
+            "versions": versions | {package: _version(package) for package in _PACKAGES},
         }
         if run.resumes:
             self._cut_incomplete_lines()
@@ -118,8 +121,7 @@ class RunDir:
     def _cut_incomplete_lines(self) -> None:
         """Remove incomplete last lines, which a full disk or a kill leaves."""
         for file in self.folder.glob("*.jsonl"):
-            with file.open("rb") as opened:
-                num_bytes = sum(len(line) for line in opened if line.endswith(b"\n"))
+            num_bytes = sum(map(len, complete_lines(file)))
             if num_bytes < file.stat().st_size:
                 with disk_errors(file, num_bytes), file.open("r+b") as opened:
                     opened.truncate(num_bytes)
@@ -181,11 +183,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from rlhf_cli.config.errors import InputError
-from rlhf_cli.report.run_dir import CHECKS, CONFIG, EVENTS, METRICS, PAIRS, PLAN, ROLLOUTS, RUN, SAMPLES, SUMMARY
+from rlhf_cli.report import run_dir
 from rlhf_cli.system.run_status import read_status
 
 Record = dict[str, Any]
@@ -111,12 +112,12 @@ def read_run(folder: Path) -> RunRecords:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
-    if not (folder / RUN).is_file() or not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: not a run folder: it has no {RUN} or no {CONFIG}")
+    if not (folder / run_dir.RUN).is_file() or not (folder / run_dir.CONFIG).is_file():
+        raise InputError(f"{folder}: not a run folder: it has no {run_dir.RUN} or no {run_dir.CONFIG}")
     unreadable: dict[str, int] = {}
 
     def records(name: str, *required: str, numbers: tuple[str, ...] = ()) -> Iterator[Record]:
-        for line in _lines(folder / name):
+        for line in run_dir.complete_lines(folder / name):
             record = _parse(line)
             if all(key in record for key in required) and all(is_usual(record.get(key)) for key in numbers):
                 yield record
@@ -124,21 +125,21 @@ def read_run(folder: Path) -> RunRecords:
                 unreadable[name] = unreadable.get(name, 0) + 1
 
     samples = Samples()
-    for sample in records(SAMPLES, "stage", "mode", "prompt", "response", "score"):
+    for sample in records(run_dir.SAMPLES, "stage", "mode", "prompt", "response", "score"):
         samples.add(sample)
     return RunRecords(
         folder=folder,
-        config=_read_config(folder / CONFIG),
-        run=_read_json(folder / RUN),
+        config=_read_config(folder / run_dir.CONFIG),
+        run=_read_json(folder / run_dir.RUN),
         status=read_status(folder),
-        summary=_read_json(folder / SUMMARY),
-        checks=_read_json(folder / CHECKS).get("checks", []),
-        plan=_read_json(folder / PLAN).get("lines", []),
-        metrics=list(records(METRICS, "step")),
+        summary=_read_json(folder / run_dir.SUMMARY),
+        checks=_read_json(folder / run_dir.CHECKS).get("checks", []),
+        plan=_read_json(folder / run_dir.PLAN).get("lines", []),
+        metrics=list(records(run_dir.METRICS, "step")),
         samples=samples,
-        rollouts=_first_and_last_rollouts(folder / ROLLOUTS),
-        pairs=list(records(PAIRS, "prompt", "chosen", "rejected", numbers=_PAIR_NUMBERS)),
-        events=list(records(EVENTS, "step", "kind", "text")),
+        rollouts=_first_and_last_rollouts(folder / run_dir.ROLLOUTS),
+        pairs=list(records(run_dir.PAIRS, "prompt", "chosen", "rejected", numbers=_PAIR_NUMBERS)),
+        events=list(records(run_dir.EVENTS, "step", "kind", "text")),
         unreadable=unreadable,
     )
 
@@ -153,13 +154,6 @@ def has_values(record: Record, *names: str) -> bool:
     return all(record.get(name) is not None for name in names)
 
 
-def _lines(file: Path) -> Iterator[bytes]:
-    """Yield the complete lines of a file."""
-    if file.is_file():
-        with file.open("rb") as opened:
-            yield from (line for line in opened if line.endswith(b"\n"))
-
-
 def _parse(line: bytes | str) -> Record:
     try:
         record = json.loads(line)
@@ -170,16 +164,12 @@ def _parse(line: bytes | str) -> Record:
 
 def _first_and_last_rollouts(file: Path) -> tuple[list[Record], list[Record]]:
     """Read the first and the last rollouts. The file may be too large to keep the others."""
-    first: list[bytes] = []
-    last: deque[bytes] = deque(maxlen=_MAX_END_STEPS)
-    count = 0
-    for line in _lines(file):
-        if count < _MAX_END_STEPS:
-            first.append(line)
-        last.append(line)
-        count += 1
+    numbered = enumerate(run_dir.complete_lines(file), 1)
+    first = list(islice(numbered, _MAX_END_STEPS))
+    last = deque(chain(first, numbered), _MAX_END_STEPS)
+    count = last[-1][0] if last else 0
     wanted = min(max(1, round(_END_SHARE * count)), count // 2, _MAX_END_STEPS)
-    ends = ([_parse(line) for line in lines] for lines in (first[:wanted], list(last)[len(last) - wanted :]))
+    ends = ([_parse(line) for _, line in lines] for lines in (first[:wanted], list(last)[len(last) - wanted :]))
     complete = [[record for record in end if {"step", "scores", "kl", "lengths"} <= record.keys()] for end in ends]
     return complete[0], complete[1]
 
