@@ -6,6 +6,7 @@ eval/accuracy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,12 +22,13 @@ _MAX_CATEGORIES = 12  # that are shown one by one
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Pairs of similar confidence."""
+class Group:
+    """Pairs that have something in common."""
 
-    confidence: float  # mean over the pairs
+    name: str
     accuracy: Interval
     num_pairs: int
+    confidence: float = math.nan  # mean over the pairs; NaN if it was not measured
 
 
 @dataclass(frozen=True)
@@ -37,44 +39,32 @@ class Calibration:
     confidence is the probability of the response that the model prefers, in [0.5, 1].
     """
 
-    bins: list[Bin]
+    bins: list[Group]
     ece: float  # mean over pairs of |accuracy - confidence| of their bin (arXiv:1706.04599)
     brier: float  # mean of (1 - probability)^2 (Brier 1950)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Pairs that have something in common."""
-
-    name: str
-    accuracy: Interval
-    num_pairs: int
-
-
 def accuracy(pairs: Sequence[Record]) -> Interval:
     """Return the share of pairs whose chosen response has the higher score. Ties count a half."""
-    return _share(_correct(pairs), _weights(pairs))
+    return _share_above_0([pair["score_chosen"] - pair["score_rejected"] for pair in pairs], _weights(pairs))
 
 
 def longer_wins(pairs: Sequence[Record]) -> Interval:
     """Return the accuracy of "the longer text wins", defined as eval/longer_wins_accuracy."""
-    gaps = np.array([len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs])
-    return _share((gaps > 0) + 0.5 * (gaps == 0), _weights(pairs))
+    return _share_above_0([len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs], _weights(pairs))
 
 
 def calibration(pairs: Sequence[Record]) -> Calibration:
     """Compare confidence with accuracy, in ten bins of equal width over [0.5, 1]."""
-    probabilities = np.array([probability(pair) for pair in pairs])
-    confidence, correct, weights = np.maximum(probabilities, 1 - probabilities), _correct(pairs), _weights(pairs)
-    bin_of_pair = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
-    bins, ece = [], 0.0
-    for number in np.unique(bin_of_pair):
-        inside = bin_of_pair == number
-        mean = float(np.average(confidence[inside], weights=weights[inside]))
-        bins.append(Bin(mean, _share(correct[inside], weights[inside]), int(inside.sum())))
-        ece += float(weights[inside].sum()) * abs(bins[-1].accuracy.mean - mean)
-    brier = float(np.average((1 - probabilities) ** 2, weights=weights))
-    return Calibration(bins, ece / float(weights.sum()), brier)
+    by_bin: dict[int, list[Record]] = {}
+    for pair in pairs:
+        by_bin.setdefault(min(int((_confidence(pair) - 0.5) * 2 * _BINS), _BINS - 1), []).append(pair)
+    members = [by_bin[number] for number in sorted(by_bin)]
+    bins = [_group("", inside) for inside in members]
+    errors = [abs(group.accuracy.mean - group.confidence) for group in bins]
+    ece = np.average(errors, weights=[_weights(inside).sum() for inside in members])
+    brier = np.average([(1 - probability(pair)) ** 2 for pair in pairs], weights=_weights(pairs))
+    return Calibration(bins, float(ece), float(brier))
 
 
 def loss_and_margin(pairs: Sequence[Record]) -> tuple[float, float]:
@@ -94,7 +84,7 @@ def by_length_gap(pairs: Sequence[Record]) -> list[Group]:
     groups = []
     for low, high in pairwise(edges):
         inside = [pair for pair, gap in zip(pairs, gaps, strict=True) if low <= gap < high]
-        groups += _group(f"{low:+d} to {high - 1:+d}", inside)
+        groups += [_group(f"{low:+d} to {high - 1:+d}", inside)] * bool(inside)
     return groups
 
 
@@ -105,8 +95,9 @@ def by_category(pairs: Sequence[Record]) -> list[Group]:
         if pair.get("category") is not None:
             by_name.setdefault(str(pair["category"]), []).append(pair)
     names = sorted(by_name, key=lambda name: (-len(by_name[name]), name))
-    groups = [group for name in names[:_MAX_CATEGORIES] for group in _group(name, by_name[name])]
-    return groups + _group("all others", [pair for name in names[_MAX_CATEGORIES:] for pair in by_name[name]])
+    others = [pair for name in names[_MAX_CATEGORIES:] for pair in by_name[name]]
+    groups = [_group(name, by_name[name]) for name in names[:_MAX_CATEGORIES]]
+    return [*groups, _group("all others", others)] if others else groups
 
 
 def most_wrong(pairs: Sequence[Record], count: int) -> list[Record]:
@@ -119,19 +110,20 @@ def probability(pair: Record) -> float:
     return float(np.exp(-np.logaddexp(0, -pair["log_odds"])))
 
 
-def _group(name: str, pairs: Sequence[Record]) -> list[Group]:
-    return [Group(name, accuracy(pairs), len(pairs))] if pairs else []
+def _confidence(pair: Record) -> float:
+    return max(probability(pair), 1 - probability(pair))
 
 
-def _share(correct: NDArray[np.float64], weights: NDArray[np.float64]) -> Interval:
+def _group(name: str, pairs: Sequence[Record]) -> Group:
+    confidence = np.average([_confidence(pair) for pair in pairs], weights=_weights(pairs))
+    return Group(name, accuracy(pairs), len(pairs), float(confidence))
+
+
+def _share_above_0(values: list[float], weights: NDArray[np.float64]) -> Interval:
+    """Return the weighted share of values above 0. Zeros count a half."""
+    correct = (np.sign(values) + 1) / 2
     return wilson(float((weights * correct).sum()), float(weights.sum()))
 
 
 def _weights(pairs: Sequence[Record]) -> NDArray[np.float64]:
     return np.array([pair.get("weight", 1.0) for pair in pairs], dtype=np.float64)
-
-
-def _correct(pairs: Sequence[Record]) -> NDArray[np.float64]:
-    margins = np.array([pair["score_chosen"] - pair["score_rejected"] for pair in pairs])
-    correct: NDArray[np.float64] = (margins > 0) + 0.5 * (margins == 0)
-    return correct

@@ -61,8 +61,5 @@ def find_gold_peak(scores: Sequence[float], gold: Sequence[Sequence[float]]) -> 
 
 def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     """Return means over a centred window, which is shorter at both ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(0, index - width // 2), np.minimum(len(values), index + width // 2 + 1)
-    means: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
-    return means
+    window = np.ones(2 * (width // 2) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")

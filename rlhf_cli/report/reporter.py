@@ -146,13 +146,11 @@ class Reporter:
         self._seconds, self._gib, self._step = {}, {}, step
         if self.run_dir is None:
             return
-        self.run_dir.append(METRICS, record)
+        self._write_metrics(step, record)
         with suppress(OSError):  # metrics.jsonl has the same information
             write_status(self.run_dir.folder, State.running, step)
         line = "  ".join(f"{name} {record[name]:.4g}" for name in self._headline if name in record)
         logger.info("step %d/%d  %s  %.1f s", step, self._num_steps, line, seconds)
-        if self._trackers is not None:
-            self._trackers.log(step, record)
         if self._live is None:
             self.console.print(f"step {step}/{self._num_steps}  {line}  {seconds:.1f} s", highlight=False)
         else:
@@ -171,11 +169,8 @@ class Reporter:
         """Log the metrics of an evaluation as a record of its own."""
         if self.run_dir is None:
             return
-        record = {"step": step, **metrics, **self._evaluation}
+        self._write_metrics(step, {"step": step, **metrics, **self._evaluation})
         self._evaluation = {}
-        self.run_dir.append(METRICS, record)
-        if self._trackers is not None:
-            self._trackers.log(step, record)
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         text = f"evaluation at step {step}: {values}"
         if self._live is None:
@@ -183,6 +178,12 @@ class Reporter:
         else:
             self._live.show_evaluation(step, metrics)
             logger.info("%s", text)
+
+    def _write_metrics(self, step: int, record: dict[str, Any]) -> None:
+        assert self.run_dir is not None
+        self.run_dir.append(METRICS, record)
+        if self._trackers is not None:
+            self._trackers.log(step, record)
 
     def has_logged(self, step: int, name: str) -> bool:
         """Return whether metrics.jsonl has a metric of a step; False on ranks other than 0."""
@@ -217,11 +218,6 @@ class Reporter:
         elif self.run_dir is not None:
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             self.run_dir.append(EVENTS, {"step": self._step, "kind": kind, "text": text, "time": now})
-
-    def resumed(self, step: int) -> None:
-        """Report that the run resumes after a step."""
-        self.say(f"resumed after step {step}")
-        self.event("resume", f"resumed after step {step}")
 
     def checks(self, checks: Sequence[Check], seconds: float) -> None:
         """Show the setup checks as a table, and write each of them to the log."""

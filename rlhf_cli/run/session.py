@@ -97,7 +97,9 @@ class RunSession:
         state = hooks.resume(checkpoints.load(folder))
         if self.report.run_dir is not None:
             self.report.run_dir.forget_after(state["step"], checkpoints.num_logged)
-        self.report.resumed(state["step"])
+        resumed = f"resumed after step {state['step']}"
+        self.report.say(resumed)
+        self.report.event("resume", resumed)
         return state
 
     def begin(self, config: Config, first_step: int) -> None:

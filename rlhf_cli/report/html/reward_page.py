@@ -80,10 +80,7 @@ def _held_out(pairs: Sequence[Record]) -> Iterator[Plot | Paragraphs]:
 
 def _calibration(pairs: Sequence[Record]) -> Plot:
     found = calibration.calibration(pairs)
-    accuracies = [one.accuracy for one in found.bins]
-    curve = _accuracy_trace(
-        "measured", [one.confidence for one in found.bins], accuracies, [one.num_pairs for one in found.bins], "points"
-    )
+    curve = _accuracy_trace("measured", [one.confidence for one in found.bins], found.bins, "points")
     line = make_trace("perfect", [0.5, 1.0], [0.5, 1.0], kind="line")
     hint = "On the line is perfect. Below it, the model is too confident."
     title = f"Calibration: ECE {found.ece:.3f}, Brier {found.brier:.3f}"
@@ -101,17 +98,16 @@ def _most_wrong(pairs: Sequence[Record]) -> Iterator[Table]:
 
 
 def _accuracies(title: str, groups: Sequence[Group], x_title: str, hint: str = "") -> Plot:
-    names, accuracies = [group.name for group in groups], [group.accuracy for group in groups]
-    bars = _accuracy_trace("accuracy", names, accuracies, [group.num_pairs for group in groups], "bars")
+    bars = _accuracy_trace("accuracy", [group.name for group in groups], groups, "bars")
     return Plot(title, [bars], x_title, "accuracy", hint)
 
 
-def _accuracy_trace(
-    name: str, x: Sequence[float | str], accuracies: Sequence[Interval], counts: Sequence[int], kind: str
-) -> dict[str, object]:
+def _accuracy_trace(name: str, x: Sequence[float | str], groups: Sequence[Group], kind: str) -> dict[str, object]:
+    """Return the accuracies of groups of pairs with their intervals."""
+    accuracies = [group.accuracy for group in groups]
     y = [one.mean for one in accuracies]
     bars = interval(y, [one.low for one in accuracies], [one.high for one in accuracies])
-    text = [f"{count} pairs, {short(mean)}" for count, mean in zip(counts, y, strict=True)]
+    text = [f"{group.num_pairs} pairs, {short(group.accuracy.mean)}" for group in groups]
     return make_trace(name, x, y, kind=kind, error_y=bars, text=text, textposition="none")
 
 

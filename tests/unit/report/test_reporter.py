@@ -120,7 +120,7 @@ def test_early_warnings_of_a_resumed_run_are_recorded_at_its_first_step(run_dir)
     report = Reporter(speaks=True)
     report.warn("not enough room")
     report.open(run_dir, 10, ())
-    report.resumed(4)
+    report.event("resume", "resumed after step 4")
     assert not (run_dir.folder / "events.jsonl").exists()
     report.began(4)
     with report.time("rollout"):
