@@ -115,10 +115,7 @@ class LiveView:
         self._console, self._title, self._num_steps = console, one_line(title, 60), num_steps
         self._lock, self._stop_signal = RLock(), stop_signal
         self._live = _TopAnchoredLive(
-            console=console,
-            get_renderable=lambda: self,
-            refresh_per_second=_REFRESHES_PER_S,
-            vertical_overflow="crop",
+            console=console, get_renderable=lambda: self, refresh_per_second=_REFRESHES_PER_S, vertical_overflow="crop"
         )
         self._histories = {name: History() for name in metrics}
         self._durations: deque[float] = deque(maxlen=_RECENT_STEPS)
@@ -177,8 +174,7 @@ class LiveView:
 
     def show_checks(self, num_ok: int, num_warnings: int, num_failed: int) -> None:
         """Show how many of the setup checks passed."""
-        counts = [f"{num_ok} ok"]
-        counts += [f"{num_warnings} warning{'s' * (num_warnings > 1)}"] * (num_warnings > 0)
+        counts = [f"{num_ok} ok"] + [_count_warnings(num_warnings)] * (num_warnings > 0)
         counts += [f"{num_failed} failed"] * (num_failed > 0)
         with self._lock:
             self._checks = f"checks {', '.join(counts)}  ·  "
@@ -273,8 +269,7 @@ class LiveView:
             line.append(f"{signal.name}: stops after this step with a checkpoint; send it again to stop now", "bold")
             line.append("  ·  ")
         if self._num_warnings:
-            count = f"{self._num_warnings} warning{'s' * (self._num_warnings > 1)}"
-            line.append(f"{count}, newest {self._warning}", "yellow")
+            line.append(f"{_count_warnings(self._num_warnings)}, newest {self._warning}", "yellow")
         else:
             line.append("no warnings")
         return line
@@ -289,6 +284,10 @@ class LiveView:
             for i, line in enumerate(_wrap(Text(text), width - len(label), max_lines, self._console)):
                 lines.append(Text.assemble((" " * len(label) if i else label, "dim"), line))
         return lines
+
+
+def _count_warnings(count: int) -> str:
+    return f"{count} warning{'s' * (count > 1)}"
 
 
 def _shorten(text: str) -> str:

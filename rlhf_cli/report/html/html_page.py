@@ -54,12 +54,7 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         "responses": [[[printable(token) for token in row["tokens"]], row["kl"]] for row in rows],
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "printable": printable,
-        "short": short,
-        "id": id,
-        "kind": lambda block: type(block).__name__,
-    }
+    environment.filters |= {"printable": printable, "short": short, "id": id, "kind": lambda one: type(one).__name__}
     return environment.from_string(_asset("page.jinja")).render(
         title=title,
         subtitle=subtitle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -68,13 +69,12 @@ class Plot:
 
 def make_trace(name: str, x: Sequence[Number | str], y: Sequence[Number], kind: str = "line", **more: Any) -> Trace:
     """Return a trace. kind: a key of _KINDS; more: keys of plotly.js."""
-    texts = [printable(text) for text in more.pop("text", ())]
     trace = {"name": printable(name), "x": _rounded(x), "y": _rounded(y), **_KINDS[kind], **more}
     if kind == "line" and len(y) == 1:
         trace["mode"] = "markers"
-    if texts:
-        trace["text"] = texts
-    return {"hovertemplate": ("%{text}: " if texts else "") + "%{y:.5g}", **trace}
+    if "text" in trace:
+        trace["text"] = [printable(text) for text in trace["text"]]
+    return {"hovertemplate": ("%{text}: " if "text" in trace else "") + "%{y:.5g}", **trace}
 
 
 def interval(y: Sequence[Number], low: Sequence[Number], high: Sequence[Number]) -> dict[str, Any]:
@@ -131,10 +131,9 @@ def histogram(title: str, groups: Mapping[str, Sequence[float]], x_title: str, y
     middles = [low + width * (i + 0.5) for i in range(num_bins)]
     traces = []
     for name, values in groups.items():
-        counts = [0] * num_bins
-        for value in values:
-            counts[min(int((value - low) / width), num_bins - 1)] += 1
-        traces.append(make_trace(name, middles, [count / max(1, len(values)) for count in counts], kind="bars"))
+        counts = Counter(min(int((value - low) / width), num_bins - 1) for value in values)
+        shares = [counts[number] / max(1, len(values)) for number in range(num_bins)]
+        traces.append(make_trace(name, middles, shares, kind="bars"))
     return Plot(title, traces, x_title, y_title, hint)
 
 

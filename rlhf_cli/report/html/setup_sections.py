@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -18,8 +19,10 @@ def run_facts(run: RunRecords) -> list[tuple[str, str, str]]:
     """Return the state, the number of steps, the time and the memory of a run."""
     steps, status, total = run.steps, run.status, _num_steps(run)
     done = steps[-1]["step"] if steps else 0
-    facts = [("State", str(status.get("state", "unknown")), str(status.get("reason", "")))]
-    facts.append(("Steps", f"{done} of {total}" if total else str(done), _started(run.run)))
+    facts = [
+        ("State", str(status.get("state", "unknown")), str(status.get("reason", ""))),
+        ("Steps", f"{done} of {total}" if total else str(done), _started(run.run)),
+    ]
     if steps:
         seconds = sum(step["time/step"] or 0.0 for step in steps)
         peak = max(step.get("memory/peak_gib") or 0.0 for step in steps)
@@ -48,7 +51,11 @@ def setup(run: RunRecords) -> Iterator[Paragraphs | Table]:
     if run.checks:
         rows = [[one[key] for key in ("status", "name", "figure", "bound", "advice")] for one in run.checks]
         yield Table("Checks before training", ("status", "check", "value", "at most", "if it fails"), rows)
-    yield Table("Configuration", ("option", "value"), [(key, _yaml(value)) for key, value in flat(run.config).items()])
+    yield Table(
+        "Configuration",
+        ("option", "value"),
+        [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flat(run.config).items()],
+    )
     versions = run.run.get("versions", {})
     if isinstance(versions, dict) and versions:
         yield Table("Versions", ("package", "version"), [(name, str(value)) for name, value in versions.items()])
@@ -85,9 +92,3 @@ def _started(record: Record) -> str:
         return f"started {datetime.fromisoformat(str(record['started'])):%Y-%m-%d %H:%M}"
     except (KeyError, ValueError):
         return ""
-
-
-def _yaml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
