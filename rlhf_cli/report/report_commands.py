@@ -157,14 +157,16 @@ def _parse(args: list[str], usage: str) -> tuple[list[Path], Path | None]:
     """Return the run folders and the value of --output."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, action="append", default=[])
     try:
         given, unknown = parser.parse_known_intermixed_args(args)
     except ArgumentError as error:
         raise InputError(f"{error}; {usage.splitlines()[0]}") from error
     if unknown:
         raise InputError(f"unknown option {unknown[0]}; {usage.splitlines()[0]}")
-    return given.folders, given.output
+    if len(given.output) > 1:
+        raise InputError("--output was given twice")
+    return given.folders, next(iter(given.output), None)
 
 
 @contextmanager

@@ -292,6 +292,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["a", "--output=a"], "a: --output needs a file that ends in .html"),
         (["a", "--output=a/metrics.jsonl"], "a/metrics.jsonl: --output needs a file that ends in .html"),
         (["a", "--html"], "unknown option --html"),
+        (["a", "--output=a.html", "--output=b.html"], "--output was given twice"),
         (["locked"], "a file: cannot be read: Input/output error"),
     ],
 )
