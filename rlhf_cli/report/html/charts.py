@@ -28,12 +28,7 @@ PPO = (
         "Rises. If evaluations fall behind training, the policy memorizes its prompts.",
     ),
     Chart("KL to the reference", ("kl", "eval/kl"), "nats per response", "Starts at 0 and grows slowly."),
-    Chart(
-        "Reward",
-        ("reward",),
-        "score",
-        "The score minus the penalties and the KL. Rises; if only the score rises, see Over-optimisation.",
-    ),
+    Chart("Reward", ("reward",), "score", "Rises. If only the score rises, see Over-optimisation."),
     Chart("Response length", ("response_length", "eval/response_length"), "tokens", "No sudden jump."),
     Chart("Responses that end with the end token", ("eos_rate", "eval/eos_rate"), "share", "Near 1."),
     Chart("Entropy", ("entropy",), "nats per token", "Falls slowly. A sudden fall is a collapse to one response."),
@@ -41,9 +36,7 @@ PPO = (
     Chart("Policy loss", ("loss/policy", "loss/kl", "loss/pretrain"), "", "Its size says little."),
     Chart("Value loss", ("loss/value",), "score^2", "Falls.", log=True),
     Chart("Values and returns", ("value", "return"), "score", "Values approach returns."),
-    Chart(
-        "Spread of scores and advantages", ("score_std", "advantage_std"), "score", "Near 0, all responses are alike."
-    ),
+    Chart("Spread of scores and advantages", ("score_std", "advantage_std"), "score", "Near 0, responses are alike."),
     Chart("Change of the policy per step", ("approx_kl",), "nats", "Above 0.1, updates are too large."),
     Chart("Gradient norms", ("grad_norm/policy", "grad_norm/value"), "", "No sudden jump by a factor of 10.", log=True),
     Chart("Learning rates", ("lr/policy", "lr/value")),
@@ -79,11 +72,7 @@ SPEED = (
         "tokens/s",
         log=True,
     ),
-    Chart(
-        "Share of the measured peak FLOP/s",
-        ("perf/mfu", "perf/mfu_rollout", "perf/mfu_score", "perf/mfu_update"),
-        "share",
-    ),
+    Chart("Share of peak FLOP/s", ("perf/mfu", "perf/mfu_rollout", "perf/mfu_score", "perf/mfu_update"), "share"),
     Chart(
         "Memory of rank 0",
         ("memory/peak_gib", "memory/rollout_gib", "memory/score_gib", "memory/update_gib", "memory/checkpoint_gib"),
@@ -112,6 +101,5 @@ def draw_other_metrics(
     known = {name for chart in charts for name in chart.metrics}
     names = dict.fromkeys(name for record in steps for name in record)
     others = [name for name in names if name not in known and not name.startswith(_SHOWN_ELSEWHERE)]
-    return draw_charts(
-        [Chart(name, (name, f"eval/{name}", f"eval/greedy_{name}")) for name in others], steps, evaluations
-    )
+    more = [Chart(name, (name, f"eval/{name}", f"eval/greedy_{name}")) for name in others]
+    return draw_charts(more, steps, evaluations)
