@@ -51,11 +51,7 @@ def setup(run: RunRecords) -> Iterator[Paragraphs | Table]:
     if run.checks:
         rows = [[one[key] for key in ("status", "name", "figure", "bound", "advice")] for one in run.checks]
         yield Table("Checks before training", ("status", "check", "value", "at most", "if it fails"), rows)
-    yield Table(
-        "Configuration",
-        ("option", "value"),
-        [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flat(run.config).items()],
-    )
+    yield Table("Configuration", ("option", "value"), [(key, _yaml(value)) for key, value in flat(run.config).items()])
     versions = run.run.get("versions", {})
     if isinstance(versions, dict) and versions:
         yield Table("Versions", ("package", "version"), [(name, str(value)) for name, value in versions.items()])
@@ -92,3 +88,7 @@ def _started(record: Record) -> str:
         return f"started {datetime.fromisoformat(str(record['started'])):%Y-%m-%d %H:%M}"
     except (KeyError, ValueError):
         return ""
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
