@@ -26,7 +26,6 @@ _FINAL_PPO = (
 )
 _FINAL_REWARD = ("loss", "accuracy", "margin", "grad_norm", "tokens_per_s", "time/step", "memory/peak_gib")
 _LAST_STEPS = 10  # their mean is the final value of a training metric
-_SCORES = ("score", "gold_score")  # of a response
 _ABOUT_PAIRED = "Each run minus the first one, on the prompts or pairs that both have."
 
 Row = tuple[Any, ...]
@@ -123,8 +122,11 @@ def _last_mean(records: Sequence[Mapping[str, Any]], name: str, count: int = _LA
 
 def _paired(name: str, first: RunRecords, other: RunRecords) -> Iterator[Row]:
     """Return the mean differences of a run to the first one on shared rows, with 95 % intervals."""
-    measured = [(f"prompts, {mode} {field}", mode, field) for mode in ("greedy", "sampled") for field in _SCORES]
-    values = [(what, *(_by_prompt(run, mode, field) for run in (first, other))) for what, mode, field in measured]
+    values = [
+        (f"prompts, {mode} {field}", _by_prompt(first, mode, field), _by_prompt(other, mode, field))
+        for mode in ("greedy", "sampled")
+        for field in ("score", "gold_score")
+    ]
     for what, one, two in [*values, ("pairs, accuracy", _by_pair(first), _by_pair(other))]:
         differences = [two[key] - one[key] for key in one if key in two]
         if differences:
