@@ -17,7 +17,7 @@ from rlhf_cli.report.html.blocks import Paragraphs, Section, Table, build_sectio
 from rlhf_cli.report.html.charts import PPO, REWARD, SPEED, WIN_RATE, Chart
 from rlhf_cli.report.html.plots import SMOOTH, Plot, metric_trace, score_over_kl
 from rlhf_cli.report.intervals import bootstrap_mean
-from rlhf_cli.report.run_records import RunRecords, has_values, read_run
+from rlhf_cli.report.run_records import RunRecords, has_values
 from rlhf_cli.system.text import printable
 
 _FINAL_PPO = (
@@ -46,7 +46,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """Read and compare runs. Raises InputError unless they are two or more runs of one kind."""
     if len(folders) < 2:
         raise InputError(f"compare needs two or more run folders, got {len(folders)}")
-    runs = [read_run(folder) for folder in folders]
+    runs = [RunRecords(folder) for folder in folders]
     for run in runs[1:]:
         if run.is_ppo != runs[0].is_ppo:
             kinds = " and ".join("PPO" if one.is_ppo else "a reward model" for one in (runs[0], run))

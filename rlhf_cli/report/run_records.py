@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,23 +57,43 @@ class Samples:
         return [score for score in self._gold[step, stages[0]] if is_usual(score)] if stages else []
 
 
-@dataclass(frozen=True)
 class RunRecords:
     """The files of one run folder. What a file does not contain is empty here."""
 
-    folder: Path
-    config: Record
-    run: Record  # command, start, versions
-    status: Record
-    summary: Record
-    checks: list[Record]
-    plan: list[str]
-    metrics: list[Record]
-    samples: Samples
-    rollouts: tuple[list[Record], list[Record]]  # of the first and of the last steps
-    pairs: list[Record]
-    events: list[Record]
-    unreadable: dict[str, int]  # file -> number of lines that are not records
+    def __init__(self, folder: Path) -> None:
+        """Read a run folder. Raises InputError if it is not one.
+
+        Lines that are not JSON records, which a crash of the machine may leave, are counted and
+        skipped.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such run folder")
+        if not (folder / run_dir.RUN).is_file() or not (folder / run_dir.CONFIG).is_file():
+            raise InputError(f"{folder}: not a run folder: it has no {run_dir.RUN} or no {run_dir.CONFIG}")
+        self.folder = folder
+        self.unreadable: Counter[str] = Counter()  # lines that are not records, by file
+        self.samples = Samples()
+        for sample in self._records(run_dir.SAMPLES, "stage", "mode", "prompt", "response", "score"):
+            self.samples.add(sample)
+        self.config = _read_config(folder / run_dir.CONFIG)
+        self.run = _read_json(folder / run_dir.RUN)  # command, start, versions
+        self.status = read_status(folder)
+        self.summary = _read_json(folder / run_dir.SUMMARY)
+        self.checks: list[Record] = _read_json(folder / run_dir.CHECKS).get("checks", [])
+        self.plan: list[str] = _read_json(folder / run_dir.PLAN).get("lines", [])
+        self.metrics = list(self._records(run_dir.METRICS, "step"))
+        self.rollouts = _first_and_last_rollouts(folder / run_dir.ROLLOUTS)
+        self.pairs = list(self._records(run_dir.PAIRS, "prompt", "chosen", "rejected", numbers=_PAIR_NUMBERS))
+        self.events = list(self._records(run_dir.EVENTS, "step", "kind", "text"))
+
+    def _records(self, name: str, *required: str, numbers: tuple[str, ...] = ()) -> Iterator[Record]:
+        """Yield the records of a file that have the required keys, and usual numbers."""
+        for line in run_dir.complete_lines(self.folder / name):
+            record = _parse(line)
+            if all(key in record for key in required) and all(is_usual(record.get(key)) for key in numbers):
+                yield record
+            else:
+                self.unreadable[name] += 1
 
     @property
     def name(self) -> str:
@@ -102,46 +122,6 @@ class RunRecords:
     def responses(self, stage: str, mode: str) -> list[Record]:
         """Return the held-out responses of a mode. stage: before (training) or now (the newest)."""
         return (self.samples.before if stage == "before" else self.samples.now).get(mode, [])
-
-
-def read_run(folder: Path) -> RunRecords:
-    """Read a run folder. Raises InputError if it is not one.
-
-    Lines that are not JSON records, which a crash of the machine may leave, are counted and
-    skipped.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder")
-    if not (folder / run_dir.RUN).is_file() or not (folder / run_dir.CONFIG).is_file():
-        raise InputError(f"{folder}: not a run folder: it has no {run_dir.RUN} or no {run_dir.CONFIG}")
-    unreadable: dict[str, int] = {}
-
-    def records(name: str, *required: str, numbers: tuple[str, ...] = ()) -> Iterator[Record]:
-        for line in run_dir.complete_lines(folder / name):
-            record = _parse(line)
-            if all(key in record for key in required) and all(is_usual(record.get(key)) for key in numbers):
-                yield record
-            else:
-                unreadable[name] = unreadable.get(name, 0) + 1
-
-    samples = Samples()
-    for sample in records(run_dir.SAMPLES, "stage", "mode", "prompt", "response", "score"):
-        samples.add(sample)
-    return RunRecords(
-        folder=folder,
-        config=_read_config(folder / run_dir.CONFIG),
-        run=_read_json(folder / run_dir.RUN),
-        status=read_status(folder),
-        summary=_read_json(folder / run_dir.SUMMARY),
-        checks=_read_json(folder / run_dir.CHECKS).get("checks", []),
-        plan=_read_json(folder / run_dir.PLAN).get("lines", []),
-        metrics=list(records(run_dir.METRICS, "step")),
-        samples=samples,
-        rollouts=_first_and_last_rollouts(folder / run_dir.ROLLOUTS),
-        pairs=list(records(run_dir.PAIRS, "prompt", "chosen", "rejected", numbers=_PAIR_NUMBERS)),
-        events=list(records(run_dir.EVENTS, "step", "kind", "text")),
-        unreadable=unreadable,
-    )
 
 
 def is_usual(value: Any) -> bool:

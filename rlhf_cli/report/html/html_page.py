@@ -18,7 +18,7 @@ from rlhf_cli.report.html.blocks import Responses, Section, short
 from rlhf_cli.report.html.plots import Plot
 from rlhf_cli.report.html.ppo_page import ppo_sections
 from rlhf_cli.report.html.reward_page import reward_sections
-from rlhf_cli.report.run_records import read_run
+from rlhf_cli.report.run_records import RunRecords
 from rlhf_cli.system.text import one_line, printable
 
 REPORT = "report.html"
@@ -29,7 +29,7 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
 
     Raises InputError if the folder is not a run folder.
     """
-    run = read_run(folder)
+    run = RunRecords(folder)
     sections = ppo_sections(run) if run.is_ppo else reward_sections(run)
     target = target or folder / REPORT
     write_page(render_page(run.name, str(run.run.get("command", "")), sections), target)

@@ -14,7 +14,7 @@ from rlhf_cli.report.html.plots import MAX_POINTS, Plot, histogram, make_trace, 
 from rlhf_cli.report.html.ppo_page import ppo_sections
 from rlhf_cli.report.html.reward_page import reward_sections
 from rlhf_cli.report.html.setup_sections import format_duration
-from rlhf_cli.report.run_records import read_run
+from rlhf_cli.report.run_records import RunRecords
 from tests.unit.report.synthetic_runs import answer, begun, pair, ppo_run, reward_run, write_lines
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m{{ 7*7 }} &amp; \u202e '\""
@@ -34,7 +34,7 @@ def titles(sections):
 
 
 def test_a_ppo_run_has_every_section(tmp_path):
-    found = titles(ppo_sections(read_run(ppo_run(tmp_path / "a", 40, every=10))))
+    found = titles(ppo_sections(RunRecords(ppo_run(tmp_path / "a", 40, every=10))))
     assert list(found) == [
         "Overview",
         "Training",
@@ -56,7 +56,7 @@ def test_a_ppo_run_has_every_section(tmp_path):
 
 
 def test_a_reward_model_run_has_every_section(tmp_path):
-    found = titles(reward_sections(read_run(reward_run(tmp_path / "a"))))
+    found = titles(reward_sections(RunRecords(reward_run(tmp_path / "a"))))
     assert list(found) == ["Overview", "Training", "Held-out pairs", "Where it is wrong", "Speed and memory", "Setup"]
     held_out = found["Held-out pairs"]
     assert re.fullmatch(r"Calibration: ECE 0\.\d{3}, Brier 0\.\d{3}", held_out.pop(3))
@@ -70,11 +70,11 @@ def test_a_reward_model_run_has_every_section(tmp_path):
 
 
 def test_sections_without_data_are_left_out(tmp_path):
-    assert list(titles(ppo_sections(read_run(begun(tmp_path / "a", "train-ppo", "ppo: {}\n"))))) == [
+    assert list(titles(ppo_sections(RunRecords(begun(tmp_path / "a", "train-ppo", "ppo: {}\n"))))) == [
         "Overview",
         "Setup",
     ]
-    assert list(titles(reward_sections(read_run(begun(tmp_path / "b", "train-rm", "train: {}\n"))))) == [
+    assert list(titles(reward_sections(RunRecords(begun(tmp_path / "b", "train-rm", "train: {}\n"))))) == [
         "Overview",
         "Setup",
     ]
@@ -83,19 +83,19 @@ def test_sections_without_data_are_left_out(tmp_path):
 def test_a_metric_without_a_chart_is_drawn_too(tmp_path):
     folder = begun(tmp_path / "a", "train-ppo", "ppo: {}\n")
     write_lines(folder / "metrics.jsonl", [{"step": 1, "time/step": 1.0, "reward/brief": 0.5}])
-    assert titles(ppo_sections(read_run(folder)))["Other metrics"] == ["reward/brief"]
+    assert titles(ppo_sections(RunRecords(folder)))["Other metrics"] == ["reward/brief"]
 
 
 def test_overoptimization_is_marked(tmp_path):
     """The objective of this run is highest before half way, its gold score at 2 - 3.2 t = 0: near step 60 of 100."""
-    sections = {one.title: one for one in ppo_sections(read_run(ppo_run(tmp_path / "a", 100, every=10)))}
+    sections = {one.title: one for one in ppo_sections(RunRecords(ppo_run(tmp_path / "a", 100, every=10)))}
     _, plot, findings = sections["Over-optimisation"].blocks
     labels = [trace["name"] for trace in plot.traces[-2:]]
     assert re.fullmatch(r"only by leaving the reference, from step [345]\d", labels[0])
     assert labels[1] == "gold score highest, step 60"
     assert "each further nat costs more than the score gains" in findings.lines[0]
     assert "The gold score was highest at step 60 (KL " in findings.lines[1]
-    short_run = {one.title: one for one in ppo_sections(read_run(ppo_run(tmp_path / "b", 5)))}
+    short_run = {one.title: one for one in ppo_sections(RunRecords(ppo_run(tmp_path / "b", 5)))}
     assert short_run["Over-optimisation"].blocks[2].lines == [
         "5 steps are too few to tell whether the score rises only by leaving the reference."
     ]
@@ -219,7 +219,7 @@ def test_all_evaluations_of_a_reward_model_are_drawn_on_one_scale(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 12, "calibration/std": 1.0, "eval/margin": 9.0, "eval/loss": 9.0}) + "\n")
     write_lines(folder / "pairs.jsonl", [pair(1.0, 0.0, log_odds=4.0)])
-    loss = {one.title: one for one in reward_sections(read_run(folder))[1].blocks}
+    loss = {one.title: one for one in reward_sections(RunRecords(folder))[1].blocks}
     assert loss["Margin"].traces[-1]["y"][-1] == 4.0
     assert loss["Loss"].traces[-1]["y"][-1] == pytest.approx(0.01815, abs=1e-5)
 
