@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,53 +30,39 @@ _ABOUT_PAIRED = "Each run minus the first one, on the prompts or pairs that both
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """What differs between runs. A value is None, or -, if a run does not have it."""
+    """What differs between runs of one kind. A value is None, or -, if a run does not have it."""
 
-    runs: Mapping[str, RunRecords]  # by name
-    options: Table  # that differ
-    metrics: Table  # at the end of the runs
-    paired: Table  # mean differences to the first run
-    notes: tuple[str, ...]  # why metrics may not be comparable
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """Read and compare runs. Raises InputError unless they are two or more runs of one kind."""
+        if len(folders) < 2:
+            raise InputError(f"compare needs two or more run folders, got {len(folders)}")
+        runs = [RunRecords(folder) for folder in folders]
+        for run in runs[1:]:
+            if run.is_ppo != runs[0].is_ppo:
+                kinds = " and ".join("PPO" if one.is_ppo else "a reward model" for one in (runs[0], run))
+                raise InputError(f"{runs[0].folder} and {run.folder} are runs of {kinds}; compare runs of one kind")
+        names = _names(runs)
+        self.runs = dict(zip(names, runs, strict=True))
+        self.options = Table("Options that differ", ("option", *names), list(_different_options(runs)))
+        self.metrics = Table("Final metrics", ("metric", *names), list(_metrics(runs)))  # at the end of the runs
+        paired = [row for name in names[1:] for row in _paired(name, runs[0], self.runs[name])]
+        columns = ("measured on", "run", "shared", f"difference to {names[0]}", "95 % interval")
+        self.paired = Table("Paired differences", columns, paired, _ABOUT_PAIRED)
+        self.notes = list(_notes([str(row[0]) for row in self.options.rows], self.runs))
 
-
-def compare(folders: Sequence[Path]) -> Comparison:
-    """Read and compare runs. Raises InputError unless they are two or more runs of one kind."""
-    if len(folders) < 2:
-        raise InputError(f"compare needs two or more run folders, got {len(folders)}")
-    runs = [RunRecords(folder) for folder in folders]
-    for run in runs[1:]:
-        if run.is_ppo != runs[0].is_ppo:
-            kinds = " and ".join("PPO" if one.is_ppo else "a reward model" for one in (runs[0], run))
-            raise InputError(f"{runs[0].folder} and {run.folder} are runs of {kinds}; compare runs of one kind")
-    names = _names(runs)
-    by_name = dict(zip(names, runs, strict=True))
-    paired = [row for name in names[1:] for row in _paired(name, runs[0], by_name[name])]
-    columns = ("measured on", "run", "shared", f"difference to {names[0]}", "95 % interval")
-    options = list(_different_options(runs))
-    return Comparison(
-        runs=by_name,
-        options=Table("Options that differ", ("option", *names), options),
-        metrics=Table("Final metrics", ("metric", *names), list(_metrics(runs))),
-        paired=Table("Paired differences", columns, paired, _ABOUT_PAIRED),
-        notes=tuple(_notes([row[0] for row in options], by_name)),
-    )
-
-
-def comparison_sections(found: Comparison) -> list[Section]:
-    """Return the sections of a comparison that have data."""
-    runs = found.runs
-    charts = PPO if next(iter(runs.values())).is_ppo else REWARD
-    notes = [Paragraphs(found.notes)] if found.notes else []
-    return build_sections(
-        ("What differs", lambda: [*notes, *_with_rows(found.options)]),
-        ("Final metrics", lambda: _with_rows(found.metrics, found.paired)),
-        ("Training", lambda: _overlay(charts, runs)),
-        ("Evaluations", lambda: _overlay([WIN_RATE, *charts], runs, evaluations=True)),
-        ("Over-optimisation", lambda: _score_against_kl(runs)),
-        ("Speed and memory", lambda: _overlay(SPEED, runs)),
-    )
+    def sections(self) -> list[Section]:
+        """Return the sections of the page that have data."""
+        charts = PPO if next(iter(self.runs.values())).is_ppo else REWARD
+        notes = [Paragraphs(self.notes)] if self.notes else []
+        return build_sections(
+            ("What differs", lambda: [*notes, *_with_rows(self.options)]),
+            ("Final metrics", lambda: _with_rows(self.metrics, self.paired)),
+            ("Training", lambda: _overlay(charts, self.runs)),
+            ("Evaluations", lambda: _overlay([WIN_RATE, *charts], self.runs, evaluations=True)),
+            ("Over-optimisation", lambda: _score_against_kl(self.runs)),
+            ("Speed and memory", lambda: _overlay(SPEED, self.runs)),
+        )
 
 
 def _with_rows(*tables: Table) -> list[Table]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlhf_cli.config.errors import CheckpointError, InputError
 from rlhf_cli.engine.checkpoint_manifest import BEST, LATEST, check_hashes, pointed, read_manifest, steps
-from rlhf_cli.report.compare_runs import compare, comparison_sections
+from rlhf_cli.report.compare_runs import Comparison
 from rlhf_cli.report.html.blocks import Table, short
 from rlhf_cli.report.html.html_page import render_page, write_page, write_report
 from rlhf_cli.system.durable_files import folder_bytes
@@ -77,8 +77,8 @@ def compare_runs(args: list[str]) -> int:
     target = output or Path("compare.html")
     _require_writable(target)
     with _input_errors():
-        found = compare(folders)
-        write_page(render_page(" and ".join(found.runs), "", comparison_sections(found)), target)
+        found = Comparison(folders)
+        write_page(render_page(" and ".join(found.runs), "", found.sections()), target)
     terminal = console()
     if not found.options.rows:
         terminal.print("no option differs")
