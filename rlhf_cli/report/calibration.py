@@ -31,7 +31,6 @@ class Group:
     confidence: float = math.nan  # mean over the pairs; NaN if it was not measured
 
 
-@dataclass(frozen=True)
 class Calibration:
     """How reliable the probabilities of a reward model are.
 
@@ -39,9 +38,18 @@ class Calibration:
     confidence is the probability of the response that the model prefers, in [0.5, 1].
     """
 
-    bins: list[Group]
-    ece: float  # mean over pairs of |accuracy - confidence| of their bin (arXiv:1706.04599)
-    brier: float  # mean of (1 - probability)^2 (Brier 1950)
+    def __init__(self, pairs: Sequence[Record]) -> None:
+        """Compare confidence with accuracy, in ten bins of equal width over [0.5, 1]."""
+        by_bin: dict[int, list[Record]] = {}
+        for pair in pairs:
+            by_bin.setdefault(min(int((_confidence(pair) - 0.5) * 2 * _BINS), _BINS - 1), []).append(pair)
+        members = [by_bin[number] for number in sorted(by_bin)]
+        self.bins = [_group("", inside) for inside in members]
+        errors = [abs(group.accuracy.mean - group.confidence) for group in self.bins]
+        # mean over pairs of |accuracy - confidence| of their bin (arXiv:1706.04599)
+        self.ece = float(np.average(errors, weights=[_weights(inside).sum() for inside in members]))
+        # mean of (1 - probability)^2 (Brier 1950)
+        self.brier = float(np.average([(1 - probability(pair)) ** 2 for pair in pairs], weights=_weights(pairs)))
 
 
 def accuracy(pairs: Sequence[Record]) -> Interval:
@@ -52,19 +60,6 @@ def accuracy(pairs: Sequence[Record]) -> Interval:
 def longer_wins(pairs: Sequence[Record]) -> Interval:
     """Return the accuracy of "the longer text wins", defined as eval/longer_wins_accuracy."""
     return _share_above_0([len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs], _weights(pairs))
-
-
-def calibration(pairs: Sequence[Record]) -> Calibration:
-    """Compare confidence with accuracy, in ten bins of equal width over [0.5, 1]."""
-    by_bin: dict[int, list[Record]] = {}
-    for pair in pairs:
-        by_bin.setdefault(min(int((_confidence(pair) - 0.5) * 2 * _BINS), _BINS - 1), []).append(pair)
-    members = [by_bin[number] for number in sorted(by_bin)]
-    bins = [_group("", inside) for inside in members]
-    errors = [abs(group.accuracy.mean - group.confidence) for group in bins]
-    ece = np.average(errors, weights=[_weights(inside).sum() for inside in members])
-    brier = np.average([(1 - probability(pair)) ** 2 for pair in pairs], weights=_weights(pairs))
-    return Calibration(bins, float(ece), float(brier))
 
 
 def loss_and_margin(pairs: Sequence[Record]) -> tuple[float, float]:

@@ -129,7 +129,7 @@ def _score_singles(scorer: ResponseScorer, rows: Sequence[Prompt], column: str) 
 
 
 def _pairs_table(name: str, records: Sequence[Record], scale: float) -> Table:
-    found = calibration.calibration(records)
+    found = calibration.Calibration(records)
     margins = [record["score_chosen"] - record["score_rejected"] for record in records]
     mean_margin = float(np.average(margins, weights=[record["weight"] for record in records]))
     table = make_table(f"{name}: {len(records)} pairs", ("", "", "95 % interval"))

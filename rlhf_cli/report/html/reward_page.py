@@ -50,7 +50,7 @@ def _facts(run: RunRecords) -> Iterator[tuple[str, str, str]]:
         accuracy, baseline = calibration.accuracy(run.pairs), calibration.longer_wins(run.pairs)
         yield "Held-out accuracy", f"{accuracy.mean:.1%}", f"95 % {_percent(accuracy)}; {len(run.pairs)} pairs"
         yield "The longer response wins", f"{baseline.mean:.1%}", f"a baseline; 95 % {_percent(baseline)}"
-        found = calibration.calibration(run.pairs)
+        found = calibration.Calibration(run.pairs)
         yield "Calibration error (ECE)", f"{found.ece:.3f}", "0 is best"
         yield "Brier score", f"{found.brier:.3f}", "0 is best, 0.25 is a coin flip"
         return
@@ -79,7 +79,7 @@ def _held_out(pairs: Sequence[Record]) -> Iterator[Plot | Paragraphs]:
 
 
 def _calibration(pairs: Sequence[Record]) -> Plot:
-    found = calibration.calibration(pairs)
+    found = calibration.Calibration(pairs)
     curve = _accuracy_trace("measured", [one.confidence for one in found.bins], found.bins, "points")
     line = make_trace("perfect", [0.5, 1.0], [0.5, 1.0], kind="line")
     hint = "On the line is perfect. Below it, the model is too confident."

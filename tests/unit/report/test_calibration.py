@@ -5,10 +5,10 @@ import math
 import pytest
 
 from rlhf_cli.report.calibration import (
+    Calibration,
     accuracy,
     by_category,
     by_length_gap,
-    calibration,
     longer_wins,
     loss_and_margin,
     most_wrong,
@@ -34,7 +34,7 @@ def test_the_pairs_of_a_ranking_together_count_as_one():
     assert accuracy(pairs).mean == pytest.approx(0.5)
     assert accuracy(pairs).low == pytest.approx(accuracy([pairs[0], pair(1.0, 0.0)]).low)
     assert longer_wins(pairs).mean == pytest.approx(0.5)
-    found = calibration(pairs)  # all in one bin, at sigmoid(1) = 0.731
+    found = Calibration(pairs)  # all in one bin, at sigmoid(1) = 0.731
     assert (found.ece, found.bins[0].num_pairs) == (pytest.approx(0.2311, abs=1e-4), 4)
     assert found.brier == pytest.approx((0.7311**2 + 0.2689**2) / 2, abs=1e-4)
 
@@ -46,7 +46,7 @@ def test_calibration_by_hand():
     """
     pairs = [pair(odds(0.9), 0.0)] * 9 + [pair(-odds(0.9), 0.0)]
     pairs += [pair(odds(0.7), 0.0)] * 5 + [pair(-odds(0.7), 0.0)] * 5
-    found = calibration(pairs)
+    found = Calibration(pairs)
     assert [(one.num_pairs, one.accuracy.mean) for one in found.bins] == [(10, 0.5), (10, 0.9)]
     assert [one.confidence for one in found.bins] == pytest.approx([0.7, 0.9])
     assert found.ece == pytest.approx(0.1)
@@ -55,10 +55,10 @@ def test_calibration_by_hand():
 
 def test_calibration_uses_the_log_odds_and_not_the_normalized_scores():
     pairs = [pair(100.0, 0.0, log_odds=odds(0.6))] * 2
-    assert calibration(pairs).bins[0].confidence == pytest.approx(0.6)
+    assert Calibration(pairs).bins[0].confidence == pytest.approx(0.6)
     assert probability(pairs[0]) == pytest.approx(0.6)
     assert probability(pair(-2000.0, 0.0)) == 0.0  # and no overflow
-    assert calibration([pair(2000.0, 0.0)]).brier == 0.0
+    assert Calibration([pair(2000.0, 0.0)]).brier == 0.0
 
 
 def test_accuracy_by_length_gap_has_every_pair_once():
