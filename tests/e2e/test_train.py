@@ -269,7 +269,7 @@ def test_a_second_run_of_the_same_name_is_refused_and_nothing_is_lost(run_rlhf, 
     ("args", "message"),
     [
         (["reward_model=null"], "reward_model"),
-        (["value_model.init=policy", "reward_model.from_config={model_type: t5}"], "reward_model: "),
+        (["value_model.init=policy", "reward_model.from_config={model_type: t5}"], "reward_model must be "),
         (["rollout.max_new_tokens=2040"], "model has 2048 positions"),
         (["model.from_config={model_type: lama}"], "model.from_config"),
         (["model@reward_model=tiny_llama", "reward_model.tokenizer=gpt2"], "reward_model: no tokenizer in gpt2"),
