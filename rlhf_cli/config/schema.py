@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -254,6 +255,7 @@ def _check_divides(key: str, size: int, num_ranks: int) -> None:
     require(size % num_ranks == 0, key, got, wanted)
 
 
+@cache
 def register() -> None:
     """Store every command's schema in Hydra's ConfigStore, for the defaults lists in conf/."""
     for command in COMMANDS:
