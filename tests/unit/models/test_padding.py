@@ -1,6 +1,8 @@
 """Content and amount of padding change nothing: it is on the right, where no token attends to it."""
 
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import pytest
@@ -28,15 +30,29 @@ def config_of(kind):
     return replace(tiny_config(architecture), packing=how == "packed")
 
 
-@pytest.fixture(params=KINDS)
-def policy(request):
-    return ResponseLM(load_causal_lm(config_of(request.param), "model", byte_tokenizer(), 0)).eval()
+@cache
+def policy_of(kind):
+    return ResponseLM(load_causal_lm(config_of(kind), "model", byte_tokenizer(), 0)).eval()
+
+
+@cache
+def scorer_of(kind):
+    return TokenScorer(load_sequence_classifier(config_of(kind), "model", byte_tokenizer(), 0, True)).eval()
 
 
 @pytest.fixture(params=KINDS)
-def scorer(request):
-    classifier = load_sequence_classifier(config_of(request.param), "model", byte_tokenizer(), 0, True)
-    return TokenScorer(classifier).eval()
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def policy(kind):
+    return deepcopy(policy_of(kind))
+
+
+@pytest.fixture
+def scorer(kind):
+    return deepcopy(scorer_of(kind))
 
 
 def logits_of(policy, batch):
