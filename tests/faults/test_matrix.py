@@ -113,7 +113,7 @@ def test_changed_data_is_refused(every_step, tmp_path):
     again = Started(tmp_path, *FEW, TWO, "run.resume=outputs/a/checkpoints/step-1")
     assert again.end() == 2, again.text
     assert steps(tmp_path / "outputs/a/checkpoints") == list(range(1, 13))
-    assert "rlhf: error: what data names has changed since the checkpoint was written" in again.text
+    assert "rlhf: error: data changed since this checkpoint was saved" in again.text
 
 
 @pytest.mark.parametrize("which", ["policy/rank0-0.safetensors", "value_model/rank1-0.safetensors", "trainer.json"])
@@ -129,7 +129,7 @@ def test_corruption_is_refused_by_both_ranks(which, how, whole, tmp_path):
     assert refused.end() == 5, refused.text
     assert f"outputs/a/checkpoints/step-{newest}/{which}: " in refused.text
     assert refused.text.count("rlhf: error: ") == 1
-    assert f"go on from it with run.resume=outputs/a/checkpoints/step-{newest - 2}" in refused.text
+    assert f"continue from it with run.resume=outputs/a/checkpoints/step-{newest - 2}" in refused.text
 
 
 def damage(file: Path, how: str) -> None:
