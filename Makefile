@@ -71,8 +71,9 @@ validate: $(INSTALLED) ## check that plans, changelog, mutants and broken copies
 	$(BIN)/python scripts/correctness.py --check
 	$(BIN)/python scripts/mutate.py --check
 
-sample: $(INSTALLED) ## run a random tenth of `make mutate` and `make broken` (the commit determines which)
-	$(BIN)/python scripts/mutate.py --sample 0.1
+# only algo/ until the survivors elsewhere have tests (docs/log.md, 2026-12-01)
+sample: $(INSTALLED) ## run a random tenth of the mutants of algo/ and of `make broken` (the commit determines which)
+	$(BIN)/python scripts/mutate.py rlhf_cli/algo --sample 0.1
 	$(BIN)/python scripts/correctness.py --break --sample 0.1
 
 check: lint type validate test ## run lint, type, validate and test
